@@ -1,0 +1,24 @@
+//! Strongroom: an HSM-backed key-management appliance.
+//!
+//! A master AES-256 key stays in a PKCS#11 token; RSA private keys lie sealed under it and are opened
+//! on demand in locked memory only. Two processes run this library: the *front* speaks (listeners,
+//! identity, policy, records, trail) and holds no key, no PIN and no PKCS#11 module; *custody* is the
+//! cryptographic boundary and has no network, no store and no opinion.
+//!
+//! A module names only floors below its own (`tests/floors.rs` checks it):
+//!
+//! ```text
+//! 7  main · daemon · config     puts the parts together
+//! 6  http · cli                 speaks: routes and problem documents; the commands
+//! 5  service                    acts: one struct per request; the one way in
+//! 4  audit · records            remembers: the trail · keeps: records sealed under their address
+//! 3  custody                    the cryptographic boundary
+//! 2  token · store · policy     touches hardware · touches disk · judges
+//! 1  identity · key             knows: who asks · what a key is and may do
+//! 0  secret                     holds bytes that must not be seen
+//! ```
+
+pub mod identity;
+pub mod key;
+pub mod policy;
+pub mod secret;

@@ -1,0 +1,117 @@
+//! What can be asked for and on what: the words that policy, trail and API share.
+
+use crate::key::Name;
+
+/// Everything that a caller can ask for. One action, one Cedar `Action` entity of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    Initialise,
+    KeyCreate,
+    KeyImport,
+    KeyList,
+    KeyShow,
+    KeyPublic,
+    KeyEncrypt,
+    KeyDecrypt,
+    KeyRotate,
+    KeySuspend,
+    KeyResume,
+    KeyDeactivate,
+    KeyCompromise,
+    KeyDestroy,
+    KeyRestore,
+    SecretPut,
+    SecretList,
+    SecretShow,
+    SecretReveal,
+    SecretDelete,
+    AuditRead,
+    StatusRead,
+    Doctor,
+    MetricsRead,
+    Lock,
+    Unlock,
+}
+
+impl Action {
+    pub const ALL: [Action; 26] = [
+        Action::Initialise,
+        Action::KeyCreate,
+        Action::KeyImport,
+        Action::KeyList,
+        Action::KeyShow,
+        Action::KeyPublic,
+        Action::KeyEncrypt,
+        Action::KeyDecrypt,
+        Action::KeyRotate,
+        Action::KeySuspend,
+        Action::KeyResume,
+        Action::KeyDeactivate,
+        Action::KeyCompromise,
+        Action::KeyDestroy,
+        Action::KeyRestore,
+        Action::SecretPut,
+        Action::SecretList,
+        Action::SecretShow,
+        Action::SecretReveal,
+        Action::SecretDelete,
+        Action::AuditRead,
+        Action::StatusRead,
+        Action::Doctor,
+        Action::MetricsRead,
+        Action::Lock,
+        Action::Unlock,
+    ];
+
+    /// The name in policy files and trail: `key:decrypt`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Initialise => "appliance:init",
+            Action::KeyCreate => "key:create",
+            Action::KeyImport => "key:import",
+            Action::KeyList => "key:list",
+            Action::KeyShow => "key:show",
+            Action::KeyPublic => "key:public",
+            Action::KeyEncrypt => "key:encrypt",
+            Action::KeyDecrypt => "key:decrypt",
+            Action::KeyRotate => "key:rotate",
+            Action::KeySuspend => "key:suspend",
+            Action::KeyResume => "key:resume",
+            Action::KeyDeactivate => "key:deactivate",
+            Action::KeyCompromise => "key:compromise",
+            Action::KeyDestroy => "key:destroy",
+            Action::KeyRestore => "key:restore",
+            Action::SecretPut => "secret:put",
+            Action::SecretList => "secret:list",
+            Action::SecretShow => "secret:show",
+            Action::SecretReveal => "secret:reveal",
+            Action::SecretDelete => "secret:delete",
+            Action::AuditRead => "audit:read",
+            Action::StatusRead => "appliance:status",
+            Action::Doctor => "appliance:doctor",
+            Action::MetricsRead => "appliance:metrics",
+            Action::Lock => "appliance:lock",
+            Action::Unlock => "appliance:unlock",
+        }
+    }
+}
+
+/// What an action is done to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Resource {
+    /// The appliance as a whole, its status, its trail, its lists.
+    Appliance,
+    Key(Name),
+    Secret(Name),
+}
+
+impl Resource {
+    /// The name in the trail: `appliance`, `key/payments`, `secret/stripe`.
+    pub fn path(&self) -> String {
+        match self {
+            Resource::Appliance => "appliance".to_owned(),
+            Resource::Key(name) => format!("key/{name}"),
+            Resource::Secret(name) => format!("secret/{name}"),
+        }
+    }
+}
