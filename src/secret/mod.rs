@@ -3,7 +3,15 @@
 //! Nothing here implements Debug, Display, Serialize or Clone; everything is wiped when it goes.
 
 pub mod arena;
+mod bytes;
+mod heap;
+mod hook;
+mod mapping;
+mod process;
 mod roles;
 
-pub use arena::{ArenaError, SecretBytes};
+pub use arena::{ArenaError, ArenaKind, ArenaReport, ArenaUsage, Settings, Use, start, usage};
+pub use bytes::SecretBytes;
+pub use hook::{hook_self_test, take_refusal};
+pub use process::{HardenError, harden_process};
 pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext};
