@@ -22,3 +22,4 @@ pub mod identity;
 pub mod key;
 pub mod policy;
 pub mod secret;
+pub mod store;

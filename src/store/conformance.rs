@@ -1,0 +1,161 @@
+//! What every store must do, held against each implementation.
+
+use super::memory::MemoryStore;
+use super::sled_store::{Settings, SledStore};
+use super::*;
+
+/// A case: gets an empty store.
+type Case = fn(&dyn Store, &tokio::runtime::Runtime);
+
+const CASES: [(&str, Case); 7] = [
+    ("revisions count changes", revisions_count_changes),
+    ("a revision is never used twice", a_revision_is_never_used_twice),
+    ("a batch is all or nothing", a_batch_is_all_or_nothing),
+    ("expectations", expectations),
+    ("scans page", scans_page),
+    ("watches tell", watches_tell),
+    ("sizes are bounded", sizes_are_bounded),
+];
+
+#[test]
+fn in_memory() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for (name, case) in CASES {
+        println!("{name}");
+        case(&MemoryStore::new(), &runtime);
+    }
+}
+
+#[test]
+fn sled() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for (name, case) in CASES {
+        println!("{name}");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = SledStore::open(&Settings { path, ..Settings::default() }).unwrap();
+        case(&store, &runtime);
+    }
+}
+
+fn put(key: &str, expect: Expect, value: &[u8]) -> Batch {
+    Batch::new().put(Table::Key, key, expect, value.to_vec())
+}
+
+fn revisions_count_changes(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    assert_eq!(store.get(Table::Key, "a"), Ok(None));
+    assert_eq!(store.next_revision(Table::Key, "a"), Ok(1));
+    runtime.block_on(store.commit(put("a", Expect::Absent, b""))).unwrap();
+    assert_eq!(store.get(Table::Key, "a"), Ok(Some(Stored { revision: 1, value: vec![] })));
+    runtime.block_on(store.commit(put("a", Expect::Revision(1), b"two"))).unwrap();
+    let stored = store.get(Table::Key, "a").unwrap().unwrap();
+    assert_eq!((stored.revision, stored.value.as_slice()), (2, b"two".as_slice()));
+    assert_eq!(store.get(Table::Secret, "a"), Ok(None), "tables are apart");
+}
+
+fn a_revision_is_never_used_twice(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    runtime.block_on(store.commit(put("a", Expect::AbsentAt(1), b"one"))).unwrap();
+    let delete = Batch::new().delete(Table::Key, "a", Expect::Revision(1));
+    runtime.block_on(store.commit(delete)).unwrap();
+    assert_eq!(store.get(Table::Key, "a"), Ok(None));
+    assert_eq!(store.scan(Table::Key, "", None, 10), Ok(vec![]));
+    assert_eq!(store.next_revision(Table::Key, "a"), Ok(3), "the delete was revision 2");
+    let old = runtime.block_on(store.commit(put("a", Expect::AbsentAt(1), b"one")));
+    assert!(matches!(old, Err(StoreError::Conflict { .. })));
+    runtime.block_on(store.commit(put("a", Expect::AbsentAt(3), b"three"))).unwrap();
+    assert_eq!(store.get(Table::Key, "a").unwrap().unwrap().revision, 3);
+    assert_eq!(store.next_revision(Table::Key, "a"), Ok(4));
+    let again = Batch::new().delete(Table::Key, "b", Expect::Any);
+    runtime.block_on(store.commit(again)).unwrap();
+    assert_eq!(store.next_revision(Table::Key, "b"), Ok(1), "deleting nothing changes nothing");
+}
+
+fn a_batch_is_all_or_nothing(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    runtime.block_on(store.commit(put("a", Expect::Absent, b"1"))).unwrap();
+    let batch = put("b", Expect::Absent, b"2").put(Table::Key, "a", Expect::Absent, vec![3]);
+    let conflict = StoreError::Conflict { table: Table::Key, key: "a".into() };
+    assert_eq!(runtime.block_on(store.commit(batch)), Err(conflict));
+    assert_eq!(store.get(Table::Key, "b"), Ok(None));
+    let twice = put("c", Expect::Any, b"1").delete(Table::Key, "c", Expect::Any);
+    let error = StoreError::Twice { table: Table::Key, key: "c".into() };
+    assert_eq!(runtime.block_on(store.commit(twice)), Err(error));
+    let across = put("b", Expect::Absent, b"2")
+        .put(Table::Secret, "b", Expect::Absent, vec![9])
+        .delete(Table::Key, "a", Expect::Revision(1))
+        .check(Table::Appliance, "x", Expect::Absent);
+    runtime.block_on(store.commit(across)).unwrap();
+    assert_eq!(store.get(Table::Secret, "b").unwrap().unwrap().value, [9]);
+    assert_eq!(store.get(Table::Key, "a"), Ok(None));
+}
+
+fn expectations(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    runtime.block_on(store.commit(put("a", Expect::Any, b"1"))).unwrap();
+    for bad in [Expect::Absent, Expect::AbsentAt(1), Expect::AbsentAt(2), Expect::Revision(2)] {
+        let result = runtime.block_on(store.commit(put("a", bad, b"x")));
+        assert!(matches!(result, Err(StoreError::Conflict { .. })), "{bad:?}");
+        let checked = put("other", Expect::Absent, b"x").check(Table::Key, "a", bad);
+        assert!(runtime.block_on(store.commit(checked)).is_err(), "{bad:?}");
+    }
+    assert_eq!(store.get(Table::Key, "other"), Ok(None));
+    for bad in [Expect::Revision(0), Expect::Revision(1), Expect::AbsentAt(0), Expect::AbsentAt(2)]
+    {
+        let result = runtime.block_on(store.commit(put("none", bad, b"x")));
+        assert!(matches!(result, Err(StoreError::Conflict { .. })), "{bad:?}");
+    }
+}
+
+fn scans_page(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    let mut batch = Batch::new();
+    for index in 0..100 {
+        batch = batch.put(Table::Key, &format!("k{index:03}"), Expect::Absent, vec![index]);
+    }
+    batch = batch.put(Table::Key, "l", Expect::Absent, vec![]);
+    batch = batch.put(Table::KeyVersion, "k", Expect::Absent, vec![]);
+    runtime.block_on(store.commit(batch)).unwrap();
+    runtime.block_on(store.commit(Batch::new().delete(Table::Key, "k050", Expect::Any))).unwrap();
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.scan(Table::Key, "k", after.as_deref(), 7).unwrap();
+        assert!(page.len() <= 7);
+        let Some((last, _)) = page.last() else { break };
+        after = Some(last.clone());
+        seen.extend(page.into_iter().map(|(key, _)| key));
+    }
+    let all: Vec<_> = (0..100).filter(|i| *i != 50).map(|i| format!("k{i:03}")).collect();
+    assert_eq!(seen, all);
+    assert_eq!(store.scan(Table::Key, "k09", Some("a"), 2).unwrap()[0].0, "k090");
+    assert_eq!(store.scan(Table::Key, "k09", Some("k099"), 2), Ok(vec![]));
+    assert_eq!(store.scan(Table::Key, "", Some("k099"), 9).unwrap().len(), 1);
+    assert_eq!(store.scan(Table::Key, "", None, 0), Ok(vec![]));
+}
+
+fn watches_tell(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    let mut watch = store.watch(Table::Key, "a");
+    runtime.block_on(store.commit(put("b", Expect::Any, b"1"))).unwrap();
+    runtime.block_on(store.commit(put("ab", Expect::Any, b"1"))).unwrap();
+    runtime.block_on(store.commit(Batch::new().delete(Table::Key, "ab", Expect::Any))).unwrap();
+    let change = |revision, deleted| {
+        let change = Change { table: Table::Key, key: "ab".into(), revision, deleted };
+        Some(WatchEvent::Changed(change))
+    };
+    assert_eq!(runtime.block_on(watch.next()), change(1, false));
+    assert_eq!(runtime.block_on(watch.next()), change(2, true));
+    for _ in 0..600 {
+        drop(store.commit(put("ab", Expect::Any, b"1")));
+    }
+    runtime.block_on(store.commit(put("b", Expect::Any, b"1"))).unwrap();
+    assert_eq!(runtime.block_on(watch.next()), Some(WatchEvent::Missed));
+}
+
+fn sizes_are_bounded(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    let long = "k".repeat(MAX_KEY + 1);
+    for (key, len) in [("", 0), (long.as_str(), 0), ("a", MAX_VALUE + 1)] {
+        let result = runtime.block_on(store.commit(put(key, Expect::Any, &vec![0; len])));
+        assert_eq!(result, Err(StoreError::Size));
+    }
+    let longest = "k".repeat(MAX_KEY);
+    runtime.block_on(store.commit(put(&longest, Expect::Any, &vec![7; MAX_VALUE]))).unwrap();
+    assert_eq!(store.get(Table::Key, &longest).unwrap().unwrap().value.len(), MAX_VALUE);
+    assert_eq!(store.get(Table::Key, ""), Err(StoreError::Size));
+}

@@ -1,0 +1,271 @@
+//! sled's side of the store: what lies where, the schema, the directory, and errors told apart.
+//!
+//! In one tree: `tag(1) ‖ key` → `revision(8, big endian) ‖ value` for what is there, and
+//! `0 ‖ tag(1) ‖ key` → `revision(8)` for what was deleted, so that scans meet no dead addresses.
+
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use super::batch::{Planned, Slot};
+use super::sled_store::Settings;
+use super::{Change, StoreError, Stored, Table};
+
+/// An open database.
+pub(super) struct Engine {
+    // Only to keep it open: `tree` is a part of it.
+    _db: sled::Db,
+    tree: sled::Tree,
+    log: File,
+}
+
+/// A failed sync: written data may be lost although the kernel still shows them.
+pub(super) const SYNC_FAILED: StoreError =
+    StoreError::Io { during: "syncing", kind: io::ErrorKind::InvalidData };
+
+/// Brings a database one schema version up.
+type Migration = fn(&sled::Db) -> sled::Result<()>;
+
+/// `MIGRATIONS[n]` brings schema `n + 1` to `n + 2`.
+const MIGRATIONS: [Migration; 0] = [];
+
+impl Engine {
+    pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let config = sled::Config::new()
+            .path(&settings.path)
+            .cache_capacity(settings.cache_bytes)
+            .flush_every_ms(None);
+        // sled panics on some damaged files.
+        let db = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|_| StoreError::Corrupt { what: "sled cannot read its file" })?
+            .map_err(of_sled)?;
+        migrate(&db, &MIGRATIONS)?;
+        let tree = db.open_tree("records").map_err(of_sled)?;
+        let log = File::open(settings.path.join("db"))
+            .map_err(|error| of_io("opening sled's file", &error))?;
+        let engine = Self { _db: db, tree, log };
+        engine.make_durable()?;
+        sync_directory(&settings.path)?;
+        Ok(engine)
+    }
+
+    pub(super) fn value(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError> {
+        let found = self.tree.get(address(table, key)).map_err(of_sled)?;
+        found.map(|value| decode(&value)).transpose()
+    }
+
+    pub(super) fn page(
+        &self,
+        table: Table,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Stored)>, StoreError> {
+        let prefix = address(table, prefix);
+        let mut start = prefix.clone();
+        if let Some(after) = after.map(|after| address(table, after)).filter(|a| *a >= prefix) {
+            start = after;
+            start.push(0); // the least key that comes after it
+        }
+        let mut page = Vec::new();
+        for entry in self.tree.range(start..).take(limit) {
+            let (key, value) = entry.map_err(of_sled)?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            let key = std::str::from_utf8(key.get(1..).unwrap_or_default())
+                .map_err(|_| StoreError::Corrupt { what: "a key is not UTF-8" })?;
+            page.push((key.to_owned(), decode(&value)?));
+        }
+        Ok(page)
+    }
+
+    pub(super) fn slot(&self, table: Table, key: &str) -> Result<Slot, StoreError> {
+        let address = address(table, key);
+        if let Some(value) = self.tree.get(&address).map_err(of_sled)? {
+            return Ok(Slot { last: decode(&value)?.revision, live: true });
+        }
+        match self.tree.get(mark(&address)).map_err(of_sled)? {
+            Some(value) => Ok(Slot { last: decode(&value)?.revision, live: false }),
+            None => Ok(Slot { last: 0, live: false }),
+        }
+    }
+
+    pub(super) fn apply(&self, planned: Vec<Planned>) -> Result<Vec<Change>, StoreError> {
+        let mut batch = sled::Batch::default();
+        let mut changes = Vec::with_capacity(planned.len());
+        for Planned { table, key, revision, value } in planned {
+            let address = address(table, &key);
+            let deleted = value.is_none();
+            match value {
+                Some(value) => {
+                    let mut bytes = Vec::with_capacity(8 + value.len());
+                    bytes.extend_from_slice(&revision.to_be_bytes());
+                    bytes.extend_from_slice(&value);
+                    batch.remove(mark(&address));
+                    batch.insert(address, bytes);
+                }
+                None => {
+                    batch.insert(mark(&address), &revision.to_be_bytes());
+                    batch.remove(address);
+                }
+            }
+            changes.push(Change { table, key, revision, deleted });
+        }
+        self.tree.apply_batch(batch).map_err(of_sled)?;
+        Ok(changes)
+    }
+
+    pub(super) fn make_durable(&self) -> Result<(), StoreError> {
+        self.tree.flush().map_err(of_sled)?;
+        self.log.sync_data().map_err(|error| match of_io("syncing", &error) {
+            StoreError::Full => StoreError::Full,
+            _ => SYNC_FAILED,
+        })
+    }
+}
+
+/// Reads the schema version and applies what is missing; a new database gets the newest.
+fn migrate(db: &sled::Db, migrations: &[Migration]) -> Result<(), StoreError> {
+    let supported = 1 + migrations.len() as u32;
+    let about = db.open_tree("about").map_err(of_sled)?;
+    let found = match about.get("schema").map_err(of_sled)? {
+        Some(bytes) => u32::from_be_bytes(
+            bytes
+                .as_ref()
+                .try_into()
+                .map_err(|_| StoreError::Corrupt { what: "the schema version is not a number" })?,
+        ),
+        None => supported,
+    };
+    if found > supported {
+        return Err(StoreError::Newer { found, supported });
+    }
+    for migration in migrations.iter().skip(found.saturating_sub(1) as usize) {
+        migration(db).map_err(of_sled)?;
+    }
+    about.insert("schema", &supported.to_be_bytes()).map_err(of_sled)?;
+    Ok(())
+}
+
+fn address(table: Table, key: &str) -> Vec<u8> {
+    let mut address = Vec::with_capacity(1 + key.len());
+    address.push(table.tag());
+    address.extend_from_slice(key.as_bytes());
+    address
+}
+
+/// Where the last revision of a deleted address is kept.
+fn mark(address: &[u8]) -> Vec<u8> {
+    [&[0], address].concat()
+}
+
+fn decode(bytes: &[u8]) -> Result<Stored, StoreError> {
+    let (revision, value) = bytes
+        .split_first_chunk::<8>()
+        .ok_or(StoreError::Corrupt { what: "a value without a revision" })?;
+    Ok(Stored { revision: u64::from_be_bytes(*revision), value: value.to_vec() })
+}
+
+pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            // The umask may have taken more away than is good.
+            std::fs::set_permissions(path, Permissions::from_mode(0o700))
+                .map_err(|error| of_io("making the directory", &error))?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                sync_directory(parent)?;
+            }
+            return Ok(());
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(of_io("making the directory", &error)),
+    }
+    let metadata = path.metadata().map_err(|error| of_io("looking at the directory", &error))?;
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 { Err(StoreError::Mode { mode }) } else { Ok(()) }
+}
+
+pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("lock"))
+        .map_err(|error| of_io("opening the lock", &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
+        Err(TryLockError::Error(error)) => Err(of_io("locking", &error)),
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| of_io("syncing the directory", &error))
+}
+
+pub(super) fn of_io(during: &'static str, error: &io::Error) -> StoreError {
+    use io::ErrorKind::{
+        FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => StoreError::Full,
+        ReadOnlyFilesystem | PermissionDenied => StoreError::ReadOnly,
+        kind => StoreError::Io { during, kind },
+    }
+}
+
+fn of_sled(error: sled::Error) -> StoreError {
+    match error {
+        // sled keeps the kind and loses the number.
+        sled::Error::Io(error) => of_io("working on sled's file", &error),
+        sled::Error::Corruption { .. } => StoreError::Corrupt { what: "sled found a bad checksum" },
+        sled::Error::ReportableBug(_) => StoreError::Corrupt { what: "sled is inconsistent" },
+        sled::Error::CollectionNotFound(_) => StoreError::Corrupt { what: "a table is gone" },
+        sled::Error::Unsupported(_) => {
+            StoreError::Corrupt { what: "sled's file has another format" }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(directory: &tempfile::TempDir) -> Settings {
+        Settings { path: directory.path().join("store"), ..Settings::default() }
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_and_an_older_one_brought_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(&directory);
+        make_directory(&settings.path).unwrap();
+        let engine = Engine::open(&settings).unwrap();
+        let two: [Migration; 1] = [|db| db.insert("migrated", "yes").map(|_| ())];
+        migrate(&engine._db, &two).unwrap();
+        assert_eq!(engine._db.get("migrated").unwrap().unwrap(), "yes");
+        engine._db.remove("migrated").unwrap();
+        migrate(&engine._db, &two).unwrap();
+        assert_eq!(engine._db.get("migrated").unwrap(), None, "a migration is done once");
+        engine.make_durable().unwrap();
+        drop(engine);
+        let newer = StoreError::Newer { found: 2, supported: 1 };
+        assert_eq!(Engine::open(&settings).err(), Some(newer));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(&directory);
+        make_directory(&settings.path).unwrap();
+        drop(Engine::open(&settings).unwrap());
+        std::fs::write(settings.path.join("conf"), b"segment_size: 17\nversion: 9.9\n1234")
+            .unwrap();
+        assert!(matches!(Engine::open(&settings).err(), Some(StoreError::Corrupt { .. })));
+    }
+}

@@ -1,0 +1,133 @@
+//! A store in memory that fails on demand: for tests of what stands above, and the second
+//! implementation that the conformance suite is held against.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::batch::{Slot, check_key};
+use super::watch::Watchers;
+use super::{Batch, Change, CommitFuture, Store, StoreError, Stored, Table, Watch};
+
+/// Nothing of it outlives the process.
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+    watchers: Watchers,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// `None` as a value marks a deleted address.
+    slots: BTreeMap<(Table, String), (u64, Option<Vec<u8>>)>,
+    fail_reads: Option<StoreError>,
+    fail_commits: Option<StoreError>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    pub fn new() -> Self {
+        Self { inner: Mutex::default(), watchers: Watchers::new() }
+    }
+
+    /// Every read answers this error from now on, until it is set to `None`.
+    pub fn fail_reads(&self, error: Option<StoreError>) {
+        self.lock().fail_reads = error;
+    }
+
+    /// Every commit answers this error from now on and changes nothing, until it is set to `None`.
+    pub fn fail_commits(&self, error: Option<StoreError>) {
+        self.lock().fail_commits = error;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reading(&self) -> Result<MutexGuard<'_, Inner>, StoreError> {
+        let inner = self.lock();
+        match &inner.fail_reads {
+            Some(error) => Err(error.clone()),
+            None => Ok(inner),
+        }
+    }
+
+    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        if let Some(error) = &inner.fail_commits {
+            return Err(error.clone());
+        }
+        for planned in batch.plan(|table, key| Ok(inner.slot(table, key)))? {
+            let change = Change {
+                table: planned.table,
+                key: planned.key.clone(),
+                revision: planned.revision,
+                deleted: planned.value.is_none(),
+            };
+            inner.slots.insert((planned.table, planned.key), (planned.revision, planned.value));
+            self.watchers.tell(change);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn slot(&self, table: Table, key: &str) -> Slot {
+        match self.slots.get(&(table, key.to_owned())) {
+            Some((last, value)) => Slot { last: *last, live: value.is_some() },
+            None => Slot { last: 0, live: false },
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    fn get(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError> {
+        check_key(key)?;
+        let inner = self.reading()?;
+        let found = inner.slots.get(&(table, key.to_owned()));
+        Ok(found.and_then(|(revision, value)| {
+            Some(Stored { revision: *revision, value: value.clone()? })
+        }))
+    }
+
+    fn next_revision(&self, table: Table, key: &str) -> Result<u64, StoreError> {
+        check_key(key)?;
+        Ok(self.reading()?.slot(table, key).last + 1)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Stored)>, StoreError> {
+        let inner = self.reading()?;
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded((table, after.to_owned())),
+            _ => Bound::Included((table, prefix.to_owned())),
+        };
+        Ok(inner
+            .slots
+            .range((start, Bound::Unbounded))
+            .take_while(|((of, key), _)| *of == table && key.starts_with(prefix))
+            .filter_map(|((_, key), (revision, value))| {
+                Some((key.clone(), Stored { revision: *revision, value: value.clone()? }))
+            })
+            .take(limit)
+            .collect())
+    }
+
+    fn commit(&self, batch: Batch) -> CommitFuture {
+        let result = self.apply(batch);
+        Box::pin(std::future::ready(result))
+    }
+
+    fn watch(&self, table: Table, prefix: &str) -> Watch {
+        self.watchers.watch(table, prefix)
+    }
+}

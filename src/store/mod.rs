@@ -1,0 +1,144 @@
+//! Touches disk: four verbs and a question over addresses (a table and a key), durable and conditional.
+//!
+//! Every address counts its changes: the **revision**. It starts at 1, grows by one with every put
+//! and every delete, and never starts again: a deleted address keeps its last revision, so that a
+//! value sealed for revision 3 can never be put back as revision 3 of a later life.
+
+mod batch;
+#[cfg(test)]
+mod conformance;
+mod engine;
+pub mod memory;
+pub mod sled_store;
+mod watch;
+
+use std::pin::Pin;
+
+pub use batch::{Batch, Expect};
+pub use watch::{Change, Watch, WatchEvent};
+
+/// The kinds of records. Names and tags are part of what is on disk and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// What there is once: master and store key state, the trail's newest head.
+    Appliance,
+    /// One per key: name, labels, current version.
+    Key,
+    /// One per version of a key, with its sealed private key.
+    KeyVersion,
+    /// One per secret.
+    Secret,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Table; 4] = [Table::Appliance, Table::Key, Table::KeyVersion, Table::Secret];
+
+    /// The name of the table, as sealed forms are bound to it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Table::Appliance => "appliance",
+            Table::Key => "key",
+            Table::KeyVersion => "key-version",
+            Table::Secret => "secret",
+        }
+    }
+
+    /// The first byte of an address on disk; 0 is for the marks of deleted addresses.
+    fn tag(self) -> u8 {
+        match self {
+            Table::Appliance => 1,
+            Table::Key => 2,
+            Table::KeyVersion => 3,
+            Table::Secret => 4,
+        }
+    }
+}
+
+/// A value and how often its address has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub revision: u64,
+    pub value: Vec<u8>,
+}
+
+/// The longest key, in bytes.
+pub const MAX_KEY: usize = 255;
+
+/// The longest value, in bytes. It keeps every page of sled inside its log file: a page beyond half a
+/// MiB would go to a file of its own, which no sync of ours covers.
+pub const MAX_VALUE: usize = 16 * 1024;
+
+/// The answer to a commit: it is durable when this resolves to `Ok`. The commit is under way when the
+/// future is made, and dropping the future does not stop it.
+pub type CommitFuture = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// An address was not as the batch expected; nothing of the batch was done.
+    #[error("{}/{key} was changed by somebody else", table.as_str())]
+    Conflict { table: Table, key: String },
+    /// A batch named the same address twice; nothing of it was done.
+    #[error("a batch names {}/{key} twice", table.as_str())]
+    Twice { table: Table, key: String },
+    /// A key is empty or longer than [`MAX_KEY`], or a value longer than [`MAX_VALUE`].
+    #[error("a key or a value has a size that the store does not take")]
+    Size,
+    /// No room on the disk. What was committed is unharmed; commits work again when there is room.
+    #[error("the disk of the store is full")]
+    Full,
+    /// The file system or its permissions do not allow writing.
+    #[error("the store cannot be written: read-only or not permitted")]
+    ReadOnly,
+    /// Another process has the store open.
+    #[error("another process has the store open")]
+    InUse,
+    /// Others than the owner could get at the directory.
+    #[error("the directory of the store has mode {mode:03o}; it must be 700")]
+    Mode { mode: u32 },
+    /// The store has been closed.
+    #[error("the store is closed")]
+    Closed,
+    /// What lies on disk is not what was written.
+    #[error("the store is damaged: {what}")]
+    Corrupt { what: &'static str },
+    /// A newer Strongroom wrote it.
+    #[error(
+        "the store has schema version {found}, this program knows up to {supported}: use the newer program"
+    )]
+    Newer { found: u32, supported: u32 },
+    /// Any other failure of the disk. After a failed sync the store stays closed for good: what the
+    /// kernel holds and what the disk holds may differ.
+    #[error("the disk of the store failed while {during}: {kind}")]
+    Io { during: &'static str, kind: std::io::ErrorKind },
+}
+
+/// Records at addresses. Reading may touch the disk but takes well under a millisecond as a rule.
+///
+/// A read may see a batch that is applied and not yet durable; nobody has been told then that it is.
+pub trait Store: Send + Sync {
+    /// The value at an address, if one is there.
+    fn get(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError>;
+
+    /// The revision that the next put at this address will get: 1 where nothing ever was, else the
+    /// last one plus 1, also after a delete. What must be sealed for its revision asks here and then
+    /// commits with [`Expect::AbsentAt`] or [`Expect::Revision`], which make it hold.
+    fn next_revision(&self, table: Table, key: &str) -> Result<u64, StoreError>;
+
+    /// Up to `limit` values in the order of their keys (bytewise): keys that start with `prefix` and
+    /// come after `after`. Costs the page, not the table.
+    fn scan(
+        &self,
+        table: Table,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Stored)>, StoreError>;
+
+    /// Does all of a batch or nothing of it. After an error other than a conflict it is open which.
+    fn commit(&self, batch: Batch) -> CommitFuture;
+
+    /// Tells of every durable change at keys of `table` that start with `prefix`, from now on.
+    fn watch(&self, table: Table, prefix: &str) -> Watch;
+}
