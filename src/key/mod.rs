@@ -1,15 +1,19 @@
 //! Knows what a key is and may do: names, algorithms, versions, SP 800-57 states, public forms.
 
 mod algorithm;
+mod jwk;
 mod labels;
 mod name;
+mod public;
 mod state;
 mod usage;
 mod versions;
 
 pub use algorithm::{Algorithm, Mgf1Hash};
+pub use jwk::{Jwk, JwkError};
 pub use labels::{Labels, LabelsError};
 pub use name::{Name, NameError};
+pub use public::{EncryptError, PublicKey, PublicKeyError};
 pub use state::{
     State, Transition, TransitionError, VersionMeta, WaitingPeriod, WaitingPeriodError,
 };
