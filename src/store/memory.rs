@@ -17,10 +17,21 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Inner {
-    /// `None` as a value marks a deleted address.
-    slots: BTreeMap<(Table, String), (u64, Option<Vec<u8>>)>,
+    slots: BTreeMap<(Table, String), Kept>,
     fail_reads: Option<StoreError>,
     fail_commits: Option<StoreError>,
+}
+
+struct Kept {
+    revision: u64,
+    /// `None` marks a deleted address.
+    value: Option<Vec<u8>>,
+}
+
+impl Kept {
+    fn stored(&self) -> Option<Stored> {
+        Some(Stored { revision: self.revision, value: self.value.clone()? })
+    }
 }
 
 impl Default for MemoryStore {
@@ -68,7 +79,8 @@ impl MemoryStore {
                 revision: planned.revision,
                 deleted: planned.value.is_none(),
             };
-            inner.slots.insert((planned.table, planned.key), (planned.revision, planned.value));
+            let kept = Kept { revision: planned.revision, value: planned.value };
+            inner.slots.insert((planned.table, planned.key), kept);
             self.watchers.tell(change);
         }
         Ok(())
@@ -78,7 +90,7 @@ impl MemoryStore {
 impl Inner {
     fn slot(&self, table: Table, key: &str) -> Slot {
         match self.slots.get(&(table, key.to_owned())) {
-            Some((last, value)) => Slot { last: *last, live: value.is_some() },
+            Some(kept) => Slot { last: kept.revision, live: kept.value.is_some() },
             None => Slot { last: 0, live: false },
         }
     }
@@ -88,10 +100,7 @@ impl Store for MemoryStore {
     fn get(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError> {
         check_key(key)?;
         let inner = self.reading()?;
-        let found = inner.slots.get(&(table, key.to_owned()));
-        Ok(found.and_then(|(revision, value)| {
-            Some(Stored { revision: *revision, value: value.clone()? })
-        }))
+        Ok(inner.slots.get(&(table, key.to_owned())).and_then(Kept::stored))
     }
 
     fn next_revision(&self, table: Table, key: &str) -> Result<u64, StoreError> {
@@ -115,9 +124,7 @@ impl Store for MemoryStore {
             .slots
             .range((start, Bound::Unbounded))
             .take_while(|((of, key), _)| *of == table && key.starts_with(prefix))
-            .filter_map(|((_, key), (revision, value))| {
-                Some((key.clone(), Stored { revision: *revision, value: value.clone()? }))
-            })
+            .filter_map(|((_, key), kept)| Some((key.clone(), kept.stored()?)))
             .take(limit)
             .collect())
     }
