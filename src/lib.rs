@@ -18,6 +18,7 @@
 //! 0  secret                     holds bytes that must not be seen
 //! ```
 
+pub mod custody;
 pub mod identity;
 pub mod key;
 pub mod policy;

@@ -1,0 +1,172 @@
+//! RSA private keys: made, read, written and used on aws-lc, whose memory is the locked arena.
+//!
+//! A key's numbers exist only inside the library's own objects, and those lie where
+//! `secret::hook` puts them. Decryption is RSAES-OAEP with SHA-256 (RFC 8017 §7.1).
+#![allow(unsafe_code)] // the safe face of aws-lc's RSA functions
+
+mod ffi;
+mod form;
+#[cfg(test)]
+mod tests;
+
+use crate::key::{Algorithm, Mgf1Hash};
+use crate::secret::{ArenaError, Pkcs8Der, Plaintext, SecretBytes};
+use aws_lc_sys as lc;
+use ffi::{Builder, Context, ErrorQueue, Key};
+use form::Form;
+
+/// Why there is no private key to work with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("not a private key in PKCS#8 or PKCS#1, as DER or as one PEM block")]
+    Malformed,
+    #[error("more than one PEM block: send the private key alone")]
+    SeveralBlocks,
+    #[error("something follows the end of the private key")]
+    TrailingData,
+    #[error("the private key is encrypted: decrypt it first (`openssl pkey -in FILE`)")]
+    Encrypted,
+    #[error("a public key, not a private one")]
+    Public,
+    #[error("not an RSA key (rsaEncryption, 1.2.840.113549.1.1.1)")]
+    NotRsa,
+    #[error("the modulus has {0} bits: it must have 2048, 3072 or 4096")]
+    ModulusSize(usize),
+    #[error("the public exponent must be odd, at least 65537 and below 2^32")]
+    PublicExponent,
+    #[error("the parts of the private key do not belong together, or some are missing")]
+    Inconsistent,
+    #[error("the cryptographic library failed")]
+    Library,
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+/// Why nothing came out of a decryption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecryptError {
+    /// Says nothing about what was wrong with the ciphertext: the difference is an oracle.
+    #[error("decryption failed")]
+    Failed,
+    /// The ciphertext was not judged at all.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+/// An RSA private key, open in the arena. Many threads may use one at once.
+pub struct PrivateKey {
+    key: Key,
+    algorithm: Algorithm,
+    /// n, big-endian, as long as a ciphertext.
+    modulus: Box<[u8]>,
+}
+
+impl PrivateKey {
+    /// A new key with e = 65537 (FIPS 186-5 §5.1, with its pairwise test).
+    pub fn generate(algorithm: Algorithm) -> Result<Self, KeyError> {
+        /// The search for primes gives up about once in a million keys; three in a row means
+        /// something else is wrong.
+        const ATTEMPTS: usize = 3;
+        let mut last = KeyError::Library;
+        for _ in 0..ATTEMPTS {
+            match Key::generate(algorithm.bits()) {
+                Ok(key) => return Self::checked(key),
+                Err(KeyError::Library) => last = KeyError::Library,
+                Err(other) => return Err(other),
+            }
+        }
+        Err(last)
+    }
+
+    /// Reads a PKCS#8 DER (RFC 5208), nothing before or after it. Size, exponent and the relations
+    /// between the parts are checked.
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+        match form::of_der(der)? {
+            Form::Pkcs8 => Self::checked(Key::parse_pkcs8(der)?),
+            Form::Pkcs1 => Err(KeyError::Malformed),
+        }
+    }
+
+    /// Reads a key that a caller brings: PKCS#8 or PKCS#1, DER or exactly one PEM block. Beyond what
+    /// [`PrivateKey::from_pkcs8`] checks, it must sign and verify and n must be no prime power
+    /// (SP 800-89 §5.3.3), which unmasks parts that merely look consistent.
+    pub fn import(input: &[u8]) -> Result<Self, KeyError> {
+        let decoded;
+        let der = if form::is_der(input) {
+            input
+        } else {
+            decoded = form::decode_pem(input)?;
+            decoded.expose()
+        };
+        let key = match form::of_der(der)? {
+            Form::Pkcs8 => Key::parse_pkcs8(der)?,
+            Form::Pkcs1 => Key::parse_pkcs1(der)?,
+        };
+        key.check_pairwise()?;
+        Self::checked(key)
+    }
+
+    /// The key as PKCS#8 DER, written in the arena.
+    pub fn to_pkcs8(&self) -> Result<Pkcs8Der, KeyError> {
+        let mut der = Builder::new()?;
+        // SAFETY: the buffer is initialised and the key is alive.
+        der.write(|cbb| unsafe { lc::EVP_marshal_private_key(cbb, self.key.as_ptr()) })?;
+        der.finish(|bytes| Ok(Pkcs8Der::new(SecretBytes::copy_from(bytes)?)))
+    }
+
+    /// The public key as SubjectPublicKeyInfo DER (RFC 5280 §4.1).
+    pub fn public(&self) -> Result<Vec<u8>, KeyError> {
+        let mut der = Builder::new()?;
+        // SAFETY: as in `to_pkcs8`.
+        der.write(|cbb| unsafe { lc::EVP_marshal_public_key(cbb, self.key.as_ptr()) })?;
+        der.finish(|bytes| Ok(bytes.to_vec()))
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// RSAES-OAEP-DECRYPT with SHA-256 (RFC 8017 §7.1.2); `label` is L, empty if none was given.
+    ///
+    /// Whatever is wrong with the ciphertext, the error is the same and one private operation was
+    /// done: a ciphertext of the wrong length, or a number not below n, is replaced by one that fits
+    /// and the result thrown away.
+    pub fn decrypt_oaep(
+        &self,
+        mgf1: Mgf1Hash,
+        ciphertext: &[u8],
+        label: &[u8],
+    ) -> Result<Plaintext, DecryptError> {
+        let fits = ciphertext.len() == self.modulus.len() && *ciphertext < *self.modulus;
+        let mut stand_in = [0; 512];
+        let input = if fits { ciphertext } else { self.stand_in(&mut stand_in) };
+        let errors = ErrorQueue::watch();
+        let mut out = SecretBytes::zeroed(self.modulus.len())?;
+        let len = Context::for_oaep(&self.key, mgf1, label)
+            .and_then(|context| context.decrypt(input, out.expose_mut()));
+        match len {
+            Some(len) if fits => {
+                out.truncate(len);
+                Ok(Plaintext::new(out))
+            }
+            _ if errors.arena_refused() => Err(ArenaError::Full.into()),
+            _ => Err(DecryptError::Failed),
+        }
+    }
+
+    /// The ciphertext that is worked on in place of one that cannot be one: the number 2.
+    fn stand_in<'a>(&self, room: &'a mut [u8; 512]) -> &'a [u8] {
+        let len = self.modulus.len().min(room.len());
+        if let Some(last) = room[..len].last_mut() {
+            *last = 2;
+        }
+        &room[..len]
+    }
+
+    fn checked(key: Key) -> Result<Self, KeyError> {
+        let bits = key.bits();
+        let algorithm = Algorithm::of_bits(bits).ok_or(KeyError::ModulusSize(bits))?;
+        let modulus = key.modulus(algorithm.ciphertext_len())?;
+        Ok(Self { key, algorithm, modulus })
+    }
+}
