@@ -1,0 +1,198 @@
+//! Looks for secrets in the whole memory of another process, and in files such as core dumps.
+//!
+//! A secret counts as found when 24 bytes in a row of it lie anywhere, at any alignment: each secret
+//! is cut into overlapping pieces of 16 bytes, 8 bytes apart, and every piece is looked for.
+
+use aho_corasick::AhoCorasick;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const PIECE: usize = 16;
+const STRIDE: usize = 8;
+const CHUNK: usize = 1 << 20;
+
+/// What is looked for, under names that say nothing of it.
+#[derive(Default)]
+pub struct Needles {
+    names: Vec<String>,
+    /// Each piece, and whose it is.
+    pieces: Vec<(Vec<u8>, usize)>,
+}
+
+impl Needles {
+    /// Adds a secret of at least 24 bytes in this byte order and in the opposite one.
+    pub fn add(&mut self, name: &str, secret: &[u8]) {
+        let reversed: Vec<u8> = secret.iter().rev().copied().collect();
+        self.add_exactly(name, secret);
+        self.add_exactly(&format!("{name} reversed"), &reversed);
+    }
+
+    /// Adds a secret of at least 24 bytes as it is.
+    pub fn add_exactly(&mut self, name: &str, secret: &[u8]) {
+        assert!(secret.len() >= PIECE + STRIDE, "{name} is too short to be told from chance");
+        let whose = self.names.len();
+        self.names.push(name.to_owned());
+        let pieces = secret.windows(PIECE).step_by(STRIDE);
+        self.pieces.extend(pieces.map(|piece| (piece.to_vec(), whose)));
+    }
+
+    fn searcher(&self) -> Searcher<'_> {
+        let automaton = AhoCorasick::new(self.pieces.iter().map(|(piece, _)| piece));
+        Searcher { needles: self, automaton: automaton.expect("a few hundred pieces fit") }
+    }
+}
+
+struct Searcher<'a> {
+    needles: &'a Needles,
+    automaton: AhoCorasick,
+}
+
+impl Searcher<'_> {
+    /// Calls `found` with offset and name for each piece in `bytes`.
+    fn search(&self, bytes: &[u8], mut found: impl FnMut(usize, &str)) {
+        for hit in self.automaton.find_overlapping_iter(bytes) {
+            let (_, whose) = self.needles.pieces[hit.pattern().as_usize()];
+            found(hit.start(), &self.needles.names[whose]);
+        }
+    }
+}
+
+/// A run of a process's address space, as `/proc/PID/smaps` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    pub permissions: String,
+    /// `[heap]`, `[stack]`, a path, or nothing.
+    pub name: String,
+    /// Two-letter flags: `lo` is locked, `dd` left out of dumps, `dc` not handed to a child.
+    pub flags: Vec<String>,
+}
+
+impl Mapping {
+    /// Whether it is locked memory that no dump holds and no child gets: the arena and nothing else.
+    pub fn is_arena(&self) -> bool {
+        ["lo", "dd", "dc"].iter().all(|flag| self.flags.iter().any(|own| own == flag))
+    }
+}
+
+/// A piece of a secret, where none should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hit {
+    pub mapping: Mapping,
+    pub address: u64,
+    pub needle: String,
+}
+
+/// What a scan saw.
+#[derive(Debug, Default)]
+pub struct Scan {
+    pub hits: Vec<Hit>,
+    pub bytes_read: u64,
+    /// Mappings that the kernel showed to nobody, although their permissions allow reading.
+    pub unreadable: Vec<Mapping>,
+}
+
+impl Scan {
+    pub fn hits_outside_the_arena(&self) -> Vec<&Hit> {
+        self.hits.iter().filter(|hit| !hit.mapping.is_arena()).collect()
+    }
+
+    /// The needles that were found, each once.
+    pub fn needles_found(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.hits.iter().map(|hit| hit.needle.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+/// Reads every readable mapping of a process: heaps, stacks, data, arena. Needs to be root, or the
+/// user of a dumpable process.
+pub fn scan(pid: u32, needles: &Needles) -> io::Result<Scan> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let searcher = needles.searcher();
+    let mut result = Scan::default();
+    for mapping in mappings(pid)? {
+        // The kernel's own pages hold nothing of the process and cannot be read this way.
+        if !mapping.permissions.starts_with('r') || mapping.name.starts_with("[vvar") {
+            continue;
+        }
+        let before = result.bytes_read;
+        scan_mapping(&memory, &mapping, &searcher, &mut result);
+        if result.bytes_read == before {
+            result.unreadable.push(mapping);
+        }
+    }
+    Ok(result)
+}
+
+fn scan_mapping(memory: &File, mapping: &Mapping, searcher: &Searcher<'_>, result: &mut Scan) {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = mapping.start;
+    while at < mapping.end {
+        let want = CHUNK.min(usize::try_from(mapping.end - at).unwrap_or(CHUNK));
+        let Ok(read) = memory.read_at(&mut buffer[..want], at) else {
+            at += 4096; // a hole, or a page that nobody may read
+            continue;
+        };
+        searcher.search(&buffer[..read], |offset, needle| {
+            let address = at + offset as u64;
+            let (mapping, needle) = (mapping.clone(), needle.to_owned());
+            result.hits.push(Hit { mapping, address, needle });
+        });
+        result.bytes_read += read as u64;
+        at = next_start(at, read, mapping.end);
+    }
+}
+
+/// Where to go on after `read` bytes, so that a piece across the seam is seen.
+fn next_start(at: u64, read: usize, end: u64) -> u64 {
+    let next = at + read as u64;
+    if next < end && read >= PIECE { next - (PIECE as u64 - 1) } else { next.max(at + 1) }
+}
+
+/// The names of the needles of which pieces lie in a file, each once.
+pub fn scan_file(path: &Path, needles: &Needles) -> io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let mut names = Vec::new();
+    needles.searcher().search(&bytes, |_, name| {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    });
+    Ok(names)
+}
+
+/// The mappings of a process with their flags.
+pub fn mappings(pid: u32) -> io::Result<Vec<Mapping>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if let Some(last) = mappings.last_mut() {
+                last.flags = flags.split_whitespace().map(str::to_owned).collect();
+            }
+        } else if let Some(mapping) = header(line) {
+            mappings.push(mapping);
+        }
+    }
+    Ok(mappings)
+}
+
+/// `start-end permissions offset device inode name`
+fn header(line: &str) -> Option<Mapping> {
+    let mut fields = line.split_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    Some(Mapping {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        permissions: fields.next()?.to_owned(),
+        name: fields.skip(3).collect::<Vec<_>>().join(" "),
+        flags: Vec::new(),
+    })
+}
