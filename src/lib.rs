@@ -24,3 +24,4 @@ pub mod key;
 pub mod policy;
 pub mod secret;
 pub mod store;
+pub mod token;

@@ -1,0 +1,381 @@
+//! A PKCS#11 token: opened once, logged in once, used from many threads.
+//!
+//! What modules do that one would not guess:
+//! - **A module is never finalised, unloaded or initialised twice.** `C_Finalize` under load crashed
+//!   SoftHSM; a token directory that went away comes back only with a new process. So a
+//!   [`Pkcs11Token`] that is dropped closes its sessions (which ends the login) and no more, and what
+//!   cannot be mended here is [`TokenError::Fatal`]: custody ends and is started anew.
+//! - **A login ends silently.** When anyone logs out, handles of private keys die
+//!   (`CKR_KEY_HANDLE_INVALID`) and finding them gives nothing, without an error. Handles are looked
+//!   up again once, and "nothing" is believed only in a session that says it is logged in.
+//! - **A forged ciphertext may look like a dead token**: SoftHSM returns `CKR_GENERAL_ERROR` for both,
+//!   kryoptic `CKR_ENCRYPTED_DATA_INVALID` for the first. Where the value is vague, the canary decides.
+//! - **SoftHSM takes IVs of any length and tags of any length**: the lengths are ours to enforce.
+//! - **kryoptic has no `CKA_CHECK_VALUE`**: the check value is computed there instead.
+//! - **SoftHSM writes when a login fails**: its token directory must be writable.
+
+mod calls;
+mod failure;
+mod keys;
+mod sessions;
+mod slot;
+mod template;
+
+use std::{
+    collections::HashMap,
+    mem,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    error::{Error, RvError},
+    object::ObjectHandle,
+    slot::{Limit, Slot},
+};
+use cryptoki_sys::CKR_USER_ALREADY_LOGGED_IN;
+
+use super::{
+    Fault, KeyName, MasterInfo, Place, Settings, SignerInfo, Token, TokenError, TokenInfo,
+    WrappedKey, error::Cause,
+};
+use crate::secret::{DataKey, Pin};
+use calls::Calls;
+use failure::Failure;
+use keys::{Canary, Master, Signer};
+use sessions::Sessions;
+
+/// The token behind a PKCS#11 module.
+pub struct Pkcs11Token {
+    sessions: Sessions,
+    calls: Calls,
+    module: Pkcs11,
+    module_path: String,
+    slot: Slot,
+    place: Place,
+    known: Mutex<Known>,
+    /// Held while a key is made, so that two callers cannot both find none.
+    making: Mutex<()>,
+}
+
+/// Keys that were found and checked, by generation.
+#[derive(Default)]
+struct Known {
+    masters: HashMap<u32, Arc<Master>>,
+    signers: HashMap<u32, Signer>,
+}
+
+impl Pkcs11Token {
+    /// Loads the module, finds the token by label or serial, and logs in with `pin`: one try.
+    ///
+    /// The PIN is not kept.
+    pub fn open(settings: &Settings, pin: &Pin) -> Result<Self, TokenError> {
+        let module_path = settings.module.display().to_string();
+        let module = load(&settings.module)?;
+        let (slot, info) = slot::select(&module, settings)
+            .map_err(|failure| failure.at(&Place::module(&module_path)))?;
+        let place = Place::new(info.label(), info.serial_number(), &module_path);
+        let calls = Calls::of(&settings.module).map_err(|failure| failure.at(&place))?;
+        slot::may_try_pin(&info, &place)?;
+        let size = sessions::pool_size(settings.pool_size, limit(info.max_session_count()));
+        let wait = Duration::from_millis(settings.wait_ms);
+        let login = |anchor: &_| match calls.login(anchor, pin) {
+            Err(failure) if failure.code() == Some(CKR_USER_ALREADY_LOGGED_IN) => Ok(()),
+            result => result,
+        };
+        let sessions = Sessions::open(module.clone(), slot, place.clone(), size, wait, login)
+            .map_err(|failure| failure.at(&place))?;
+        Ok(Self {
+            sessions,
+            calls,
+            module,
+            module_path,
+            slot,
+            place,
+            known: Mutex::default(),
+            making: Mutex::default(),
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The master of a generation, from memory or found and checked now.
+    fn use_master(&self, generation: u32) -> Result<Arc<Master>, Failure> {
+        let known = self.known().masters.get(&generation).cloned();
+        match known {
+            Some(master) => Ok(master),
+            None => self.check_master(generation)?.ok_or_else(|| {
+                let key = KeyName::Master(generation);
+                TokenError::KeyMissing { key, place: self.place.clone() }.into()
+            }),
+        }
+    }
+
+    /// Finds the master in the token and checks all that can be checked; makes its canary the first time.
+    fn check_master(&self, generation: u32) -> Result<Option<Arc<Master>>, Failure> {
+        let found = self
+            .sessions
+            .run(|session| keys::find_master(&self.calls, session, &self.place, generation))?;
+        let Some((handle, info)) = found else {
+            self.known().masters.remove(&generation);
+            return Ok(None);
+        };
+        let before = self.known().masters.get(&generation).cloned();
+        let canary = match before {
+            Some(before) if before.info.check_value != info.check_value => {
+                let why = "it is another key than before (its check value differs)".to_owned();
+                let key = KeyName::Master(generation);
+                return Err(TokenError::KeyUnfit { key, place: self.place.clone(), why }.into());
+            }
+            Some(before) if before.handle == handle => return Ok(Some(before)),
+            Some(before) => before.canary.clone(),
+            None => Arc::new(self.new_canary(generation, handle)?),
+        };
+        let master = Arc::new(Master { handle, info, canary });
+        self.known().masters.insert(generation, master.clone());
+        Ok(Some(master))
+    }
+
+    fn new_canary(&self, generation: u32, handle: ObjectHandle) -> Result<Canary, Failure> {
+        let key = DataKey::generate()?;
+        let wrapped = self.sessions.run(|session| {
+            keys::encrypt(&self.calls, session, handle, generation, Canary::AAD, &key)
+        })?;
+        let canary = Canary { key, wrapped };
+        self.try_canary(handle, &canary)?;
+        Ok(canary)
+    }
+
+    fn try_canary(&self, handle: ObjectHandle, canary: &Canary) -> Result<(), Failure> {
+        let opened = self.sessions.run(|session| {
+            keys::decrypt(&self.calls, session, handle, Canary::AAD, &canary.wrapped)
+        })?;
+        if opened.same_as(&canary.key) {
+            Ok(())
+        } else {
+            Err(Failure::answer("C_Decrypt", "the canary opens to something else"))
+        }
+    }
+
+    /// Runs `work` with the master; where its handle turns out to be dead, finds it again, once.
+    fn with_master<T>(
+        &self,
+        generation: u32,
+        work: impl Fn(&Master) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match work(&*self.use_master(generation)?) {
+            Err(failure) if failure.is_stale_handle() => {
+                let master = self.check_master(generation)?;
+                master.map_or(Err(failure), |master| work(&master))
+            }
+            result => result,
+        }
+    }
+
+    fn open_wrapped(
+        &self,
+        master: &Master,
+        aad: &[u8],
+        wrapped: &WrappedKey,
+    ) -> Result<DataKey, Failure> {
+        let open = || {
+            self.sessions
+                .run(|session| keys::decrypt(&self.calls, session, master.handle, aad, wrapped))
+        };
+        let failure = match open() {
+            Err(failure) if failure.is_vague() => failure,
+            Err(failure) if failure.is_data() => return Err(TokenError::Rejected.into()),
+            result => return result,
+        };
+        // Is it the wrapped key, or the token? A blob that is known to be good tells; and if that one
+        // opens, one more try tells a bad moment from a bad blob.
+        if self.try_canary(master.handle, &master.canary).is_err() {
+            return Err(failure);
+        }
+        match open() {
+            Err(again) if again.is_vague() || again.is_data() => Err(TokenError::Rejected.into()),
+            result => result,
+        }
+    }
+
+    fn use_signer(&self, generation: u32) -> Result<Signer, Failure> {
+        let known = self.known().signers.get(&generation).copied();
+        match known {
+            Some(signer) => Ok(signer),
+            None => self.check_signer(generation)?.ok_or_else(|| {
+                let key = KeyName::Signer(generation);
+                TokenError::KeyMissing { key, place: self.place.clone() }.into()
+            }),
+        }
+    }
+
+    fn check_signer(&self, generation: u32) -> Result<Option<Signer>, Failure> {
+        let found =
+            self.sessions.run(|session| keys::find_signer(session, &self.place, generation))?;
+        match found {
+            Some(signer) => self.known().signers.insert(generation, signer),
+            None => self.known().signers.remove(&generation),
+        };
+        Ok(found)
+    }
+
+    fn exists(&self, key: KeyName) -> Failure {
+        TokenError::KeyExists { key, place: self.place.clone() }.into()
+    }
+
+    fn say<T>(&self, result: Result<T, Failure>) -> Result<T, TokenError> {
+        result.map_err(|failure| failure.at(&self.place))
+    }
+}
+
+impl Token for Pkcs11Token {
+    fn info(&self) -> Result<TokenInfo, TokenError> {
+        let info = self.say(self.module.get_token_info(self.slot).map_err(Failure::from))?;
+        let firmware = info.firmware_version();
+        Ok(TokenInfo {
+            label: info.label().to_owned(),
+            serial: info.serial_number().to_owned(),
+            manufacturer: info.manufacturer_id().to_owned(),
+            model: info.model().to_owned(),
+            firmware: format!("{}.{}", firmware.major(), firmware.minor()),
+            module: self.module_path.clone(),
+            sessions_open: info.session_count(),
+            sessions_max: limit(info.max_session_count()),
+            pool_size: self.sessions.size(),
+        })
+    }
+
+    fn create_master(&self, generation: u32) -> Result<MasterInfo, TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = KeyName::Master(generation);
+        self.say((|| {
+            if self.check_master(generation)?.is_some() {
+                return Err(self.exists(key));
+            }
+            let made = self.sessions.run_writing(|session| keys::make_master(session, key))?;
+            match self.check_master(generation) {
+                Ok(Some(master)) => Ok(master.info),
+                bad => {
+                    self.sessions.run_writing(|session| keys::unmake(session, &[made]))?;
+                    Err(bad.err().unwrap_or_else(|| vanished("C_GenerateKey")))
+                }
+            }
+        })())
+    }
+
+    fn master(&self, generation: u32) -> Result<Option<MasterInfo>, TokenError> {
+        let master = self.say(self.check_master(generation))?;
+        Ok(master.map(|master| master.info))
+    }
+
+    fn wrap(&self, generation: u32, aad: &[u8], key: &DataKey) -> Result<WrappedKey, TokenError> {
+        if aad.is_empty() {
+            return Err(TokenError::EmptyAad);
+        }
+        self.say(self.with_master(generation, |master| {
+            let handle = master.handle;
+            let (wrapped, opened) = self.sessions.run(|session| {
+                let wrapped = keys::encrypt(&self.calls, session, handle, generation, aad, key)?;
+                let opened = keys::decrypt(&self.calls, session, handle, aad, &wrapped)?;
+                Ok((wrapped, opened))
+            })?;
+            if opened.same_as(key) {
+                Ok(wrapped)
+            } else {
+                Err(Failure::answer("C_Decrypt", "a key opened to something else than was wrapped"))
+            }
+        }))
+    }
+
+    fn unwrap(
+        &self,
+        generation: u32,
+        aad: &[u8],
+        wrapped: &WrappedKey,
+    ) -> Result<DataKey, TokenError> {
+        if aad.is_empty() {
+            return Err(TokenError::EmptyAad);
+        }
+        let whole = wrapped.ciphertext.len() == WrappedKey::CIPHERTEXT_LEN;
+        if !whole || wrapped.generation != generation {
+            return Err(TokenError::Rejected);
+        }
+        self.say(self.with_master(generation, |master| self.open_wrapped(master, aad, wrapped)))
+    }
+
+    fn create_signer(&self, generation: u32) -> Result<SignerInfo, TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = KeyName::Signer(generation);
+        self.say((|| {
+            if self.check_signer(generation)?.is_some() {
+                return Err(self.exists(key));
+            }
+            let made = self.sessions.run_writing(|session| keys::make_signer(session, key))?;
+            match self.check_signer(generation) {
+                Ok(Some(signer)) => Ok(signer.info),
+                bad => {
+                    self.sessions.run_writing(|session| keys::unmake(session, &made))?;
+                    Err(bad.err().unwrap_or_else(|| vanished("C_GenerateKeyPair")))
+                }
+            }
+        })())
+    }
+
+    fn signer(&self, generation: u32) -> Result<Option<SignerInfo>, TokenError> {
+        let signer = self.say(self.check_signer(generation))?;
+        Ok(signer.map(|signer| signer.info))
+    }
+
+    fn sign(&self, generation: u32, sha256: &[u8; 32]) -> Result<[u8; 64], TokenError> {
+        let sign = |signer: Signer| {
+            self.sessions.run(|session| keys::sign(session, signer.private, sha256))
+        };
+        self.say(match self.use_signer(generation).and_then(sign) {
+            Err(failure) if failure.is_stale_handle() => {
+                self.check_signer(generation).and_then(|signer| signer.map_or(Err(failure), sign))
+            }
+            result => result,
+        })
+    }
+
+    fn canary(&self, generation: u32) -> Result<(), TokenError> {
+        let tried =
+            self.with_master(generation, |master| self.try_canary(master.handle, &master.canary));
+        tried.map_err(|failure| match failure {
+            // The blob is good, so this is never about the data.
+            Failure::Call { call, code } if failure_is_data(code) => {
+                let cause = Cause::Code(super::ckr::row(code), code);
+                TokenError::Unavailable(Box::new(Fault { place: self.place.clone(), call, cause }))
+            }
+            other => other.at(&self.place),
+        })
+    }
+}
+
+fn failure_is_data(code: u64) -> bool {
+    super::ckr::row(code).class == super::ckr::Class::Data
+}
+
+fn vanished(call: &str) -> Failure {
+    Failure::answer(call, "the key that was just made is not there")
+}
+
+/// Loads and initialises a module, for the life of the process.
+fn load(path: &Path) -> Result<Pkcs11, TokenError> {
+    let bad = |error: Error| TokenError::Module { path: path.into(), why: error.to_string() };
+    let module = Pkcs11::new(path).map_err(bad)?;
+    // Unloading a library that was not finalised would pull the ground from under its threads.
+    mem::forget(module.clone());
+    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(module),
+        Err(error) => Err(bad(error)),
+    }
+}
+
+fn limit(limit: Limit) -> Option<u64> {
+    limit.into()
+}
