@@ -22,6 +22,7 @@ pub mod custody;
 pub mod identity;
 pub mod key;
 pub mod policy;
+pub mod records;
 pub mod secret;
 pub mod store;
 pub mod token;

@@ -1,3 +1,28 @@
-//! The cryptographic boundary: the only place where a private key is in the clear.
+//! The cryptographic boundary: the one process that loads the PKCS#11 module, knows the PIN and ever
+//! holds a key in the clear; and the front's way to it.
+//!
+//! It answers about a dozen verbs over a private Unix socket ([`protocol`]), from plain data: sealed
+//! forms in, results out. It keeps nothing but its cache, so it can be ended and started at any moment.
 
+mod asking;
+mod cache;
+mod client;
+mod custodian;
+mod doctor;
+mod keyring;
+mod process;
+pub mod protocol;
 pub mod rsa;
+mod seal;
+mod sealed;
+mod start;
+mod wire;
+
+pub use asking::{CheckpointSignature, Initialised, NewKey};
+pub use cache::Settings as CacheSettings;
+pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
+pub use process::{Settings, StartError};
+pub use start::Ready;
+
+/// What every message begins with that custody signs.
+pub const CHECKPOINT_TAG: &[u8] = b"strongroom trail checkpoint v1\n";

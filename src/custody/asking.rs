@@ -1,0 +1,149 @@
+//! The verbs as the front calls them: plain data in, plain data out.
+
+use super::client::{Client, CustodyError};
+use super::protocol::{
+    Check, KeyAddress, Passing, RecordAddress, Reply, SignerFacts, Status, StoreKey, Verb,
+};
+use crate::key::{Algorithm, Mgf1Hash};
+use crate::secret::{Pkcs8Der, Plaintext};
+
+/// A key that custody made or took in: the sealed private key and the public one.
+pub struct NewKey {
+    pub algorithm: Algorithm,
+    /// The sealed key, of no use without the token.
+    pub sealed: Vec<u8>,
+    /// SubjectPublicKeyInfo, DER.
+    pub public: Vec<u8>,
+}
+
+/// A signature over a checkpoint: ECDSA P-256, r ‖ s.
+pub struct CheckpointSignature {
+    pub generation: u32,
+    pub signature: Vec<u8>,
+}
+
+/// What init made in the token.
+pub struct Initialised {
+    /// In words, what was generated and not found.
+    pub created: Vec<String>,
+    pub generation: u32,
+    pub signer: SignerFacts,
+}
+
+/// Unpacks the one reply that fits, else says that custody is confused.
+macro_rules! expect {
+    ($reply:expr, $pattern:pat => $value:expr) => {
+        match $reply {
+            $pattern => Ok($value),
+            _ => Err(CustodyError::Confused),
+        }
+    };
+}
+
+impl Client {
+    /// What custody is like, locked or not.
+    pub async fn status(&self) -> Result<Status, CustodyError> {
+        expect!(self.ask_any(Verb::Status).await?, Reply::Status(status) => status)
+    }
+
+    /// The checks that only custody can make, locked or not.
+    pub async fn checks(&self) -> Result<Vec<Check>, CustodyError> {
+        expect!(self.ask_any(Verb::Doctor).await?, Reply::Checks(checks) => checks)
+    }
+
+    /// Generates master key and signing key of the first generation in the token.
+    pub async fn init(&self, appliance: &str, resume: bool) -> Result<Initialised, CustodyError> {
+        let verb = Verb::Init { appliance: appliance.to_owned(), resume };
+        expect!(
+            self.ask(verb).await?,
+            Reply::Initialised { created, generation, signer } =>
+                Initialised { created, generation, signer }
+        )
+    }
+
+    /// A fresh store key, wrapped in the token.
+    pub async fn new_store_key(&self, id: u32) -> Result<StoreKey, CustodyError> {
+        expect!(
+            self.ask(Verb::NewStoreKey { id }).await?,
+            Reply::StoreKey { wrapped } => StoreKey { id, wrapped }
+        )
+    }
+
+    /// Seals a record's value under its address.
+    pub async fn seal_record(
+        &self,
+        store_key: &StoreKey,
+        address: RecordAddress,
+        value: Vec<u8>,
+    ) -> Result<Vec<u8>, CustodyError> {
+        let verb = Verb::SealRecord { store_key: store_key.clone(), address, value };
+        expect!(self.ask(verb).await?, Reply::Sealed(sealed) => sealed)
+    }
+
+    /// Opens a record's value; it must have been sealed under this very address.
+    pub async fn open_record(
+        &self,
+        store_key: &StoreKey,
+        address: RecordAddress,
+        sealed: Vec<u8>,
+    ) -> Result<Vec<u8>, CustodyError> {
+        let verb = Verb::OpenRecord { store_key: store_key.clone(), address, sealed };
+        expect!(self.ask(verb).await?, Reply::Opened(value) => value)
+    }
+
+    /// Generates a private key and seals it under its address.
+    pub async fn generate_key(
+        &self,
+        address: KeyAddress,
+        algorithm: Algorithm,
+    ) -> Result<NewKey, CustodyError> {
+        let reply = self.ask(Verb::GenerateKey { address, algorithm }).await?;
+        expect!(reply, Reply::Key { algorithm, sealed, public } => NewKey { algorithm, sealed, public })
+    }
+
+    /// Takes in a private key that was made elsewhere and seals it under its address.
+    pub async fn import_key(
+        &self,
+        address: KeyAddress,
+        private_key: Pkcs8Der,
+    ) -> Result<NewKey, CustodyError> {
+        let verb = Verb::ImportKey { address, private_key: Passing(private_key) };
+        let reply = self.ask(verb).await?;
+        expect!(reply, Reply::Key { algorithm, sealed, public } => NewKey { algorithm, sealed, public })
+    }
+
+    /// RSAES-OAEP decryption with a sealed key (RFC 8017 §7.1.2).
+    pub async fn decrypt(
+        &self,
+        address: KeyAddress,
+        sealed: Vec<u8>,
+        mgf1_hash: Mgf1Hash,
+        ciphertext: Vec<u8>,
+        label: Vec<u8>,
+    ) -> Result<Plaintext, CustodyError> {
+        let verb = Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label };
+        expect!(self.ask(verb).await?, Reply::Plaintext(Passing(plaintext)) => plaintext)
+    }
+
+    /// Makes custody forget opened keys: of one version, of a name, or all.
+    pub async fn drop_keys(
+        &self,
+        name: Option<&str>,
+        version: Option<u32>,
+    ) -> Result<(), CustodyError> {
+        let verb = Verb::DropKeys { name: name.map(str::to_owned), version };
+        expect!(self.ask(verb).await?, Reply::Done => ())
+    }
+
+    /// Has the token sign a checkpoint of the trail.
+    pub async fn sign_checkpoint(
+        &self,
+        message: Vec<u8>,
+    ) -> Result<CheckpointSignature, CustodyError> {
+        let reply = self.ask(Verb::SignCheckpoint { message }).await?;
+        expect!(
+            reply,
+            Reply::Signature { generation, signature } => CheckpointSignature { generation, signature }
+        )
+    }
+}

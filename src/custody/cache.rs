@@ -1,0 +1,132 @@
+//! Opened private keys, kept a while: bounded in bytes of arena, by idle time and by age.
+//!
+//! A hit must name the same sealed form that was opened (its seal's IV, drawn fresh for every seal),
+//! so a rewritten record never meets the key of an older one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::protocol::KeyAddress;
+use super::rsa::PrivateKey;
+use crate::key::Algorithm;
+
+/// How long and how much custody keeps open.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Bytes of arena that opened keys may take together.
+    pub max_bytes: usize,
+    /// Seconds without use after which a key is wiped; 0 keeps none.
+    pub idle_seconds: u64,
+    /// Seconds after which a key is wiped whatever its use; 0 keeps none.
+    pub absolute_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_bytes: 2 * 1024 * 1024, idle_seconds: 300, absolute_seconds: 3600 }
+    }
+}
+
+/// The cache; all times are handed in.
+pub struct KeyCache {
+    settings: Settings,
+    entries: Mutex<HashMap<KeyAddress, Entry>>,
+}
+
+struct Entry {
+    key: Arc<PrivateKey>,
+    iv: [u8; 12],
+    cost: usize,
+    loaded: Instant,
+    used: Instant,
+}
+
+impl KeyCache {
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, entries: Mutex::new(HashMap::new()) }
+    }
+
+    /// The opened key of exactly this sealed form, if it is here and young enough.
+    pub fn hit(
+        &self,
+        address: &KeyAddress,
+        iv: &[u8; 12],
+        now: Instant,
+    ) -> Option<Arc<PrivateKey>> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(address)?;
+        if entry.iv != *iv || !self.settings.allow(entry, now) {
+            entries.remove(address);
+            return None;
+        }
+        entry.used = now;
+        Some(Arc::clone(&entry.key))
+    }
+
+    /// Keeps an opened key, and lets go of the least recently used where the bound is passed.
+    pub fn keep(&self, address: KeyAddress, iv: [u8; 12], key: Arc<PrivateKey>, now: Instant) {
+        let cost = arena_cost(key.algorithm());
+        if self.settings.keeps_none() || cost > self.settings.max_bytes {
+            return;
+        }
+        let mut entries = self.entries();
+        entries.insert(address, Entry { key, iv, cost, loaded: now, used: now });
+        let mut total: usize = entries.values().map(|entry| entry.cost).sum();
+        while total > self.settings.max_bytes {
+            total -= remove_oldest(&mut entries);
+        }
+    }
+
+    /// Forgets the key of one version, or of all versions of a name, or all.
+    pub fn forget(&self, name: Option<&str>, version: Option<u32>) {
+        self.entries().retain(|address, _| {
+            let named = name.is_none_or(|name| name == address.name);
+            let versioned = version.is_none_or(|version| version == address.version);
+            !(named && versioned)
+        });
+    }
+
+    /// Wipes what has been idle or kept too long.
+    pub fn expire(&self, now: Instant) {
+        self.entries().retain(|_, entry| self.settings.allow(entry, now));
+    }
+
+    /// Makes room in the arena: wipes the least recently used key. False where there is none.
+    pub fn shed(&self) -> bool {
+        remove_oldest(&mut self.entries()) > 0
+    }
+
+    /// How many keys are open.
+    pub fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<KeyAddress, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Settings {
+    fn keeps_none(&self) -> bool {
+        self.idle_seconds == 0 || self.absolute_seconds == 0
+    }
+
+    fn allow(&self, entry: &Entry, now: Instant) -> bool {
+        now.duration_since(entry.used) < Duration::from_secs(self.idle_seconds)
+            && now.duration_since(entry.loaded) < Duration::from_secs(self.absolute_seconds)
+    }
+}
+
+/// Bytes of arena of one opened key, as measured: about 9 KiB for RSA-2048.
+fn arena_cost(algorithm: Algorithm) -> usize {
+    algorithm.bits() * 9 / 2
+}
+
+fn remove_oldest(entries: &mut HashMap<KeyAddress, Entry>) -> usize {
+    let oldest = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(at, _)| at.clone());
+    oldest.and_then(|at| entries.remove(&at)).map_or(0, |entry| entry.cost)
+}

@@ -1,0 +1,379 @@
+//! The front's way to custody: one connection, many requests under way, answers in any order.
+//!
+//! The link is kept by a task: it connects, says hello, unlocks custody where that is wanted, and
+//! starts over when custody has gone. Requests wait for the link up to a deadline.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use super::protocol::{Answer, Fault, Hello, Home, Passing, Reply, SignerFacts, TokenFacts, Verb};
+use super::wire::{Packet, WireError};
+use crate::secret::Pin;
+
+/// Why custody did not give a result.
+#[derive(Debug, thiserror::Error)]
+pub enum CustodyError {
+    /// Custody answered, and said no.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// Nobody answered in time.
+    #[error("custody cannot be reached: {0}")]
+    Away(String),
+    #[error("the message to custody is too long")]
+    TooLong,
+    #[error("custody answered something else than was asked")]
+    Confused,
+}
+
+/// What the front knows of custody at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not connected, or connected and not unlocked yet; with the reason.
+    Down(String),
+    /// Locked, because an operator said so.
+    Locked,
+    /// The token refused the PIN: an operator has to act, it is not tried again.
+    PinRefused(String),
+    /// The token answers, and does not hold the master key that it should.
+    Unfit(String),
+    /// Ready to work.
+    Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
+}
+
+/// How the front reaches custody.
+#[derive(Debug, Clone)]
+pub struct LinkSettings {
+    pub socket: PathBuf,
+    /// How long a request may wait for custody to come (back).
+    pub deadline: Duration,
+    /// The user that custody must run as.
+    pub custody_uid: u32,
+}
+
+/// What the link should bring custody to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    Locked,
+    Unlocked(Option<Home>),
+}
+
+/// The front's handle; cloning it shares the link.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: LinkSettings,
+    wanted: watch::Sender<Wanted>,
+    state: watch::Sender<LinkState>,
+    connection: watch::Sender<Option<Arc<Connection>>>,
+}
+
+/// One connection, and who waits for an answer on it.
+struct Connection {
+    socket: AsyncFd<OwnedFd>,
+    next: AtomicU64,
+    output: Mutex<Packet>,
+    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+}
+
+/// Pauses between two tries to connect, in milliseconds: quick at first, for a start beside custody.
+const PAUSES: [u64; 6] = [5, 10, 20, 50, 200, 1000];
+
+impl Client {
+    /// Starts to keep the link; `wanted` is what custody is brought to whenever it comes.
+    pub fn start(settings: LinkSettings, wanted: Wanted) -> Self {
+        let down = LinkState::Down("custody was not reached yet".to_owned());
+        let shared = Arc::new(Shared {
+            settings,
+            wanted: watch::Sender::new(wanted),
+            state: watch::Sender::new(down),
+            connection: watch::Sender::new(None),
+        });
+        tokio::spawn(keep_link(Arc::clone(&shared)));
+        Self { shared }
+    }
+
+    /// What is known of custody now.
+    pub fn state(&self) -> LinkState {
+        self.shared.state.borrow().clone()
+    }
+
+    /// Follows what is known of custody.
+    pub fn watch(&self) -> watch::Receiver<LinkState> {
+        self.shared.state.subscribe()
+    }
+
+    /// Says what custody should be brought to from now on, here and after every restart.
+    pub fn want(&self, wanted: Wanted) {
+        self.shared.wanted.send_replace(wanted);
+    }
+
+    /// Asks custody; waits for an unlocked one up to the deadline.
+    ///
+    /// # Errors
+    /// [`CustodyError::Fault`] where custody says no, [`CustodyError::Away`] where it does not come.
+    pub async fn ask(&self, verb: Verb) -> Result<Reply, CustodyError> {
+        let connection = self.unlocked().await?;
+        self.ask_on(&connection, verb).await
+    }
+
+    /// Asks custody whether or not it is unlocked.
+    pub async fn ask_any(&self, verb: Verb) -> Result<Reply, CustodyError> {
+        let mut connections = self.shared.connection.subscribe();
+        let found = connections.wait_for(Option::is_some);
+        let waited = tokio::time::timeout(self.shared.settings.deadline, found).await;
+        let connection = match waited {
+            Ok(Ok(found)) => found.clone(),
+            _ => None,
+        };
+        let connection = connection.ok_or_else(|| self.away())?;
+        self.ask_on(&connection, verb).await
+    }
+
+    /// Unlocks custody with a PIN, or with the configured one.
+    pub async fn unlock(&self, home: Option<Home>, pin: Option<Pin>) -> Result<(), CustodyError> {
+        let verb = Verb::Unlock { appliance: home.clone(), pin: pin.map(Passing) };
+        let answer = self.ask_any(verb).await;
+        match answer {
+            Ok(Reply::Unlocked { token, signer }) => {
+                self.shared.state.send_replace(LinkState::Unlocked { token, signer });
+            }
+            Err(CustodyError::Fault(Fault::Unlocked)) => {}
+            Ok(_) => return Err(CustodyError::Confused),
+            Err(error) => return Err(error),
+        }
+        self.want(Wanted::Unlocked(home));
+        Ok(())
+    }
+
+    /// Locks custody: it wipes everything, ends, and stays locked when it comes back.
+    pub async fn lock(&self) -> Result<(), CustodyError> {
+        self.want(Wanted::Locked);
+        self.shared.state.send_replace(LinkState::Locked);
+        let current = self.shared.connection.borrow().clone();
+        match current {
+            None => Ok(()),
+            Some(connection) => match self.ask_on(&connection, Verb::Lock).await {
+                Ok(_) | Err(CustodyError::Away(_) | CustodyError::Fault(Fault::Locked)) => Ok(()),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    async fn unlocked(&self) -> Result<Arc<Connection>, CustodyError> {
+        let mut states = self.shared.state.subscribe();
+        let settled = states.wait_for(|state| !matches!(state, LinkState::Down(_)));
+        let waited = tokio::time::timeout(self.shared.settings.deadline, settled).await;
+        match waited {
+            Ok(Ok(state)) => match &*state {
+                LinkState::Unlocked { .. } => {}
+                LinkState::Locked => return Err(Fault::Locked.into()),
+                LinkState::PinRefused(why) => return Err(Fault::PinRefused(why.clone()).into()),
+                LinkState::Unfit(why) => return Err(Fault::Master(why.clone()).into()),
+                LinkState::Down(_) => return Err(self.away()),
+            },
+            _ => return Err(self.away()),
+        }
+        self.shared.connection.borrow().clone().ok_or_else(|| self.away())
+    }
+
+    fn away(&self) -> CustodyError {
+        match self.state() {
+            LinkState::Down(why) => CustodyError::Away(why),
+            _ => CustodyError::Away("it has just ended".to_owned()),
+        }
+    }
+
+    async fn ask_on(&self, connection: &Connection, verb: Verb) -> Result<Reply, CustodyError> {
+        Ok(connection.ask(verb).await.map_err(|error| match error {
+            WireError::TooLong => CustodyError::TooLong,
+            _ => self.away(),
+        })??)
+    }
+}
+
+impl Connection {
+    /// Connects and says hello.
+    async fn open(settings: &LinkSettings) -> Result<Self, WireError> {
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )
+        .map_err(WireError::Socket)?;
+        let address = UnixAddr::new(&settings.socket).map_err(WireError::Socket)?;
+        connect(fd.as_raw_fd(), &address).map_err(WireError::Socket)?;
+        if !super::wire::peer_is(fd.as_fd(), settings.custody_uid) {
+            return Err(WireError::Malformed);
+        }
+        // SAFETY: the descriptor is owned by the value that registers it, and is closed after it.
+        #[allow(unsafe_code)] // a plain OwnedFd keeps what `register` asks for
+        let socket = unsafe { AsyncFd::register(fd) }.map_err(|_| WireError::Closed)?;
+        let connection = Self {
+            socket,
+            next: AtomicU64::new(1),
+            output: Mutex::new(Packet::new()?),
+            waiting: Mutex::new(Some(HashMap::new())),
+        };
+        connection.send(0, &Hello::OURS).await?;
+        let mut input = Packet::new()?;
+        let (_, theirs): (u64, Hello) = connection.receive(&mut input).await?;
+        if theirs == Hello::OURS { Ok(connection) } else { Err(WireError::Malformed) }
+    }
+
+    async fn ask(&self, verb: Verb) -> Result<Answer, WireError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        match self.waiting().as_mut() {
+            Some(waiting) => waiting.insert(id, sender),
+            None => return Err(WireError::Closed),
+        };
+        if let Err(error) = self.send(id, &verb).await {
+            if let Some(waiting) = self.waiting().as_mut() {
+                waiting.remove(&id);
+            }
+            return Err(error);
+        }
+        receiver.await.map_err(|_| WireError::Closed)
+    }
+
+    async fn send<T: serde::Serialize>(&self, id: u64, message: &T) -> Result<(), WireError> {
+        loop {
+            let sent = self.output().send(self.socket.get_ref().as_fd(), id, message);
+            match sent {
+                Err(WireError::WouldBlock) => {
+                    let mut ready = self.socket.writable().await.map_err(|_| WireError::Closed)?;
+                    ready.clear_ready();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn receive<T: serde::de::DeserializeOwned>(
+        &self,
+        input: &mut Packet,
+    ) -> Result<(u64, T), WireError> {
+        loop {
+            let mut ready = self.socket.readable().await.map_err(|_| WireError::Closed)?;
+            match input.receive(self.socket.get_ref().as_fd()) {
+                Err(WireError::WouldBlock) => ready.clear_ready(),
+                other => return other,
+            }
+        }
+    }
+
+    /// Hands answers to those who wait, until the connection ends; then nobody waits any more.
+    async fn hand_out(&self) -> WireError {
+        let mut input = match Packet::new() {
+            Ok(input) => input,
+            Err(error) => return error,
+        };
+        let end = loop {
+            match self.receive::<Answer>(&mut input).await {
+                Ok((id, answer)) => {
+                    let waiter = self.waiting().as_mut().and_then(|waiting| waiting.remove(&id));
+                    if let Some(waiter) = waiter {
+                        let _ = waiter.send(answer);
+                    }
+                }
+                Err(error) => break error,
+            }
+        };
+        self.waiting().take();
+        end
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn output(&self) -> std::sync::MutexGuard<'_, Packet> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connects, brings custody to what is wanted, hands out answers, and starts over.
+async fn keep_link(shared: Arc<Shared>) {
+    let mut failures = 0;
+    loop {
+        match Connection::open(&shared.settings).await {
+            Ok(connection) => {
+                let unlocked = hold(&shared, Arc::new(connection)).await;
+                failures = if unlocked { 0 } else { failures + 1 };
+            }
+            Err(error) => {
+                let path = shared.settings.socket.display();
+                shared.down(format!("{path}: {error}"));
+                failures += 1;
+            }
+        }
+        let pause = PAUSES.get(failures).or(PAUSES.last()).copied().unwrap_or(1000);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// Holds one connection until it ends; true if custody was unlocked over it.
+async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> bool {
+    let reader = tokio::spawn({
+        let connection = Arc::clone(&connection);
+        async move { connection.hand_out().await }
+    });
+    let wanted = shared.wanted.borrow().clone();
+    match wanted {
+        Wanted::Locked => {
+            shared.state.send_replace(LinkState::Locked);
+        }
+        Wanted::Unlocked(home) => bring_up(shared, &connection, home).await,
+    }
+    shared.connection.send_replace(Some(Arc::clone(&connection)));
+    let end = reader.await;
+    shared.connection.send_replace(None);
+    let was_unlocked = matches!(*shared.state.borrow(), LinkState::Unlocked { .. });
+    if was_unlocked {
+        let why = end.map_or_else(|_| "the link broke".to_owned(), |error| error.to_string());
+        shared.down(format!("custody ended: {why}"));
+    }
+    was_unlocked
+}
+
+/// Unlocks custody with the configured PIN. What an operator has to mend is not tried again.
+async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) {
+    let refused = matches!(*shared.state.borrow(), LinkState::PinRefused(_));
+    if refused {
+        return;
+    }
+    let state = match connection.ask(Verb::Unlock { appliance: home, pin: None }).await {
+        Ok(Ok(Reply::Unlocked { token, signer })) => LinkState::Unlocked { token, signer },
+        Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
+        Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
+        Ok(Err(fault)) => LinkState::Down(fault.to_string()),
+        Ok(Ok(_)) => LinkState::Down("custody answered something else than was asked".to_owned()),
+        Err(error) => LinkState::Down(error.to_string()),
+    };
+    shared.state.send_replace(state);
+}
+
+impl Shared {
+    fn down(&self, why: String) {
+        self.state.send_if_modified(|state| match state {
+            LinkState::Locked | LinkState::PinRefused(_) => false,
+            LinkState::Down(known) if *known == why => false,
+            state => {
+                *state = LinkState::Down(why);
+                true
+            }
+        });
+    }
+}

@@ -1,0 +1,256 @@
+//! The verbs, carried out: what custody does once it was asked, whichever thread asks.
+//!
+//! [`Custodian::quick`] answers what needs no token (a loaded key, a known store key) on the thread
+//! that read the request; the rest goes to the token's threads and ends in [`Custodian::slow`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use super::cache;
+use super::keyring::Keyring;
+use super::protocol::{
+    Answer, Check, Fault, Home, Passing, Reply, SignerFacts, Status, TokenFacts, Verb,
+};
+use crate::secret::{self, Pin};
+use crate::token::{Token, TokenError};
+
+/// Opens the token: with the PIN given, else with the configured one.
+pub type Opener = Box<dyn Fn(Option<Pin>) -> Result<Arc<dyn Token>, Fault> + Send + Sync>;
+
+/// Makes the checks of `doctor` that need this process.
+pub type Examiner = Box<dyn Fn(Result<OpenToken<'_>, &str>) -> Vec<Check> + Send + Sync>;
+
+/// The open token and the generation in use, if the appliance is initialised.
+pub type OpenToken<'a> = (&'a dyn Token, Option<u32>);
+
+/// The state of custody: locked, or unlocked with a token and the keys opened under it.
+pub struct Custodian {
+    opener: Opener,
+    examiner: Examiner,
+    cache: cache::Settings,
+    arena: String,
+    unlocked: RwLock<Option<Arc<Keyring>>>,
+    unlocking: Mutex<()>,
+    past_use: AtomicBool,
+}
+
+/// Where a verb is to be carried out.
+pub enum Quick {
+    Answered(Answer),
+    /// Needs the token: for its threads.
+    Token(Verb),
+    /// Takes long on a processor: for the thread that generates keys.
+    Generation(Verb),
+}
+
+impl Custodian {
+    pub fn new(opener: Opener, examiner: Examiner, cache: cache::Settings, arena: String) -> Self {
+        Self {
+            opener,
+            examiner,
+            cache,
+            arena,
+            unlocked: RwLock::new(None),
+            unlocking: Mutex::new(()),
+            past_use: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this process has to be replaced: its token, module or a session is past use.
+    pub fn past_use(&self) -> bool {
+        self.past_use.load(Ordering::Acquire)
+    }
+
+    /// Wipes what has been kept too long.
+    pub fn expire(&self, now: Instant) {
+        if let Some(keyring) = self.keyring() {
+            keyring.cache.expire(now);
+        }
+    }
+
+    /// Tries the token with a known blob; nothing to try while locked.
+    ///
+    /// # Errors
+    /// What the token said; the process is past use then.
+    pub fn try_canary(&self) -> Result<(), Fault> {
+        match self.keyring() {
+            Some(keyring) => match &keyring.home {
+                Some(home) => Ok(keyring.token.canary(home.generation)?),
+                None => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets every key, as a lock or the end of the process asks for.
+    pub fn wipe(&self) {
+        if let Some(keyring) = self.unlocked.write().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            keyring.cache.forget(None, None);
+        }
+    }
+
+    /// Answers what needs neither token nor long arithmetic; says where the rest belongs.
+    pub fn quick(&self, verb: Verb) -> Quick {
+        match verb {
+            Verb::Status => Quick::Answered(Ok(Reply::Status(self.status()))),
+            Verb::Unlock { .. } | Verb::Init { .. } | Verb::Doctor => Quick::Token(verb),
+            verb => match self.keyring() {
+                None => Quick::Answered(Err(Fault::Locked)),
+                Some(keyring) => keyring.quick(verb),
+            },
+        }
+    }
+
+    /// Carries out what [`Custodian::quick`] handed on; may wait for the token.
+    pub fn slow(&self, verb: Verb) -> Answer {
+        let answer = match verb {
+            Verb::Unlock { appliance, pin } => self.unlock(appliance, pin),
+            Verb::Doctor => Ok(Reply::Checks(self.examine())),
+            Verb::Init { appliance, resume } => self.init(appliance, resume),
+            verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
+        };
+        if let Err(Fault::TokenUnavailable(_)) = answer {
+            self.past_use.store(true, Ordering::Release);
+        }
+        answer
+    }
+
+    fn keyring(&self) -> Option<Arc<Keyring>> {
+        self.unlocked.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn status(&self) -> Status {
+        let keyring = self.keyring();
+        let usage = secret::usage();
+        Status {
+            unlocked: keyring.is_some(),
+            token: keyring.as_ref().map(|keyring| keyring.facts.clone()),
+            arena: self.arena.clone(),
+            arena_size_bytes: usage.size_bytes as u64,
+            arena_used_bytes: usage.used_bytes as u64,
+            loaded_keys: keyring.map_or(0, |keyring| keyring.cache.len() as u64),
+        }
+    }
+
+    fn examine(&self) -> Vec<Check> {
+        match self.keyring() {
+            Some(keyring) => {
+                let generation = keyring.home.as_ref().map(|home| home.generation);
+                (self.examiner)(Ok((keyring.token.as_ref(), generation)))
+            }
+            None => (self.examiner)(Err("custody is locked")),
+        }
+    }
+
+    /// Opens the token; where the appliance was initialised, its master key must be there and fit.
+    fn unlock(&self, home: Option<Home>, pin: Option<Passing<Pin>>) -> Answer {
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.keyring().is_some() {
+            return Err(Fault::Unlocked);
+        }
+        let token = (self.opener)(pin.map(|Passing(pin)| pin))?;
+        let signer = match &home {
+            Some(home) => Some(prove_master(token.as_ref(), home.generation)?),
+            None => None,
+        };
+        let facts = facts_of(token.as_ref())?;
+        self.install(Keyring::new(token, facts.clone(), home, self.cache.clone()));
+        Ok(Reply::Unlocked { token: facts, signer })
+    }
+
+    /// Generates the first master key and signing key. Without `resume` anything found ends it.
+    fn init(&self, appliance: String, resume: bool) -> Answer {
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        let keyring = self.keyring().ok_or(Fault::Locked)?;
+        if keyring.home.is_some() {
+            return Err(Fault::Exists("this appliance is initialised".to_owned()));
+        }
+        let token = keyring.token.as_ref();
+        let (master, signer) = (token.master(FIRST)?, token.signer(FIRST)?);
+        if !resume {
+            refuse_existing(master.is_some(), signer.is_some())?;
+        }
+        let mut created = Vec::new();
+        if master.is_none() {
+            token.create_master(FIRST)?;
+            created.push(format!("master key, generation {FIRST}"));
+        }
+        if signer.is_none() {
+            token.create_signer(FIRST)?;
+            created.push(format!("trail signing key, generation {FIRST}"));
+        }
+        let signer = prove_master(token, FIRST)?;
+        let home = Home { appliance, generation: FIRST };
+        let token = Arc::clone(&keyring.token);
+        self.install(Keyring::new(token, keyring.facts.clone(), Some(home), self.cache.clone()));
+        Ok(Reply::Initialised { created, generation: FIRST, signer })
+    }
+
+    fn install(&self, keyring: Keyring) {
+        *self.unlocked.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keyring));
+    }
+}
+
+/// The generation that init makes.
+const FIRST: u32 = 1;
+
+fn refuse_existing(master: bool, signer: bool) -> Result<(), Fault> {
+    let found = match (master, signer) {
+        (false, false) => return Ok(()),
+        (true, false) => "a master key",
+        (false, true) => "a trail signing key",
+        (true, true) => "a master key and a trail signing key",
+    };
+    Err(Fault::Exists(format!("the token holds {found} of generation {FIRST}")))
+}
+
+/// Makes sure that master and signing key of a generation are there, fit and alive.
+fn prove_master(token: &dyn Token, generation: u32) -> Result<SignerFacts, Fault> {
+    let missing = |what: &str| {
+        Fault::Master(format!(
+            "the token is open and holds no {what} of generation {generation}; is it the right \
+             token? Strongroom never makes a new one in its place"
+        ))
+    };
+    token.master(generation)?.ok_or_else(|| missing("master key"))?;
+    token.canary(generation)?;
+    let signer = token.signer(generation)?.ok_or_else(|| missing("trail signing key"))?;
+    Ok(SignerFacts { generation: signer.generation, public_point: signer.public_point.to_vec() })
+}
+
+fn facts_of(token: &dyn Token) -> Result<TokenFacts, Fault> {
+    let info = token.info()?;
+    Ok(TokenFacts {
+        label: info.label,
+        serial: info.serial,
+        manufacturer: info.manufacturer,
+        model: info.model,
+    })
+}
+
+impl From<TokenError> for Fault {
+    fn from(error: TokenError) -> Self {
+        let text = error.to_string();
+        match error {
+            TokenError::PinIncorrect(_) | TokenError::PinLocked(_) | TokenError::PinFinalTry(_) => {
+                Fault::PinRefused(text)
+            }
+            TokenError::KeyMissing { .. }
+            | TokenError::KeyUnfit { .. }
+            | TokenError::KeyAmbiguous { .. } => Fault::Master(text),
+            TokenError::KeyExists { .. } => Fault::Exists(text),
+            TokenError::Rejected => Fault::SealBroken,
+            TokenError::Busy { .. } => Fault::Busy,
+            TokenError::Arena(_) => Fault::ArenaFull,
+            TokenError::EmptyAad => Fault::Protocol(text),
+            TokenError::Unavailable(_)
+            | TokenError::Fatal(_)
+            | TokenError::Operator(_)
+            | TokenError::Unsupported(_)
+            | TokenError::Module { .. }
+            | TokenError::Slot(_) => Fault::TokenUnavailable(text),
+        }
+    }
+}

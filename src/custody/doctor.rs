@@ -1,0 +1,110 @@
+//! The checks that only this process can make: module, slot, PIN, master key, canary, locked memory.
+
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::custodian::OpenToken;
+use super::protocol::{Check, Verdict};
+use crate::secret::ArenaKind;
+use crate::token::{self, Token, read_pin};
+
+/// Makes all of them. `token` is the open one, or why it is not open.
+pub fn examine(
+    settings: &token::Settings,
+    credentials: Option<&Path>,
+    arena: &crate::secret::ArenaReport,
+    token: Result<OpenToken<'_>, &str>,
+) -> Vec<Check> {
+    let mut checks = vec![module(settings), pin(settings, credentials)];
+    match token {
+        Ok((token, generation)) => checks.extend(open_token(token, generation)),
+        Err(why) => checks.push(fail(
+            "token",
+            why.to_owned(),
+            "[token] of the configuration, or `strongroom unlock`",
+        )),
+    }
+    checks.push(locked_memory(arena));
+    checks.push(core_limit());
+    checks
+}
+
+fn module(settings: &token::Settings) -> Check {
+    let path = settings.module.display().to_string();
+    match std::fs::metadata(&settings.module) {
+        Ok(found) if found.is_file() => ok("module", path),
+        Ok(_) => fail("module", format!("{path} is not a file"), "[token] module"),
+        Err(error) => fail("module", format!("{path}: {error}"), "[token] module"),
+    }
+}
+
+fn pin(settings: &token::Settings, credentials: Option<&Path>) -> Check {
+    match read_pin(settings, credentials) {
+        Ok(_) => ok("pin", "readable by custody alone".to_owned()),
+        Err(error) => fail("pin", error.to_string(), "[token] pin_file or pin_credential"),
+    }
+}
+
+fn open_token(token: &dyn Token, generation: Option<u32>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    checks.push(match token.info() {
+        Ok(info) => ok(
+            "token",
+            format!(
+                "{} (serial {}, {} {})",
+                info.label, info.serial, info.manufacturer, info.model
+            ),
+        ),
+        Err(error) => fail("token", error.to_string(), "[token] label or serial"),
+    });
+    let Some(generation) = generation else {
+        checks.push(warn("master key", "not initialised yet".to_owned(), "`strongroom init`"));
+        return checks;
+    };
+    checks.push(match token.master(generation) {
+        Ok(Some(_)) => ok("master key", format!("generation {generation}, template as required")),
+        Ok(None) => fail(
+            "master key",
+            format!("generation {generation} is not in this token"),
+            "[token] label or serial: is it the right token?",
+        ),
+        Err(error) => fail("master key", error.to_string(), "the token's own tools"),
+    });
+    checks.push(match token.canary(generation) {
+        Ok(()) => ok("canary", "wrapped and unwrapped".to_owned()),
+        Err(error) => fail("canary", error.to_string(), "the token; then restart custody"),
+    });
+    checks
+}
+
+fn locked_memory(arena: &crate::secret::ArenaReport) -> Check {
+    let found = arena.to_string();
+    match arena.kind {
+        ArenaKind::MemfdSecret => ok("locked memory", found),
+        ArenaKind::Mlock => warn(
+            "locked memory",
+            format!("{found}; root can read it from outside"),
+            "a kernel with memfd_secret (5.14 or newer), [custody.arena] kind",
+        ),
+    }
+}
+
+fn core_limit() -> Check {
+    match getrlimit(Resource::RLIMIT_CORE) {
+        Ok((0, 0)) => ok("core dumps", "off".to_owned()),
+        _ => fail("core dumps", "not off".to_owned(), "LimitCORE= of the unit"),
+    }
+}
+
+fn ok(name: &str, found: String) -> Check {
+    Check { name: name.to_owned(), verdict: Verdict::Ok, found, remedy: String::new() }
+}
+
+fn warn(name: &str, found: String, remedy: &str) -> Check {
+    Check { name: name.to_owned(), verdict: Verdict::Warn, found, remedy: remedy.to_owned() }
+}
+
+fn fail(name: &str, found: String, remedy: &str) -> Check {
+    Check { name: name.to_owned(), verdict: Verdict::Fail, found, remedy: remedy.to_owned() }
+}

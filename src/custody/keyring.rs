@@ -1,0 +1,251 @@
+//! The keys under an open token: store keys, opened private keys, and what is done with them.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use super::cache::{self, KeyCache};
+use super::custodian::Quick;
+use super::protocol::{
+    Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, StoreKey, TokenFacts, Verb,
+};
+use super::rsa::{DecryptError, KeyError, PrivateKey};
+use super::{CHECKPOINT_TAG, seal, sealed};
+use crate::key::Mgf1Hash;
+use crate::secret::{DataKey, Pkcs8Der};
+use crate::token::Token;
+
+/// Loads of different keys rarely share a stripe; loads of one key always do.
+const STRIPES: usize = 16;
+
+/// An open token with everything that custody keeps under it.
+pub struct Keyring {
+    pub token: Arc<dyn Token>,
+    pub facts: TokenFacts,
+    pub home: Option<Home>,
+    pub cache: KeyCache,
+    store_keys: Mutex<HashMap<Vec<u8>, Arc<DataKey>>>,
+    loading: [Mutex<()>; STRIPES],
+}
+
+/// A request to decrypt, as custody sees it.
+struct Decryption<'a> {
+    address: &'a KeyAddress,
+    sealed: &'a [u8],
+    mgf1_hash: Mgf1Hash,
+    ciphertext: &'a [u8],
+    label: &'a [u8],
+}
+
+impl Keyring {
+    pub fn new(
+        token: Arc<dyn Token>,
+        facts: TokenFacts,
+        home: Option<Home>,
+        settings: cache::Settings,
+    ) -> Self {
+        Self {
+            token,
+            facts,
+            home,
+            cache: KeyCache::new(settings),
+            store_keys: Mutex::new(HashMap::new()),
+            loading: std::array::from_fn(|_| Mutex::new(())),
+        }
+    }
+
+    /// Answers with what is open already; hands on what needs the token.
+    pub fn quick(&self, verb: Verb) -> Quick {
+        match &verb {
+            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label } => {
+                let wanted =
+                    Decryption { address, sealed, mgf1_hash: *mgf1_hash, ciphertext, label };
+                match self.decrypt_open(&wanted) {
+                    Some(answer) => Quick::Answered(answer),
+                    None => Quick::Token(verb),
+                }
+            }
+            Verb::SealRecord { store_key, .. } | Verb::OpenRecord { store_key, .. } => {
+                match self.known_store_key(store_key) {
+                    Some(key) => Quick::Answered(self.record(&key, verb)),
+                    None => Quick::Token(verb),
+                }
+            }
+            Verb::DropKeys { name, version } => {
+                self.cache.forget(name.as_deref(), *version);
+                Quick::Answered(Ok(Reply::Done))
+            }
+            Verb::Lock => Quick::Answered(Ok(Reply::Done)),
+            Verb::GenerateKey { .. } | Verb::ImportKey { .. } => Quick::Generation(verb),
+            _ => Quick::Token(verb),
+        }
+    }
+
+    /// Carries out what needs the token.
+    pub fn slow(&self, verb: Verb) -> Answer {
+        match verb {
+            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label } => {
+                self.decrypt(&Decryption {
+                    address: &address,
+                    sealed: &sealed,
+                    mgf1_hash,
+                    ciphertext: &ciphertext,
+                    label: &label,
+                })
+            }
+            Verb::SealRecord { ref store_key, .. } | Verb::OpenRecord { ref store_key, .. } => {
+                let key = self.store_key(store_key)?;
+                self.record(&key, verb)
+            }
+            Verb::NewStoreKey { id } => self.new_store_key(id),
+            Verb::GenerateKey { address, algorithm } => {
+                let key = PrivateKey::generate(algorithm).map_err(of_key)?;
+                self.seal_key(&address, &key)
+            }
+            Verb::ImportKey { address, private_key: Passing(text) } => {
+                let key = PrivateKey::import(text.expose()).map_err(of_key)?;
+                self.seal_key(&address, &key)
+            }
+            Verb::SignCheckpoint { message } => self.sign(&message),
+            _ => Err(Fault::Protocol("not a verb for an open token".to_owned())),
+        }
+    }
+
+    fn home(&self) -> Result<&Home, Fault> {
+        self.home.as_ref().ok_or_else(|| Fault::Master("not initialised".to_owned()))
+    }
+
+    /// With a key that is open already; `None` where it is not.
+    fn decrypt_open(&self, wanted: &Decryption<'_>) -> Option<Answer> {
+        let (_, seal) = sealed::read_key(wanted.sealed).ok()?;
+        let key = self.cache.hit(wanted.address, seal.iv, Instant::now())?;
+        Some(decrypt_with(&key, wanted))
+    }
+
+    /// Opens the key first; only one thread at a time opens the same key.
+    fn decrypt(&self, wanted: &Decryption<'_>) -> Answer {
+        let mut hasher = DefaultHasher::new();
+        wanted.address.hash(&mut hasher);
+        let stripe = &self.loading[hasher.finish() as usize % STRIPES];
+        let loading = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = self.decrypt_open(wanted) {
+            return answer;
+        }
+        let key = Arc::new(self.open_key(wanted.address, wanted.sealed)?);
+        let (_, seal) = sealed::read_key(wanted.sealed)?;
+        self.cache.keep(wanted.address.clone(), *seal.iv, Arc::clone(&key), Instant::now());
+        drop(loading);
+        decrypt_with(&key, wanted)
+    }
+
+    fn open_key(&self, address: &KeyAddress, bytes: &[u8]) -> Result<PrivateKey, Fault> {
+        let home = self.home()?;
+        let (wrapped, seal) = sealed::read_key(bytes)?;
+        let aad = sealed::data_key_aad(&home.appliance, wrapped.generation, address);
+        let data_key = self.token.unwrap(wrapped.generation, &aad, &wrapped)?;
+        let open = || {
+            seal::open(&data_key, &sealed::pkcs8_aad(&home.appliance, address), seal)
+                .map(Pkcs8Der::new)
+        };
+        let pkcs8 = match open() {
+            Err(Fault::ArenaFull) if self.cache.shed() => open(),
+            other => other,
+        }?;
+        PrivateKey::from_pkcs8(pkcs8.expose()).map_err(|error| match error {
+            KeyError::Arena(_) => Fault::ArenaFull,
+            _ => Fault::SealBroken,
+        })
+    }
+
+    /// Seals a private key under a data key of its own, and opens it again before it is handed out.
+    fn seal_key(&self, address: &KeyAddress, key: &PrivateKey) -> Answer {
+        let home = self.home()?;
+        let data_key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
+        let pkcs8 = key.to_pkcs8().map_err(of_key)?;
+        let aad = sealed::pkcs8_aad(&home.appliance, address);
+        let (iv, ciphertext) = seal::seal(&data_key, &aad, pkcs8.expose())?;
+        let aad = sealed::data_key_aad(&home.appliance, home.generation, address);
+        let wrapped = self.token.wrap(home.generation, &aad, &data_key)?;
+        let bytes = sealed::write_key(&wrapped, &iv, &ciphertext);
+        self.open_key(address, &bytes)?;
+        Ok(Reply::Key {
+            algorithm: key.algorithm(),
+            sealed: bytes,
+            public: key.public().map_err(of_key)?,
+        })
+    }
+
+    fn new_store_key(&self, id: u32) -> Answer {
+        let home = self.home()?;
+        let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
+        let aad = sealed::store_key_aad(&home.appliance, home.generation, id);
+        let wrapped = self.token.wrap(home.generation, &aad, &key)?;
+        Ok(Reply::StoreKey { wrapped: sealed::write_wrapped(&wrapped) })
+    }
+
+    fn known_store_key(&self, wanted: &StoreKey) -> Option<Arc<DataKey>> {
+        let known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&wanted.wrapped).cloned()
+    }
+
+    fn store_key(&self, wanted: &StoreKey) -> Result<Arc<DataKey>, Fault> {
+        let home = self.home()?;
+        let wrapped = sealed::read_wrapped(&wanted.wrapped)?;
+        let aad = sealed::store_key_aad(&home.appliance, wrapped.generation, wanted.id);
+        let key = Arc::new(self.token.unwrap(wrapped.generation, &aad, &wrapped)?);
+        let mut known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(wanted.wrapped.clone(), Arc::clone(&key));
+        Ok(key)
+    }
+
+    fn record(&self, key: &DataKey, verb: Verb) -> Answer {
+        let home = self.home()?;
+        let aad =
+            |id: u32, address: &RecordAddress| sealed::record_aad(&home.appliance, id, address);
+        match verb {
+            Verb::SealRecord { store_key, address, value } => {
+                let (iv, ciphertext) = seal::seal(key, &aad(store_key.id, &address), &value)?;
+                Ok(Reply::Sealed(sealed::write_record(store_key.id, &iv, &ciphertext)))
+            }
+            Verb::OpenRecord { store_key, address, sealed } => {
+                let (id, seal) = sealed::read_record(&sealed)?;
+                let opened = seal::open(key, &aad(store_key.id, &address), seal)?;
+                if id == store_key.id {
+                    Ok(Reply::Opened(opened.expose().to_vec()))
+                } else {
+                    Err(Fault::SealBroken)
+                }
+            }
+            _ => Err(Fault::Protocol("not a record's verb".to_owned())),
+        }
+    }
+
+    fn sign(&self, message: &[u8]) -> Answer {
+        let home = self.home()?;
+        if !message.starts_with(CHECKPOINT_TAG) {
+            return Err(Fault::Protocol("only checkpoints of the trail are signed".to_owned()));
+        }
+        let digest: [u8; 32] = Sha256::digest(message).into();
+        let signature = self.token.sign(home.generation, &digest)?;
+        Ok(Reply::Signature { generation: home.generation, signature: signature.to_vec() })
+    }
+}
+
+fn decrypt_with(key: &PrivateKey, wanted: &Decryption<'_>) -> Answer {
+    key.decrypt_oaep(wanted.mgf1_hash, wanted.ciphertext, wanted.label)
+        .map(|plaintext| Reply::Plaintext(Passing(plaintext)))
+        .map_err(|error| match error {
+            DecryptError::Failed => Fault::DecryptionFailed,
+            DecryptError::Arena(_) => Fault::ArenaFull,
+        })
+}
+
+fn of_key(error: KeyError) -> Fault {
+    match error {
+        KeyError::Arena(_) => Fault::ArenaFull,
+        other => Fault::BadKey(other.to_string()),
+    }
+}

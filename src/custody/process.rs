@@ -1,0 +1,291 @@
+//! The process: a socket, a thread per core that reads, computes and answers, and a few for the token.
+//!
+//! Every core's thread waits in `recv` on the front's one connection; the kernel wakes one of them per
+//! packet, so a request with a loaded key costs a single wake-up and no queue. What needs the token
+//! goes to threads of its own, so that a slow token holds up nothing else.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use serde::Deserialize;
+
+use super::cache;
+use super::custodian::{Custodian, Quick};
+use super::protocol::{Answer, Fault, Hello, Verb};
+use super::wire::{Packet, WireError, peer_is};
+use crate::secret::arena;
+
+/// Custody's own settings; the token's are its module's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where the front finds custody; only its owner may connect.
+    pub socket: PathBuf,
+    /// The user that the front runs as, by name or number; without it, custody's own.
+    pub front_user: Option<String>,
+    /// Threads that compute; 0 means one per core.
+    pub workers: usize,
+    /// Threads that may wait for the token at the same time.
+    pub token_threads: usize,
+    /// Seconds between two trials of the token with a known blob.
+    pub canary_seconds: u64,
+    /// The locked memory that opened keys live in.
+    pub arena: arena::Settings,
+    /// How long opened keys are kept.
+    pub cache: cache::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/strongroom-custody/custody.sock"),
+            front_user: None,
+            workers: 0,
+            token_threads: 4,
+            canary_seconds: 10,
+            arena: arena::Settings::default(),
+            cache: cache::Settings::default(),
+        }
+    }
+}
+
+/// Why custody did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("locked memory: {0}")]
+    Arena(#[from] crate::secret::ArenaError),
+    #[error("the process could not be closed to dumps and debuggers: {0}")]
+    Harden(#[from] crate::secret::HardenError),
+    #[error("packets: {0}")]
+    Wire(#[from] WireError),
+    #[error("the socket {path} could not be opened: {cause}")]
+    Socket { path: PathBuf, cause: io::Error },
+    #[error("[custody] front_user = {0:?}: no such user")]
+    FrontUser(String),
+    #[error("a thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A request on its way to another thread, with the connection that its answer goes to.
+struct Job {
+    connection: Arc<OwnedFd>,
+    id: u64,
+    verb: Verb,
+}
+
+/// What the threads share.
+struct Office {
+    custodian: Arc<Custodian>,
+    token: SyncSender<Job>,
+    generation: SyncSender<Job>,
+}
+
+/// Jobs that may wait for the token or for a generation; more are refused as busy.
+const WAITING: usize = 1024;
+
+/// Serves the front on `listener` until the process is told to end; `beat` is called after every
+/// second in which the token was found well, or custody was locked.
+///
+/// # Errors
+/// [`StartError`] where a thread or a buffer could not be had. It does not return otherwise: the
+/// process ends from within ([`leave`]).
+pub fn run(
+    settings: &Settings,
+    listener: OwnedFd,
+    front_uid: u32,
+    custodian: Custodian,
+    beat: impl Fn() + Send + 'static,
+) -> Result<(), StartError> {
+    let custodian = Arc::new(custodian);
+    let (token, token_jobs) = sync_channel(WAITING);
+    let (generation, generation_jobs) = sync_channel(WAITING);
+    spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian)?;
+    spawn_pool(1, "generation", generation_jobs, &custodian)?;
+    spawn_housekeeping(Duration::from_secs(settings.canary_seconds), &custodian, beat)?;
+    let office = Arc::new(Office { custodian, token, generation });
+    let workers = match settings.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        some => some,
+    };
+    accept_fronts(&listener, front_uid, workers, &office)
+}
+
+/// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.
+/// The kernel wipes what it takes back; opened keys were wiped before.
+#[allow(unsafe_code)] // _exit(2) has no safe wrapper
+pub fn leave(custodian: &Custodian, code: i32) -> ! {
+    custodian.wipe();
+    // SAFETY: _exit takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Exit code of a process that wants a successor (EX_TEMPFAIL of sysexits.h).
+pub const PAST_USE: i32 = 75;
+
+/// One front at a time: the next connection is taken when the last one has ended.
+fn accept_fronts(
+    listener: &OwnedFd,
+    front_uid: u32,
+    workers: usize,
+    office: &Arc<Office>,
+) -> Result<(), StartError> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    loop {
+        let connection = match nix::sys::socket::accept4(
+            listener.as_raw_fd(),
+            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        ) {
+            // SAFETY: accept4 returned a descriptor that nobody else owns.
+            #[allow(unsafe_code)]
+            Ok(fd) => Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if !peer_is(connection.as_fd(), front_uid) {
+            tracing::warn!(front_uid, "a connection from another user was refused");
+            continue;
+        }
+        serve(&connection, workers, office)?;
+        tracing::info!("the front has disconnected");
+    }
+}
+
+fn serve(
+    connection: &Arc<OwnedFd>,
+    workers: usize,
+    office: &Arc<Office>,
+) -> Result<(), StartError> {
+    if let Err(error) = greet(connection) {
+        tracing::warn!(%error, "the front did not introduce itself");
+        return Ok(());
+    }
+    tracing::info!("the front has connected");
+    let mut threads = Vec::new();
+    for number in 0..workers {
+        let (connection, office) = (Arc::clone(connection), Arc::clone(office));
+        let (input, output) = (Packet::new()?, Packet::new()?);
+        let thread = thread::Builder::new()
+            .name(format!("compute-{number}"))
+            .spawn(move || work(&connection, &office, input, output))
+            .map_err(StartError::Thread)?;
+        threads.push(thread);
+    }
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a computing thread panicked; custody ends, to be started anew");
+            leave(&office.custodian, PAST_USE);
+        }
+    }
+    Ok(())
+}
+
+/// Exchanges [`Hello`]s.
+fn greet(connection: &OwnedFd) -> Result<(), WireError> {
+    let mut packet = Packet::new()?;
+    let (_, theirs): (u64, Hello) = packet.receive(connection.as_fd())?;
+    packet.send(connection.as_fd(), 0, &Hello::OURS)?;
+    if theirs == Hello::OURS { Ok(()) } else { Err(WireError::Malformed) }
+}
+
+/// Reads, computes and answers until the front hangs up.
+fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut output: Packet) {
+    loop {
+        let (id, verb) = match input.receive::<Verb>(connection.as_fd()) {
+            Ok(request) => request,
+            Err(WireError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the front sent what is no request; disconnected");
+                let _ = nix::sys::socket::shutdown(
+                    std::os::fd::AsRawFd::as_raw_fd(connection.as_ref()),
+                    nix::sys::socket::Shutdown::Both,
+                );
+                return;
+            }
+        };
+        let lock = matches!(verb, Verb::Lock);
+        let (queue, verb) = match office.custodian.quick(verb) {
+            Quick::Answered(answer) => {
+                reply(connection, &mut output, id, answer);
+                if lock {
+                    leave(&office.custodian, 0);
+                }
+                continue;
+            }
+            Quick::Token(verb) => (&office.token, verb),
+            Quick::Generation(verb) => (&office.generation, verb),
+        };
+        let job = Job { connection: Arc::clone(connection), id, verb };
+        if queue.try_send(job).is_err() {
+            reply(connection, &mut output, id, Err(Fault::Busy));
+        }
+    }
+}
+
+fn reply(connection: &OwnedFd, output: &mut Packet, id: u64, answer: Answer) {
+    let sent = output.send(connection.as_fd(), id, &answer);
+    if let Err(WireError::TooLong) = sent {
+        let fault = Fault::Protocol("the answer is longer than a packet".to_owned());
+        let _ = output.send(connection.as_fd(), id, &Answer::Err(fault));
+    }
+}
+
+fn spawn_pool(
+    threads: usize,
+    name: &str,
+    jobs: Receiver<Job>,
+    custodian: &Arc<Custodian>,
+) -> Result<(), StartError> {
+    let jobs = Arc::new(Mutex::new(jobs));
+    for number in 0..threads {
+        let (jobs, custodian) = (Arc::clone(&jobs), Arc::clone(custodian));
+        let mut output = Packet::new()?;
+        thread::Builder::new()
+            .name(format!("{name}-{number}"))
+            .spawn(move || {
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(Job { connection, id, verb }) = job else { return };
+                    reply(&connection, &mut output, id, custodian.slow(verb));
+                    if custodian.past_use() {
+                        tracing::error!("the token is past use; custody ends, to be started anew");
+                        leave(&custodian, PAST_USE);
+                    }
+                }
+            })
+            .map_err(StartError::Thread)?;
+    }
+    Ok(())
+}
+
+/// Wipes what was kept too long, tries the token now and then, and tells the supervisor all is well.
+fn spawn_housekeeping(
+    canary_every: Duration,
+    custodian: &Arc<Custodian>,
+    beat: impl Fn() + Send + 'static,
+) -> Result<(), StartError> {
+    let custodian = Arc::clone(custodian);
+    let keep_house = move || {
+        let mut tried = Instant::now();
+        loop {
+            thread::sleep(Duration::from_secs(1));
+            custodian.expire(Instant::now());
+            if tried.elapsed() >= canary_every {
+                tried = Instant::now();
+                if let Err(fault) = custodian.try_canary() {
+                    tracing::error!(%fault, "the canary failed; custody ends, to be started anew");
+                    leave(&custodian, PAST_USE);
+                }
+            }
+            beat();
+        }
+    };
+    let builder = thread::Builder::new().name("housekeeping".to_owned());
+    builder.spawn(keep_house).map(drop).map_err(StartError::Thread)
+}

@@ -1,0 +1,271 @@
+//! What the front and custody say to each other: verbs in, replies or faults out.
+//!
+//! One message is one packet of a `SOCK_SEQPACKET` Unix socket: an 8-byte little-endian request id,
+//! then the postcard form of a [`Verb`] or an [`Answer`]. Answers come in any order. The first packet
+//! each way is a [`Hello`]; a version that differs ends the connection. No packet is longer than
+//! [`MAX_PACKET`].
+
+use std::num::NonZeroUsize;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::key::{Algorithm, Mgf1Hash};
+use crate::secret::{Pin, Pkcs8Der, Plaintext};
+
+/// The version of this protocol; both ends come from one binary, so only equal versions talk.
+pub const VERSION: u16 = 1;
+
+/// The longest packet, in bytes: below the kernel's default socket buffer.
+pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");
+
+/// First words of both ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub magic: [u8; 10],
+    pub version: u16,
+}
+
+impl Hello {
+    /// What this binary says.
+    pub const OURS: Hello = Hello { magic: *b"strongroom", version: VERSION };
+}
+
+/// Where a key version lives: part of every AAD of its sealed form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyAddress {
+    pub name: String,
+    pub version: u32,
+}
+
+/// Where a record lives, and as which revision of it: the AAD of its sealed form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordAddress {
+    pub table: String,
+    pub key: String,
+    pub revision: u64,
+}
+
+/// The store key as it lies in the store: its number and its wrapped form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreKey {
+    pub id: u32,
+    pub wrapped: Vec<u8>,
+}
+
+/// Everything that custody can be asked. Sealed forms go in, results come out; no verb returns a key.
+#[derive(Serialize, Deserialize)]
+pub enum Verb {
+    /// What the token, the arena and the cache are like.
+    Status,
+    /// Opens the token and logs in: with this PIN, else with the configured one.
+    Unlock {
+        appliance: Option<Home>,
+        pin: Option<Passing<Pin>>,
+    },
+    /// Wipes everything and ends the process; the next one starts locked.
+    Lock,
+    /// Generates what an appliance needs in the token; with `resume`, keeps what is there already.
+    Init {
+        appliance: String,
+        resume: bool,
+    },
+    /// A fresh store key, wrapped.
+    NewStoreKey {
+        id: u32,
+    },
+    SealRecord {
+        store_key: StoreKey,
+        address: RecordAddress,
+        value: Vec<u8>,
+    },
+    OpenRecord {
+        store_key: StoreKey,
+        address: RecordAddress,
+        sealed: Vec<u8>,
+    },
+    GenerateKey {
+        address: KeyAddress,
+        algorithm: Algorithm,
+    },
+    ImportKey {
+        address: KeyAddress,
+        private_key: Passing<Pkcs8Der>,
+    },
+    Decrypt {
+        address: KeyAddress,
+        sealed: Vec<u8>,
+        mgf1_hash: Mgf1Hash,
+        ciphertext: Vec<u8>,
+        label: Vec<u8>,
+    },
+    /// Forgets opened keys: one, or all of a name, or all.
+    DropKeys {
+        name: Option<String>,
+        version: Option<u32>,
+    },
+    /// Signs SHA-256 of a checkpoint's bytes; custody adds nothing and refuses what has not the tag.
+    SignCheckpoint {
+        message: Vec<u8>,
+    },
+    /// The checks that only this process can make.
+    Doctor,
+}
+
+/// The appliance that a token's keys serve: bound into every AAD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// Identifier made at init: 32 hex digits.
+    pub appliance: String,
+    /// Master generation in use.
+    pub generation: u32,
+}
+
+/// What a verb comes to.
+pub type Answer = Result<Reply, Fault>;
+
+#[derive(Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Status(Status),
+    Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
+    Initialised { created: Vec<String>, generation: u32, signer: SignerFacts },
+    StoreKey { wrapped: Vec<u8> },
+    Sealed(Vec<u8>),
+    Opened(Vec<u8>),
+    Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },
+    Plaintext(Passing<Plaintext>),
+    Signature { generation: u32, signature: Vec<u8> },
+    Checks(Vec<Check>),
+}
+
+/// What custody is like at the moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub unlocked: bool,
+    pub token: Option<TokenFacts>,
+    /// In words: which kind of locked memory, and how large.
+    pub arena: String,
+    pub arena_size_bytes: u64,
+    pub arena_used_bytes: u64,
+    pub loaded_keys: u64,
+}
+
+/// The token in words, for status and doctor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenFacts {
+    pub label: String,
+    pub serial: String,
+    pub manufacturer: String,
+    pub model: String,
+}
+
+/// The pair that signs checkpoints: its generation and its public point (SEC 1 §2.3.3, 65 bytes).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignerFacts {
+    pub generation: u32,
+    pub public_point: Vec<u8>,
+}
+
+/// One line of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    pub name: String,
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// Which setting of which file mends it; empty where nothing is wrong.
+    pub remedy: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// Why custody did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Fault {
+    /// Whatever was wrong with ciphertext, label or key: always this, and nothing more.
+    #[error("decryption failed")]
+    DecryptionFailed,
+    /// A sealed form did not open under its address: edited, swapped, or of another appliance.
+    #[error("a sealed form does not belong where it lies, or was changed")]
+    SealBroken,
+    #[error("custody is locked")]
+    Locked,
+    #[error("custody is unlocked already")]
+    Unlocked,
+    #[error("the token is not usable: {0}")]
+    TokenUnavailable(String),
+    #[error("the token refused the PIN: {0}")]
+    PinRefused(String),
+    /// The token answers, and its master key is missing, doubtful or not fit.
+    #[error("the master key is not usable: {0}")]
+    Master(String),
+    #[error("already there: {0}")]
+    Exists(String),
+    #[error("not a private key that can be imported: {0}")]
+    BadKey(String),
+    #[error("custody has too much to do")]
+    Busy,
+    #[error("the locked arena is full")]
+    ArenaFull,
+    #[error("custody did not understand: {0}")]
+    Protocol(String),
+}
+
+/// A secret on its way through the socket: the one place where it is written out and read in.
+pub struct Passing<T>(pub T);
+
+/// The roles that may pass, and how they are taken apart and made again.
+pub trait Passable: Sized {
+    fn shown(&self) -> &[u8];
+    fn taken(bytes: &[u8]) -> Option<Self>;
+}
+
+macro_rules! passable {
+    ($($role:ident),*) => {$(
+        impl Passable for $role {
+            fn shown(&self) -> &[u8] {
+                self.expose()
+            }
+            fn taken(bytes: &[u8]) -> Option<Self> {
+                Self::copy_from(bytes).ok()
+            }
+        }
+    )*};
+}
+passable!(Pin, Pkcs8Der, Plaintext);
+
+impl<T: Passable> Serialize for Passing<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0.shown())
+    }
+}
+
+impl<'de, T: Passable> Deserialize<'de> for Passing<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = <&[u8]>::deserialize(deserializer)?;
+        T::taken(bytes).map(Passing).ok_or_else(|| serde::de::Error::custom("no locked memory"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_pass_and_come_out_the_same() {
+        crate::secret::start(&Default::default(), crate::secret::Use::Front).unwrap();
+        let verb =
+            Verb::Unlock { appliance: None, pin: Some(Passing(Pin::copy_from(b"1234").unwrap())) };
+        let bytes = postcard::to_allocvec(&verb).unwrap();
+        let Verb::Unlock { pin: Some(pin), .. } = postcard::from_bytes(&bytes).unwrap() else {
+            panic!("another verb came out");
+        };
+        assert_eq!(pin.0.expose(), b"1234");
+    }
+}

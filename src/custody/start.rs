@@ -1,0 +1,119 @@
+//! How the process comes up: closed to other eyes, its arena locked, its socket bound, then serving.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{User, geteuid};
+
+use super::custodian::{Custodian, Examiner, Opener};
+use super::doctor;
+use super::process::{self, Settings, StartError};
+use super::protocol::Fault;
+use crate::secret::{self, ArenaReport, Use};
+use crate::token::pkcs11::Pkcs11Token;
+use crate::token::{self, Token, read_pin};
+
+/// Custody ready to serve: the arena stands, nobody can look in, the socket is bound.
+pub struct Ready {
+    settings: Settings,
+    listener: OwnedFd,
+    front_uid: u32,
+    custodian: Custodian,
+    arena: &'static ArenaReport,
+}
+
+impl Ready {
+    /// Comes up to where the front can connect. `passed` is a listening socket from the supervisor;
+    /// `credentials` the directory of its credentials.
+    ///
+    /// # Errors
+    /// Whatever keeps custody from being safe: it does not start then.
+    pub fn start(
+        settings: Settings,
+        token: token::Settings,
+        credentials: Option<PathBuf>,
+        passed: Option<OwnedFd>,
+    ) -> Result<Self, StartError> {
+        let arena = secret::start(&settings.arena, Use::Custody)?;
+        secret::hook_self_test()?;
+        secret::harden_process()?;
+        let front_uid = resolve(settings.front_user.as_deref())?;
+        let listener = match passed {
+            Some(listener) => listener,
+            None => bind_private(&settings.socket, front_uid)
+                .map_err(|cause| StartError::Socket { path: settings.socket.clone(), cause })?,
+        };
+        let examiner = examiner(token.clone(), credentials.clone(), arena);
+        let opener = opener(token, credentials);
+        let custodian = Custodian::new(opener, examiner, settings.cache.clone(), arena.to_string());
+        Ok(Self { settings, listener, front_uid, custodian, arena })
+    }
+
+    /// The locked memory, in words.
+    pub fn arena(&self) -> &'static ArenaReport {
+        self.arena
+    }
+
+    /// Serves until the process is told to end; see [`process::run`].
+    pub fn serve(self, beat: impl Fn() + Send + 'static) -> Result<(), StartError> {
+        process::run(&self.settings, self.listener, self.front_uid, self.custodian, beat)
+    }
+}
+
+fn resolve(user: Option<&str>) -> Result<u32, StartError> {
+    let Some(name) = user else { return Ok(geteuid().as_raw()) };
+    let unknown = || StartError::FrontUser(name.to_owned());
+    if let Ok(uid) = name.parse() {
+        return Ok(uid);
+    }
+    let found = User::from_name(name).map_err(|_| unknown())?.ok_or_else(unknown)?;
+    Ok(found.uid.as_raw())
+}
+
+fn opener(settings: token::Settings, credentials: Option<PathBuf>) -> Opener {
+    Box::new(move |given| {
+        let pin = match given {
+            Some(pin) => pin,
+            None => read_pin(&settings, credentials.as_deref())
+                .map_err(|error| Fault::PinRefused(error.to_string()))?,
+        };
+        let token = Pkcs11Token::open(&settings, &pin)?;
+        Ok(Arc::new(token) as Arc<dyn Token>)
+    })
+}
+
+fn examiner(
+    settings: token::Settings,
+    credentials: Option<PathBuf>,
+    arena: &'static ArenaReport,
+) -> Examiner {
+    Box::new(move |token| doctor::examine(&settings, credentials.as_deref(), arena, token))
+}
+
+/// Binds a socket that only its owner, the front's user, may connect to; there is no moment in which
+/// it has other permissions. A socket left behind by an earlier process is replaced.
+fn bind_private(path: &Path, front_uid: u32) -> Result<OwnedFd, io::Error> {
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        std::fs::remove_file(path)?;
+    }
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixAddr::new(path).and_then(|address| bind(fd.as_raw_fd(), &address));
+    umask(before);
+    bound?;
+    if front_uid != geteuid().as_raw() {
+        std::os::unix::fs::chown(path, Some(front_uid), None)?;
+    }
+    listen(&fd, Backlog::new(8)?)?;
+    Ok(fd)
+}

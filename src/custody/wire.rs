@@ -1,0 +1,119 @@
+//! Packets over a `SOCK_SEQPACKET` Unix socket, through buffers that are locked and wiped.
+//!
+//! The kernel refuses I/O from secret memory, so results are copied from the arena into these
+//! buffers on purpose: locked against swap, and wiped after every packet.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroize;
+
+use super::protocol::MAX_PACKET;
+use crate::secret::IoBuffer;
+
+/// Length of the request id before a message, in bytes.
+const ID: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    #[error("the other end has gone")]
+    Closed,
+    #[error("nothing to read, or no room to write")]
+    WouldBlock,
+    #[error("a packet that does not hold a message")]
+    Malformed,
+    #[error("a message longer than a packet may be")]
+    TooLong,
+    #[error("the socket failed: {0}")]
+    Socket(Errno),
+    #[error("no memory could be locked for packets (raise LimitMEMLOCK / RLIMIT_MEMLOCK): {0}")]
+    Lock(Errno),
+}
+
+/// A locked buffer for one packet; what it held is wiped before it is used again and when it goes.
+pub struct Packet {
+    bytes: IoBuffer,
+    used: usize,
+}
+
+impl Packet {
+    /// Reserves and locks [`MAX_PACKET`] bytes.
+    pub fn new() -> Result<Self, WireError> {
+        Ok(Self { bytes: IoBuffer::new(MAX_PACKET).map_err(WireError::Lock)?, used: 0 })
+    }
+
+    /// Reads the next packet of `socket` and returns its request id and message.
+    ///
+    /// # Errors
+    /// [`WireError::Closed`] at the end, [`WireError::WouldBlock`] on a socket that does not block.
+    pub fn receive<T: DeserializeOwned>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(u64, T), WireError> {
+        self.wipe();
+        let flags = MsgFlags::MSG_TRUNC;
+        let length = loop {
+            match recv(socket.as_raw_fd(), &mut self.bytes, flags) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(socket_error)?,
+            }
+        };
+        self.used = length.min(self.bytes.len());
+        if length == 0 {
+            return Err(WireError::Closed);
+        }
+        let packet = self.bytes.get(..length).ok_or(WireError::TooLong)?;
+        let (id, message) = packet.split_first_chunk::<ID>().ok_or(WireError::Malformed)?;
+        let message = postcard::from_bytes(message).map_err(|_| WireError::Malformed)?;
+        Ok((u64::from_le_bytes(*id), message))
+    }
+
+    /// Writes `message` as one packet; what was written is wiped at once.
+    pub fn send<T: Serialize>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        id: u64,
+        message: &T,
+    ) -> Result<(), WireError> {
+        let length = self.write(id, message)?;
+        let result = loop {
+            match send(socket.as_raw_fd(), &self.bytes[..length], MsgFlags::MSG_NOSIGNAL) {
+                Err(Errno::EINTR) => {}
+                other => break other,
+            }
+        };
+        self.wipe();
+        result.map(drop).map_err(socket_error)
+    }
+
+    fn write<T: Serialize>(&mut self, id: u64, message: &T) -> Result<usize, WireError> {
+        self.used = self.bytes.len();
+        let (head, body) = self.bytes.split_at_mut(ID);
+        head.copy_from_slice(&id.to_le_bytes());
+        let written = postcard::to_slice(message, body).map_err(|_| WireError::TooLong)?.len();
+        self.used = ID + written;
+        Ok(self.used)
+    }
+
+    fn wipe(&mut self) {
+        self.bytes[..self.used].zeroize();
+        self.used = 0;
+    }
+}
+
+fn socket_error(errno: Errno) -> WireError {
+    match errno {
+        Errno::EAGAIN => WireError::WouldBlock,
+        Errno::ECONNRESET | Errno::EPIPE | Errno::ENOTCONN => WireError::Closed,
+        Errno::EMSGSIZE => WireError::TooLong,
+        other => WireError::Socket(other),
+    }
+}
+
+/// Whether the process at the other end of `socket` runs as `uid`.
+pub fn peer_is(socket: impl AsFd, uid: u32) -> bool {
+    crate::identity::UnixPeer::of(&socket).is_ok_and(|peer| peer.uid == uid)
+}

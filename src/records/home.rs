@@ -1,0 +1,96 @@
+//! What the appliance is: its id, its master generation, its wrapped store key; and whether an
+//! operator locked it. These lie open in the store, for they are read before custody is unlocked:
+//! the wrapped store key proves itself, the rest decides nothing that custody does not check.
+
+use std::sync::{Arc, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::{RecordError, Records};
+use crate::custody::protocol::{Home, StoreKey};
+use crate::store::{Batch, Expect, Store, Table};
+
+const HOME: &str = "home";
+const LOCKED: &str = "locked";
+
+/// The one record without which nothing else opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeRecord {
+    /// 32 hex digits, drawn at init.
+    pub appliance: String,
+    /// The master generation that new keys are wrapped under.
+    pub generation: u32,
+    /// The store key, wrapped.
+    pub store_key: StoreKey,
+    /// Public point of the trail's signing key (SEC 1, uncompressed).
+    pub signer_point: Vec<u8>,
+    pub signer_generation: u32,
+    pub created_at: jiff::Timestamp,
+}
+
+/// Left by an operator's `lock`, taken away by `unlock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockRecord {
+    pub since: jiff::Timestamp,
+    pub by: String,
+}
+
+impl HomeRecord {
+    /// What custody has to know of it.
+    pub fn for_custody(&self) -> Home {
+        Home { appliance: self.appliance.clone(), generation: self.generation }
+    }
+}
+
+/// Reads the appliance's record from a store that may be new.
+pub(super) fn read(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
+    plain(store, HOME)
+}
+
+fn plain<T: serde::de::DeserializeOwned>(
+    store: &dyn Store,
+    key: &str,
+) -> Result<Option<T>, RecordError> {
+    let broken = || RecordError::Broken(format!("{}/{key}", Table::Appliance.as_str()));
+    store
+        .get(Table::Appliance, key)?
+        .map(|stored| serde_json::from_slice(&stored.value).map_err(|_| broken()))
+        .transpose()
+}
+
+impl Records {
+    /// What this appliance is, once it was initialised.
+    pub fn home(&self) -> Option<Arc<HomeRecord>> {
+        self.home.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the record that makes this an initialised appliance. There can be only one.
+    pub async fn found(&self, record: HomeRecord) -> Result<(), RecordError> {
+        let value = encode(HOME, &record)?;
+        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Absent, value);
+        self.commit(batch).await?;
+        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(record));
+        Ok(())
+    }
+
+    /// Whether an operator locked the appliance, and who.
+    pub fn locked(&self) -> Result<Option<LockRecord>, RecordError> {
+        plain(self.store.as_ref(), LOCKED)
+    }
+
+    /// Notes that the appliance is locked, or that it no longer is.
+    pub async fn set_locked(&self, record: Option<LockRecord>) -> Result<(), RecordError> {
+        let batch = match record {
+            Some(record) => {
+                let value = encode(LOCKED, &record)?;
+                Batch::new().put(Table::Appliance, LOCKED, Expect::Any, value)
+            }
+            None => Batch::new().delete(Table::Appliance, LOCKED, Expect::Any),
+        };
+        self.commit(batch).await
+    }
+}
+
+fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
+    serde_json::to_vec(record).map_err(|_| RecordError::Broken(format!("appliance/{key}")))
+}

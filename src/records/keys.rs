@@ -1,0 +1,216 @@
+//! The records of a key: one with what the whole key is, one per version with its sealed private key.
+//!
+//! A key is read and kept as one [`KeyRecord`]; a change writes the key's own record, always, and of
+//! the versions those that changed. The key's revision is thus the lock of the whole.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{At, RecordError, Records};
+use crate::key::{KeyMeta, Name, State, VersionMeta};
+use crate::store::{Batch, Table};
+
+/// A key as it is stored: its versions' states, and what each version needs to work.
+#[derive(Debug, Clone)]
+pub struct KeyRecord {
+    /// Revision of the key's own record.
+    pub revision: u64,
+    pub meta: KeyMeta,
+    /// By version, from 1; as many as `meta` has.
+    pub versions: Vec<Arc<VersionRecord>>,
+}
+
+/// What a version needs to work. After destruction the sealed key is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionRecord {
+    /// Revision of the version's record; 0 while it is not stored yet.
+    pub revision: u64,
+    /// The sealed key; empty once the version was destroyed.
+    pub sealed: Vec<u8>,
+    /// SubjectPublicKeyInfo, DER.
+    pub public: Vec<u8>,
+}
+
+/// The version's record as it lies in the store.
+#[derive(Serialize, Deserialize)]
+struct StoredVersion {
+    meta: VersionMeta,
+    sealed: String,
+    public: String,
+}
+
+/// The key's own record as it lies in the store: its meta data without the versions.
+#[derive(Serialize, Deserialize)]
+struct StoredKey {
+    meta: Value,
+    versions: u32,
+}
+
+impl KeyRecord {
+    /// The record of a version; `None` where the key has no such version.
+    pub fn version(&self, version: u32) -> Option<&Arc<VersionRecord>> {
+        self.versions.get(usize::try_from(version).ok()?.checked_sub(1)?)
+    }
+}
+
+impl Records {
+    /// The key of this name, from memory or from the store.
+    pub async fn key(&self, name: &Name) -> Result<Option<Arc<KeyRecord>>, RecordError> {
+        if let Some(known) = self.opened.key(name) {
+            return Ok(Some(known));
+        }
+        let Some(at) = self.load::<StoredKey>(Table::Key, name.as_str()).await? else {
+            return Ok(None);
+        };
+        let record = Arc::new(self.assemble(name, at).await?);
+        self.opened.keep(&record);
+        Ok(Some(record))
+    }
+
+    /// Up to `limit` keys in the order of their names, after `after`.
+    pub async fn keys(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Vec<Arc<KeyRecord>>, RecordError> {
+        let after = after.map(Name::as_str);
+        let page = self.store.scan(Table::Key, "", after, limit)?;
+        let mut keys = Vec::with_capacity(page.len());
+        for (name, _) in page {
+            let name = Name::parse(&name).map_err(|_| RecordError::Broken("key/?".to_owned()))?;
+            keys.extend(self.key(&name).await?);
+        }
+        Ok(keys)
+    }
+
+    /// Stores a new key.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where one of this name is there.
+    pub async fn add_key(
+        &self,
+        meta: KeyMeta,
+        first: VersionRecord,
+    ) -> Result<Arc<KeyRecord>, RecordError> {
+        let record = KeyRecord { revision: 0, meta, versions: vec![Arc::new(first)] };
+        self.write(None, record).await
+    }
+
+    /// Replaces `old` by `new`: its key record, and of its versions those that are not the same.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where `old` is not what is stored any more.
+    pub async fn change_key(
+        &self,
+        old: &KeyRecord,
+        new: KeyRecord,
+    ) -> Result<Arc<KeyRecord>, RecordError> {
+        self.write(Some(old), new).await
+    }
+
+    async fn write(
+        &self,
+        old: Option<&KeyRecord>,
+        mut new: KeyRecord,
+    ) -> Result<Arc<KeyRecord>, RecordError> {
+        let name = new.meta.name().clone();
+        let (stored, metas) = StoredKey::of(&new.meta)?;
+        let known = old.map(|old| old.revision);
+        let mut batch =
+            self.sealed_put(Batch::new(), Table::Key, name.as_str(), known, &stored).await?;
+        new.revision = self.revision_after(Table::Key, name.as_str(), known)?;
+        for (meta, record) in metas.into_iter().zip(&mut new.versions) {
+            let version = meta.version();
+            let before = old.and_then(|old| old.meta.version(version).zip(old.version(version)));
+            if before.is_some_and(|(old_meta, old_record)| {
+                *old_meta == meta && old_record.as_ref() == record.as_ref()
+            }) {
+                continue;
+            }
+            let known = before.map(|(_, record)| record.revision);
+            let address = version_key(&name, version);
+            let stored = StoredVersion::of(meta, record);
+            batch = self.sealed_put(batch, Table::KeyVersion, &address, known, &stored).await?;
+            let revision = self.revision_after(Table::KeyVersion, &address, known)?;
+            *record = Arc::new(VersionRecord { revision, ..record.as_ref().clone() });
+        }
+        let result = self.commit(batch).await;
+        // Whatever came of it, the next reader looks for itself.
+        self.opened.forget(&name);
+        result?;
+        let new = Arc::new(new);
+        self.opened.keep(&new);
+        Ok(new)
+    }
+
+    fn revision_after(
+        &self,
+        table: Table,
+        key: &str,
+        known: Option<u64>,
+    ) -> Result<u64, RecordError> {
+        Ok(match known {
+            Some(known) => known + 1,
+            None => self.store.next_revision(table, key)?,
+        })
+    }
+
+    /// Reads all versions of a key and puts the whole together.
+    async fn assemble(&self, name: &Name, at: At<StoredKey>) -> Result<KeyRecord, RecordError> {
+        let broken = || RecordError::Broken(format!("key/{name}"));
+        let StoredKey { meta: mut whole, versions: count } = at.record;
+        let (mut metas, mut versions) = (Vec::new(), Vec::new());
+        for version in 1..=count {
+            let address = version_key(name, version);
+            let stored = self.load::<StoredVersion>(Table::KeyVersion, &address).await?;
+            let At { revision, record } = stored.ok_or_else(broken)?;
+            let (meta, record) = record.taken_apart(revision).ok_or_else(broken)?;
+            metas.push(serde_json::to_value(&meta).map_err(|_| broken())?);
+            versions.push(Arc::new(record));
+        }
+        let members = whole.as_object_mut().ok_or_else(broken)?;
+        members.insert("versions".to_owned(), Value::Array(metas));
+        let meta: KeyMeta = serde_json::from_value(whole).map_err(|_| broken())?;
+        if meta.name() != name {
+            return Err(broken());
+        }
+        Ok(KeyRecord { revision: at.revision, meta, versions })
+    }
+}
+
+/// Where a version's record lies. No name has a slash, so no two addresses meet.
+fn version_key(name: &Name, version: u32) -> String {
+    format!("{name}/{version:010}")
+}
+
+impl StoredKey {
+    fn of(meta: &KeyMeta) -> Result<(Self, Vec<VersionMeta>), RecordError> {
+        let broken = || RecordError::Broken(format!("key/{}", meta.name()));
+        let mut whole = serde_json::to_value(meta).map_err(|_| broken())?;
+        let members = whole.as_object_mut().ok_or_else(broken)?;
+        members.remove("versions");
+        let versions = u32::try_from(meta.versions().len()).map_err(|_| broken())?;
+        Ok((Self { meta: whole, versions }, meta.versions().to_vec()))
+    }
+}
+
+impl StoredVersion {
+    fn of(meta: VersionMeta, record: &VersionRecord) -> Self {
+        use base64::prelude::{BASE64_STANDARD, Engine};
+        // The shredding of a destroyed version: its sealed key is not written again.
+        let sealed = match meta.state() {
+            State::Destroyed => String::new(),
+            _ => BASE64_STANDARD.encode(&record.sealed),
+        };
+        Self { meta, sealed, public: BASE64_STANDARD.encode(&record.public) }
+    }
+
+    fn taken_apart(self, revision: u64) -> Option<(VersionMeta, VersionRecord)> {
+        use base64::prelude::{BASE64_STANDARD, Engine};
+        let sealed = BASE64_STANDARD.decode(self.sealed).ok()?;
+        let public = BASE64_STANDARD.decode(self.public).ok()?;
+        Some((self.meta, VersionRecord { revision, sealed, public }))
+    }
+}

@@ -1,0 +1,146 @@
+//! Keeps: typed records over the store, each sealed by custody under its own address and revision.
+//!
+//! [`Records`] opens and seals; what it opened it keeps in memory, so that a key in use costs neither
+//! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
+
+mod home;
+mod keys;
+mod opened;
+mod secrets;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::custody::protocol::{RecordAddress, StoreKey};
+use crate::custody::{Client, CustodyError};
+use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
+
+pub use home::{HomeRecord, LockRecord};
+pub use keys::{KeyRecord, VersionRecord};
+pub use opened::Settings;
+pub use secrets::SecretRecord;
+
+use opened::Opened;
+
+/// Why a record was not read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Nothing was initialised here: there is no store key to open records with.
+    #[error("this appliance is not initialised")]
+    NotInitialised,
+    /// Somebody else changed the record in between, or it is there already.
+    #[error("the record was changed by somebody else meanwhile")]
+    Conflict,
+    /// A record did not open under its address, or does not hold what belongs there.
+    #[error("the record {0} was changed outside Strongroom, or belongs elsewhere")]
+    Broken(String),
+    #[error(transparent)]
+    Store(StoreError),
+    #[error(transparent)]
+    Custody(#[from] CustodyError),
+}
+
+impl From<StoreError> for RecordError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { .. } => RecordError::Conflict,
+            other => RecordError::Store(other),
+        }
+    }
+}
+
+/// The records of one appliance.
+pub struct Records {
+    store: Arc<dyn Store>,
+    custody: Client,
+    home: RwLock<Option<Arc<HomeRecord>>>,
+    opened: Opened,
+}
+
+/// A record and the revision it was read at: what a change has to expect.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    pub revision: u64,
+    pub record: T,
+}
+
+impl Records {
+    /// Reads what the appliance is; it may not be initialised yet.
+    pub fn open(
+        store: Arc<dyn Store>,
+        custody: Client,
+        settings: &Settings,
+    ) -> Result<Self, RecordError> {
+        let home = home::read(store.as_ref())?.map(Arc::new);
+        Ok(Self { store, custody, home: RwLock::new(home), opened: Opened::new(settings) })
+    }
+
+    fn store_key(&self) -> Result<StoreKey, RecordError> {
+        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
+        home.as_ref().map(|home| home.store_key.clone()).ok_or(RecordError::NotInitialised)
+    }
+
+    /// Reads a record's plain value and opens it.
+    async fn open_value<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &str,
+        stored: Stored,
+    ) -> Result<At<T>, RecordError> {
+        let address = address(table, key, stored.revision);
+        let broken = || RecordError::Broken(format!("{}/{key}", table.as_str()));
+        let value = match self.custody.open_record(&self.store_key()?, address, stored.value).await
+        {
+            Err(CustodyError::Fault(crate::custody::protocol::Fault::SealBroken)) => {
+                return Err(broken());
+            }
+            other => other?,
+        };
+        let record = serde_json::from_slice(&value).map_err(|_| broken())?;
+        Ok(At { revision: stored.revision, record })
+    }
+
+    async fn load<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &str,
+    ) -> Result<Option<At<T>>, RecordError> {
+        match self.store.get(table, key)? {
+            Some(stored) => Ok(Some(self.open_value(table, key, stored).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Adds a sealed put to `batch`: a new record where `known` is `None`, else its next revision.
+    async fn sealed_put<T: Serialize>(
+        &self,
+        batch: Batch,
+        table: Table,
+        key: &str,
+        known: Option<u64>,
+        record: &T,
+    ) -> Result<Batch, RecordError> {
+        let (revision, expect) = match known {
+            Some(known) => (known + 1, Expect::Revision(known)),
+            None => {
+                let next = self.store.next_revision(table, key)?;
+                (next, Expect::AbsentAt(next))
+            }
+        };
+        let value = serde_json::to_vec(record)
+            .map_err(|_| RecordError::Broken(format!("{}/{key}", table.as_str())))?;
+        let address = address(table, key, revision);
+        let sealed = self.custody.seal_record(&self.store_key()?, address, value).await?;
+        Ok(batch.put(table, key, expect, sealed))
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<(), RecordError> {
+        Ok(self.store.commit(batch).await?)
+    }
+}
+
+fn address(table: Table, key: &str, revision: u64) -> RecordAddress {
+    RecordAddress { table: table.as_str().to_owned(), key: key.to_owned(), revision }
+}

@@ -1,0 +1,78 @@
+//! The records of secrets: what a client encrypted, for which version of which key.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{At, RecordError, Records};
+use crate::key::Name;
+use crate::store::{Batch, Expect, Table};
+
+/// A stored secret: a ciphertext, never a plaintext.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRecord {
+    pub name: Name,
+    pub key: Name,
+    /// The key's version that the ciphertext was made for.
+    pub version: u32,
+    /// RFC 7638 thumbprint of that version.
+    pub kid: String,
+    /// RSAES-OAEP ciphertext, base64.
+    pub ciphertext: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// Who stored it last: `unix:1000`.
+    pub updated_by: String,
+}
+
+impl Records {
+    /// The secret of this name.
+    pub async fn secret(&self, name: &Name) -> Result<Option<At<SecretRecord>>, RecordError> {
+        let at = self.load::<SecretRecord>(Table::Secret, name.as_str()).await?;
+        match at {
+            Some(at) if at.record.name != *name => {
+                Err(RecordError::Broken(format!("secret/{name}")))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Up to `limit` secrets in the order of their names, after `after`.
+    pub async fn secrets(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Vec<At<SecretRecord>>, RecordError> {
+        let page = self.store.scan(Table::Secret, "", after.map(Name::as_str), limit)?;
+        let mut secrets = Vec::with_capacity(page.len());
+        for (name, stored) in page {
+            secrets.push(self.open_value(Table::Secret, &name, stored).await?);
+        }
+        Ok(secrets)
+    }
+
+    /// Stores a secret: a new one where `known` is `None`, else the next revision of what is there.
+    /// Returns its revision.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where what is stored is not what `known` says.
+    pub async fn put_secret(
+        &self,
+        known: Option<u64>,
+        record: &SecretRecord,
+    ) -> Result<u64, RecordError> {
+        let name = record.name.as_str();
+        let batch = self.sealed_put(Batch::new(), Table::Secret, name, known, record).await?;
+        let revision = match known {
+            Some(known) => known + 1,
+            None => self.store.next_revision(Table::Secret, name)?,
+        };
+        self.commit(batch).await?;
+        Ok(revision)
+    }
+
+    /// Deletes a secret at the revision it was seen.
+    pub async fn delete_secret(&self, name: &Name, known: u64) -> Result<(), RecordError> {
+        let expect = Expect::Revision(known);
+        self.commit(Batch::new().delete(Table::Secret, name.as_str(), expect)).await
+    }
+}
