@@ -13,6 +13,8 @@ pub enum Action {
     KeyPublic,
     KeyEncrypt,
     KeyDecrypt,
+    /// Opening something with a version that is deactivated or compromised, besides `KeyDecrypt`.
+    KeyRecover,
     KeyRotate,
     KeySuspend,
     KeyResume,
@@ -34,7 +36,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 26] = [
+    pub const ALL: [Action; 27] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -43,6 +45,7 @@ impl Action {
         Action::KeyPublic,
         Action::KeyEncrypt,
         Action::KeyDecrypt,
+        Action::KeyRecover,
         Action::KeyRotate,
         Action::KeySuspend,
         Action::KeyResume,
@@ -74,6 +77,7 @@ impl Action {
             Action::KeyPublic => "key:public",
             Action::KeyEncrypt => "key:encrypt",
             Action::KeyDecrypt => "key:decrypt",
+            Action::KeyRecover => "key:recover",
             Action::KeyRotate => "key:rotate",
             Action::KeySuspend => "key:suspend",
             Action::KeyResume => "key:resume",
@@ -95,6 +99,26 @@ impl Action {
         }
     }
 }
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The action of this name, if there is one: for `policy explain`.
+impl std::str::FromStr for Action {
+    type Err = ActionError;
+
+    fn from_str(name: &str) -> Result<Self, ActionError> {
+        Self::ALL.into_iter().find(|action| action.as_str() == name).ok_or(ActionError)
+    }
+}
+
+/// There is no such action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such action; an action is for example key:decrypt or secret:put")]
+pub struct ActionError;
 
 /// What an action is done to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
