@@ -57,10 +57,10 @@ impl Decisions {
     ) -> Verdict {
         let slot = &self.slots[self.hasher.hash_one(question) as usize % Self::SLOTS];
         // A remembered answer is written whole or not at all, so a panic elsewhere leaves nothing bent.
-        if let Some(known) = &*slot.lock().unwrap_or_else(PoisonError::into_inner) {
-            if known.answers(question) {
-                return known.verdict.clone();
-            }
+        if let Some(known) = &*slot.lock().unwrap_or_else(PoisonError::into_inner)
+            && known.answers(question)
+        {
+            return known.verdict.clone();
         }
         let verdict = judge();
         let remembered = Remembered::of(question, verdict.clone());

@@ -111,13 +111,29 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, PolicyError> {
     };
     findings.extend(result.validation_errors().map(|error| place(error.policy_id(), error)));
     if !findings.is_empty() {
-        findings.sort_by(|a, b| (&a.file, a.line, &a.what).cmp(&(&b.file, b.line, &b.what)));
-        return Err(PolicyError::Invalid(findings));
+        return Err(PolicyError::Invalid(one_per_line(findings)));
     }
     let mut warnings: Vec<Finding> =
         result.validation_warnings().map(|warning| place(warning.policy_id(), warning)).collect();
     warnings.extend(unused_roles(&policies, &roles));
     Ok(Loaded { schema, policies, files, roles, warnings, hash })
+}
+
+/// In order. Cedar tells the same thing once for every action and type that it holds for: the first
+/// of them stands for the others of its line.
+fn one_per_line(mut findings: Vec<Finding>) -> Vec<Finding> {
+    findings.sort_by(|a, b| (&a.file, a.line, &a.what).cmp(&(&b.file, b.line, &b.what)));
+    let same_line =
+        |a: &Finding, b: &Finding| a.line.is_some() && (&a.file, a.line) == (&b.file, b.line);
+    let told = findings.chunk_by(same_line).filter_map(|alike| {
+        let first = alike.first()?.clone();
+        let what = match alike.len() - 1 {
+            0 => first.what,
+            more => format!("{} (and {more} more like it here)", first.what),
+        };
+        Some(Finding { what, ..first })
+    });
+    told.collect()
 }
 
 /// The files by name. What does not end in `.cedar` is passed over.

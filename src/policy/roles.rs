@@ -45,9 +45,14 @@ pub enum RoleError {
     NoGroup { role: String, group: String },
     #[error("roles.{role}: looking up {name:?} failed: {error}")]
     Lookup { role: String, name: String, error: Errno },
+    #[error("roles.{role}: {OVERFLOW} is nobody's own; the kernel gives it to whom it cannot name")]
+    Nobody { role: String },
     #[error("there are more than {} roles", Roles::MAX)]
     TooMany,
 }
+
+/// The uid and gid that stand for users of another user namespace (user_namespaces(7)).
+const OVERFLOW: u32 = 65_534;
 
 /// The bindings with every name resolved, as they were when they were loaded.
 #[derive(Debug, Default)]
@@ -120,11 +125,12 @@ impl Role {
             ids.dedup();
             ids
         };
-        Ok(Self {
-            name: name.to_owned(),
-            uids: sorted(binding.users.iter().map(user).collect::<Result<_, _>>()?),
-            gids: sorted(binding.groups.iter().map(group).collect::<Result<_, _>>()?),
-        })
+        let uids = sorted(binding.users.iter().map(user).collect::<Result<_, _>>()?);
+        let gids = sorted(binding.groups.iter().map(group).collect::<Result<_, _>>()?);
+        if uids.contains(&OVERFLOW) || gids.contains(&OVERFLOW) {
+            return Err(RoleError::Nobody { role: name.to_owned() });
+        }
+        Ok(Self { name: name.to_owned(), uids, gids })
     }
 }
 
@@ -189,6 +195,9 @@ mod tests {
         assert!(says.contains("nobody-of-this-name"), "{says}");
         let error = roles("[service]\ngroups = ['no-such-group']").unwrap_err();
         assert!(matches!(error, RoleError::NoGroup { .. }), "{error}");
+        for nobody in ["[service]\nusers = ['nobody']", "[service]\ngroups = [65534]"] {
+            assert!(matches!(roles(nobody).unwrap_err(), RoleError::Nobody { .. }), "{nobody}");
+        }
         assert!(matches!(roles("[Operator]").unwrap_err(), RoleError::Name { .. }));
         let many: String = (0..65).map(|n| format!("[r{n}]\n")).collect();
         assert!(matches!(roles(&many).unwrap_err(), RoleError::TooMany));
