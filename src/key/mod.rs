@@ -7,6 +7,7 @@ mod name;
 mod public;
 mod state;
 mod usage;
+mod version;
 mod versions;
 
 pub use algorithm::{Algorithm, Mgf1Hash};
@@ -14,8 +15,7 @@ pub use jwk::{Jwk, JwkError};
 pub use labels::{Labels, LabelsError};
 pub use name::{Name, NameError};
 pub use public::{EncryptError, PublicKey, PublicKeyError};
-pub use state::{
-    State, Transition, TransitionError, VersionMeta, WaitingPeriod, WaitingPeriodError,
-};
+pub use state::{State, Transition, TransitionError, WaitingPeriod, WaitingPeriodError};
 pub use usage::{ForRecovery, MayProcess, MayProtect, Pick, UseError};
+pub use version::VersionMeta;
 pub use versions::{KeyMeta, MalformedKey, RotateError};
