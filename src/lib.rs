@@ -19,6 +19,7 @@
 //! ```
 
 pub mod custody;
+pub mod audit;
 pub mod identity;
 pub mod key;
 pub mod policy;

@@ -1,0 +1,332 @@
+//! Holds lines against each other, one after the other, and names what does not fit.
+//!
+//! Which line is to blame when `prev` of line n is not the hash of line n-1? If line n+1 names line n
+//! as it stands, then n is as it was written and n-1 was changed; if not, n itself was changed.
+
+use std::collections::{HashMap, HashSet};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::line::{Hash, Head, Kind, Line, checkpoint_message};
+use super::report::{Finding, FindingKind, Place, Report};
+use super::verify::{Expectations, VerifyKey};
+
+/// How many hashes of lines are remembered.
+const REMEMBERED: usize = 64 * 1024;
+
+/// Where a line stands: index of the file, row.
+type Spot = (usize, u64);
+
+/// Line numbers that were passed over, and where that was noticed.
+struct Gap {
+    from: u64,
+    to: u64,
+    spot: Spot,
+}
+
+pub(super) struct Checker<'k> {
+    keys: &'k [VerifyKey],
+    expectations: &'k Expectations,
+    report: Report,
+    files: Vec<String>,
+    row: u64,
+    trail: String,
+    /// The number that the next line should have; 0 before the first line of a part.
+    expected: u64,
+    hashes: Vec<Head>,
+    gaps: Vec<Gap>,
+    /// Lines since the last one of this trail that could be read: each may stand for a number.
+    strangers: u64,
+    stranger: Option<String>,
+    /// A line whose `prev` is not the hash of the line before; the next line tells who is to blame.
+    suspect: Option<(u64, Spot)>,
+    blamed: HashSet<u64>,
+    open: HashMap<u64, Spot>,
+    orphans: Vec<(u64, u64, Spot)>,
+    /// Numbers whose lines could not be read or were replaced.
+    lost: Vec<(u64, u64)>,
+    seen_known: HashMap<u64, Hash>,
+    scratch: Vec<u8>,
+}
+
+impl<'k> Checker<'k> {
+    pub fn new(keys: &'k [VerifyKey], expectations: &'k Expectations) -> Self {
+        Self {
+            keys,
+            expectations,
+            report: Report::default(),
+            files: Vec::new(),
+            row: 0,
+            trail: String::new(),
+            expected: u64::from(!expectations.partial),
+            hashes: vec![Head { seq: 0, hash: Hash([0; 32]) }; REMEMBERED],
+            gaps: Vec::new(),
+            strangers: 0,
+            stranger: None,
+            suspect: None,
+            blamed: HashSet::new(),
+            open: HashMap::new(),
+            orphans: Vec::new(),
+            lost: Vec::new(),
+            seen_known: HashMap::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    pub fn begin_file(&mut self, name: &str) {
+        self.files.push(name.to_owned());
+        self.report.files += 1;
+        self.row = 0;
+    }
+
+    /// The next line, without its newline.
+    pub fn line(&mut self, bytes: &[u8]) {
+        self.row += 1;
+        self.report.lines += 1;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        match Line::parse(bytes, &mut scratch) {
+            Some(line) => self.take(&line, Hash::of_line(bytes)),
+            None => {
+                self.find(self.expected + self.strangers, FindingKind::Unreadable);
+                self.stranger = None;
+                self.strangers += 1;
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// The file ends within a line.
+    pub fn torn(&mut self) {
+        self.row += 1;
+        if !self.expectations.in_use {
+            self.find(self.expected + self.strangers, FindingKind::Torn);
+        }
+    }
+
+    fn take(&mut self, line: &Line<'_>, hash: Hash) {
+        if self.trail.is_empty() {
+            self.trail = line.trail.to_owned();
+            self.report.trail = Some(self.trail.clone());
+        }
+        if line.trail != self.trail {
+            return self.meet_stranger(line);
+        }
+        self.stranger = None;
+        if self.expected == 0 {
+            self.expected = line.seq;
+        }
+        self.report.first.get_or_insert(line.seq);
+        if !self.place(line.seq) {
+            return;
+        }
+        self.remember(Head { seq: line.seq, hash });
+        self.chain(line);
+        self.pair(line);
+        if line.kind == Kind::Checkpoint {
+            self.checkpoint(line);
+        }
+    }
+
+    /// A line of another trail; a run of them is one finding.
+    fn meet_stranger(&mut self, line: &Line<'_>) {
+        if self.stranger.as_deref() != Some(line.trail) {
+            let trail = line.trail.to_owned();
+            self.find(line.seq, FindingKind::Spliced { trail: trail.clone() });
+            self.stranger = Some(trail);
+        }
+        self.strangers += 1;
+    }
+
+    /// Holds the number against the one expected. `false` for a line that has been there already.
+    fn place(&mut self, seq: u64) -> bool {
+        let ahead = seq.saturating_sub(self.expected).min(self.strangers);
+        if ahead > 0 {
+            self.lost.push((self.expected, self.expected + ahead - 1));
+            self.expected += ahead;
+        }
+        self.strangers = 0;
+        if seq < self.expected {
+            let Some(index) = self.gaps.iter().position(|gap| gap.from <= seq && seq <= gap.to)
+            else {
+                self.find(seq, FindingKind::Repeated);
+                return false;
+            };
+            let Gap { from, to, spot } = self.gaps.swap_remove(index);
+            let parts = [(from, seq - 1), (seq + 1, to)];
+            let parts = parts.into_iter().filter(|(from, to)| from <= to);
+            self.gaps.extend(parts.map(|(from, to)| Gap { from, to, spot }));
+            self.find(seq, FindingKind::Reordered);
+            return true;
+        }
+        if seq > self.expected {
+            let spot = self.spot();
+            self.gaps.push(Gap { from: self.expected, to: seq - 1, spot });
+        }
+        self.expected = seq.saturating_add(1);
+        true
+    }
+
+    fn remember(&mut self, head: Head) {
+        if self.report.last.is_none_or(|last| last.seq < head.seq) {
+            self.report.last = Some(head);
+        }
+        if let Some(slot) = self.hashes.get_mut(head.seq as usize % REMEMBERED) {
+            *slot = head;
+        }
+        if self.expectations.known.iter().any(|known| known.seq == head.seq) {
+            self.seen_known.insert(head.seq, head.hash);
+        }
+    }
+
+    fn hash_of(&self, seq: u64) -> Option<Hash> {
+        if seq == 0 {
+            return Some(Hash::genesis(&self.trail));
+        }
+        let slot = self.hashes.get(seq as usize % REMEMBERED)?;
+        (slot.seq == seq).then_some(slot.hash)
+    }
+
+    fn chain(&mut self, line: &Line<'_>) {
+        let Some(before) = line.seq.checked_sub(1) else {
+            return self.find(0, FindingKind::Unreadable);
+        };
+        let fits = self.hash_of(before).map(|hash| hash.hex().as_str() == line.prev);
+        if let Some((suspect, spot)) = self.suspect.take() {
+            let suspect_stands = suspect == before && fits == Some(true);
+            let cleared = suspect_stands || suspect != before;
+            self.blame(if cleared { suspect - 1 } else { suspect }, spot);
+        }
+        if fits == Some(false) && !self.blamed.contains(&before) {
+            self.suspect = Some((line.seq, self.spot()));
+        }
+    }
+
+    /// Line `seq` was changed; where that is the start of the chain, its first line was.
+    fn blame(&mut self, seq: u64, spot: Spot) {
+        let seq = seq.max(1);
+        if self.blamed.insert(seq) {
+            self.find_at(seq, FindingKind::Flipped, Some(spot));
+        }
+    }
+
+    fn pair(&mut self, line: &Line<'_>) {
+        match (line.kind, line.of) {
+            (Kind::Intent, _) => drop(self.open.insert(line.seq, self.spot())),
+            (Kind::Outcome, Some(of)) => {
+                let before_this_part = self.report.first.is_some_and(|first| of < first);
+                if self.open.remove(&of).is_none()
+                    && !before_this_part
+                    && self.orphans.len() < Report::LISTED
+                {
+                    self.orphans.push((line.seq, of, self.spot()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn checkpoint(&mut self, line: &Line<'_>) {
+        let parts = line.covers.zip(line.head.and_then(|text| text.parse().ok()));
+        let Some((covers, hash)) = parts else {
+            return self.find(line.seq, FindingKind::BadCheckpoint);
+        };
+        let head = Head { seq: covers, hash };
+        let message = checkpoint_message(&self.trail, &head, line.at.unwrap_or_default());
+        let signature = STANDARD.decode(line.signature.unwrap_or_default()).unwrap_or_default();
+        if !self.keys.iter().any(|key| key.verifies(&message, &signature)) {
+            return self.find(line.seq, FindingKind::BadSignature);
+        }
+        self.report.checkpoints += 1;
+        let missing = self.gaps.iter().any(|gap| gap.from <= covers && covers <= gap.to)
+            || self.lost.iter().any(|(from, to)| *from <= covers && covers <= *to)
+            || self.report.first.is_some_and(|first| covers < first);
+        match self.hash_of(covers).filter(|_| covers < line.seq) {
+            Some(found) if found == hash => self.report.covered = self.report.covered.max(covers),
+            Some(_) => match self.suspect {
+                // The line before the checkpoint, and the checkpoint knows what it was.
+                Some((suspect, spot)) if suspect == covers + 1 => {
+                    self.suspect = None;
+                    self.blame(covers, spot);
+                }
+                _ if self.blamed.contains(&covers) => {}
+                _ => self.find(line.seq, FindingKind::Rewritten { covers }),
+            },
+            None if missing => {}
+            None => self.find(line.seq, FindingKind::BadCheckpoint),
+        }
+    }
+
+    /// No more lines: names what is missing.
+    pub fn finish(mut self) -> Report {
+        if let Some((suspect, spot)) = self.suspect.take() {
+            let known = self.expectations.known.iter().find(|known| known.seq == suspect);
+            let itself = known.is_some_and(|known| Some(known.hash) != self.hash_of(suspect));
+            self.blame(if itself { suspect } else { suspect - 1 }, spot);
+        }
+        for Gap { from, to, spot } in std::mem::take(&mut self.gaps) {
+            let (_, row) = spot;
+            let whole = row == 1;
+            let kind =
+                if whole { FindingKind::MissingFile { to } } else { FindingKind::Dropped { to } };
+            self.find_at(from, kind, Some(spot));
+            self.lost.push((from, to));
+        }
+        for (seq, of, spot) in std::mem::take(&mut self.orphans) {
+            if !self.lost.iter().any(|(from, to)| *from <= of && of <= *to) {
+                self.find_at(seq, FindingKind::OutcomeWithoutIntent { of }, Some(spot));
+            }
+        }
+        if self.expectations.in_use {
+            self.report.under_way = self.open.len() as u64;
+        } else {
+            for (seq, spot) in std::mem::take(&mut self.open) {
+                self.find_at(seq, FindingKind::IntentWithoutOutcome, Some(spot));
+            }
+        }
+        self.compare_known();
+        let last = self.report.last.map_or(0, |last| last.seq);
+        self.report.uncovered = last.saturating_sub(self.report.covered);
+        self.report.findings.sort_by_key(|finding| finding.line);
+        self.report
+    }
+
+    fn compare_known(&mut self) {
+        let last = self.report.last.map_or(0, |last| last.seq);
+        for known in &self.expectations.known {
+            let lost = self.lost.iter().any(|(from, to)| *from <= known.seq && known.seq <= *to);
+            match self.seen_known.get(&known.seq) {
+                _ if known.seq > last => {
+                    self.find_at(known.seq, FindingKind::Truncated { last }, None);
+                }
+                Some(hash) if *hash != known.hash && !self.blamed.contains(&known.seq) => {
+                    self.find_at(known.seq, FindingKind::RolledBack, None);
+                }
+                None if !lost && self.report.first.is_some_and(|first| first <= known.seq) => {
+                    self.find_at(known.seq, FindingKind::RolledBack, None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn spot(&self) -> Spot {
+        (self.files.len().saturating_sub(1), self.row)
+    }
+
+    fn find(&mut self, line: u64, kind: FindingKind) {
+        self.find_at(line, kind, Some(self.spot()));
+    }
+
+    fn find_at(&mut self, line: u64, kind: FindingKind, spot: Option<Spot>) {
+        if self.report.findings.len() >= Report::LISTED {
+            self.report.further_findings += 1;
+            return;
+        }
+        let place = spot.map(|(file, row)| Place {
+            file: self.files.get(file).cloned().unwrap_or_default(),
+            row,
+        });
+        self.report.findings.push(Finding { line, place, kind });
+    }
+}

@@ -1,0 +1,305 @@
+//! What is told to the trail: intents, outcomes, refusals and events, all of typed fields.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use uuid::Uuid;
+
+use crate::identity::Caller;
+use crate::key::{Algorithm, Name};
+use crate::policy::{Action, Resource};
+
+use super::line::{Hash, Hex, Kind, Line, plain};
+
+/// Somebody is about to do something: who, what, on what.
+#[derive(Debug, Clone)]
+pub struct Intent {
+    pub(super) subject: Subject,
+    pub details: Details,
+}
+
+impl Intent {
+    pub fn new(request: Uuid, caller: &Caller, action: Action, resource: &Resource) -> Self {
+        Self {
+            subject: Subject::new(request, caller, action, resource),
+            details: Details::default(),
+        }
+    }
+
+    /// Adds what is known before the deed.
+    pub fn with(mut self, details: Details) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+/// Who, what and on what, as both lines of a deed say it.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    request: Uuid,
+    caller: String,
+    peer: Option<(u32, u32, i32)>,
+    action: Cow<'static, str>,
+    resource: String,
+}
+
+impl Subject {
+    /// Who and what a line is about, read back after a crash.
+    pub fn of_line(line: &Line<'_>) -> Self {
+        let text = |text: Option<&str>| text.unwrap_or("unknown").to_owned();
+        Self {
+            request: line.request.and_then(|text| text.parse().ok()).unwrap_or_default(),
+            caller: text(line.caller),
+            peer: line.uid.zip(line.gid).zip(line.pid).map(|((uid, gid), pid)| (uid, gid, pid)),
+            action: text(line.action).into(),
+            resource: text(line.resource),
+        }
+    }
+
+    fn new(request: Uuid, caller: &Caller, action: Action, resource: &Resource) -> Self {
+        let peer = match caller {
+            Caller::Unix(peer) => Some((peer.uid, peer.gid, peer.pid)),
+            Caller::System(_) => None,
+        };
+        let action = action.as_str().into();
+        Self { request, caller: caller.name(), peer, action, resource: resource.path() }
+    }
+}
+
+/// Facts about a deed; what does not apply is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// The key that a secret is encrypted for.
+    pub key: Option<Name>,
+    /// The version of the key.
+    pub version: Option<u32>,
+    pub algorithm: Option<Algorithm>,
+    /// The revision of the record in the store.
+    pub revision: Option<u64>,
+    pub input_bytes: Option<u64>,
+    pub output_bytes: Option<u64>,
+    /// How many items a batch had, and how many of them failed.
+    pub items: Option<u32>,
+    pub failed_items: Option<u32>,
+}
+
+/// A stable word for why something was not done, as the API's errors carry it: `decryption-failed`.
+/// It is a literal of the program, never a text from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub &'static str);
+
+/// What became of a deed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    /// It was tried and did not work.
+    Failed(Code),
+    /// It was allowed and then could not be begun.
+    Refused(Code),
+    /// Nobody knows how it ended: the process died or the work was given up.
+    Interrupted(Code),
+}
+
+/// The end of a deed.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub details: Details,
+}
+
+impl Outcome {
+    pub fn done() -> Self {
+        Self { verdict: Verdict::Done, details: Details::default() }
+    }
+
+    pub fn failed(code: Code) -> Self {
+        Self { verdict: Verdict::Failed(code), details: Details::default() }
+    }
+
+    pub fn refused(code: Code) -> Self {
+        Self { verdict: Verdict::Refused(code), details: Details::default() }
+    }
+
+    /// Adds what is known after the deed.
+    pub fn with(mut self, details: Details) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+/// Something that happened to the appliance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Start,
+    Stop,
+    Initialised,
+    Locked,
+    Unlocked,
+    ConfigLoaded,
+    ConfigRefused,
+    PolicyLoaded,
+    PolicyRefused,
+    TokenLost,
+    TokenBack,
+    BreakerOpened,
+    BreakerClosed,
+    CustodyRestarted,
+    /// A new file of the trail begins with this line.
+    Segment,
+    /// Bytes at the end that no answer ever rested on were cut off after a crash.
+    TailCut,
+    /// The trail did not hold what was known of it, and the operator let it go on.
+    BreakRecorded,
+}
+
+impl Event {
+    /// The word in the trail: `policy-loaded`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Event::Start => "start",
+            Event::Stop => "stop",
+            Event::Initialised => "initialised",
+            Event::Locked => "locked",
+            Event::Unlocked => "unlocked",
+            Event::ConfigLoaded => "config-loaded",
+            Event::ConfigRefused => "config-refused",
+            Event::PolicyLoaded => "policy-loaded",
+            Event::PolicyRefused => "policy-refused",
+            Event::TokenLost => "token-lost",
+            Event::TokenBack => "token-back",
+            Event::BreakerOpened => "breaker-opened",
+            Event::BreakerClosed => "breaker-closed",
+            Event::CustodyRestarted => "custody-restarted",
+            Event::Segment => "segment",
+            Event::TailCut => "tail-cut",
+            Event::BreakRecorded => "break-recorded",
+        }
+    }
+}
+
+/// An event and what goes with it.
+#[derive(Debug, Clone)]
+pub struct EventNote {
+    pub(super) event: Event,
+    /// SHA-256 of what was loaded.
+    pub digest: Option<[u8; 32]>,
+    pub code: Option<Code>,
+    pub(super) line: Option<u64>,
+    pub(super) bytes: Option<u64>,
+    pub(super) open_from: Option<u64>,
+}
+
+impl EventNote {
+    pub fn new(event: Event) -> Self {
+        Self { event, digest: None, code: None, line: None, bytes: None, open_from: None }
+    }
+
+    /// Something was loaded whose SHA-256 is `digest`.
+    pub fn of(event: Event, digest: [u8; 32]) -> Self {
+        Self { digest: Some(digest), ..Self::new(event) }
+    }
+
+    pub fn because(event: Event, code: Code) -> Self {
+        Self { code: Some(code), ..Self::new(event) }
+    }
+}
+
+/// Texts that a line borrows while it is encoded.
+pub(super) struct Texts {
+    request: [u8; uuid::fmt::Hyphenated::LENGTH],
+    hex: Option<Hex>,
+    base64: String,
+}
+
+impl Texts {
+    pub fn new() -> Self {
+        Self { request: [0; uuid::fmt::Hyphenated::LENGTH], hex: None, base64: String::new() }
+    }
+
+    /// The texts of a checkpoint: hex of the head, base64 of the signature.
+    pub fn checkpoint(&mut self, head: &Hash, signature: &[u8]) -> (&str, &str) {
+        self.base64 = STANDARD.encode(signature);
+        (self.hex.insert(head.hex()).as_str(), &self.base64)
+    }
+}
+
+impl Subject {
+    fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
+        Line {
+            request: Some(self.request.as_hyphenated().encode_lower(&mut texts.request)),
+            caller: Some(plain(&self.caller)),
+            uid: self.peer.map(|(uid, _, _)| uid),
+            gid: self.peer.map(|(_, gid, _)| gid),
+            pid: self.peer.map(|(_, _, pid)| pid),
+            action: Some(plain(&self.action)),
+            resource: Some(plain(&self.resource)),
+            ..line
+        }
+    }
+}
+
+impl Details {
+    fn fill<'a>(&'a self, line: Line<'a>) -> Line<'a> {
+        Line {
+            key: self.key.as_ref().map(Name::as_str),
+            version: self.version,
+            algorithm: self.algorithm.map(Algorithm::as_str),
+            revision: self.revision,
+            input_bytes: self.input_bytes,
+            output_bytes: self.output_bytes,
+            items: self.items,
+            failed_items: self.failed_items,
+            ..line
+        }
+    }
+}
+
+impl Intent {
+    pub(super) fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
+        let line = Line { kind: Kind::Intent, ..line };
+        self.details.fill(self.subject.fill(line, texts))
+    }
+}
+
+impl Outcome {
+    pub(super) fn fill<'a>(
+        &'a self,
+        of: Option<u64>,
+        subject: &'a Subject,
+        line: Line<'a>,
+        texts: &'a mut Texts,
+    ) -> Line<'a> {
+        let (result, code) = match self.verdict {
+            Verdict::Done => ("done", None),
+            Verdict::Failed(code) => ("failed", Some(code)),
+            Verdict::Refused(code) => ("refused", Some(code)),
+            Verdict::Interrupted(code) => ("interrupted", Some(code)),
+        };
+        let line = Line {
+            kind: Kind::Outcome,
+            of,
+            result: Some(result),
+            code: code.map(|code| plain(code.0)),
+            ..line
+        };
+        self.details.fill(subject.fill(line, texts))
+    }
+}
+
+impl EventNote {
+    pub(super) fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
+        texts.hex = self.digest.map(|digest| Hash(digest).hex());
+        Line {
+            kind: Kind::Event,
+            event: Some(self.event.as_str()),
+            program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
+            digest: texts.hex.as_ref().map(Hex::as_str),
+            open_from: self.open_from,
+            line: self.line,
+            bytes: self.bytes,
+            code: self.code.map(|code| plain(code.0)),
+            ..line
+        }
+    }
+}

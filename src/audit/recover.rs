@@ -1,0 +1,323 @@
+//! Opening a trail: checks its newest file and what is known of it, and mends what a crash leaves.
+//!
+//! A crash can leave two things. Bytes at the end that no answer ever rested on: half a line, or, after
+//! a power cut, pages of zeros; they are set aside in a `.torn` file and cut off. And intents without
+//! an outcome: each gets one that says `interrupted`. Everything else that does not hold together is
+//! not a crash, and is refused by name.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entry::{Code, EventNote, Outcome, Subject, Verdict};
+use super::line::{Hash, Head, Kind, Line};
+use super::read::{hash_of, last_line, next_line};
+use super::segment::{self, Segment, SegmentFile, of_io};
+use super::writer::{Chain, Durable, Job, Shared, Writer};
+use super::{AuditError, Event, OnBreak, Settings};
+
+/// Makes the writer that goes on where the files end.
+pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<Writer, AuditError> {
+    let directory = &settings.directory;
+    let lock = segment::claim(directory)?;
+    let found = Found::look(directory).map_err(|error| of_io("reading the newest file", &error))?;
+    let mut owed = Vec::new();
+    let mut breaks = Vec::new();
+    if let Some(damage) = &found.damaged {
+        breaks.push(damage.clone());
+    }
+    if let Some(known) = known_head {
+        breaks.extend(check_known(directory, &found.head, &known)?);
+    }
+    for broken in &breaks {
+        if settings.on_break == OnBreak::Refuse {
+            return Err(broken.clone());
+        }
+        tracing::error!(%broken, "the trail is broken; going on, as the settings say");
+        owed.push(event(note_of(broken)));
+    }
+    if found.torn > 0 {
+        tracing::warn!(bytes = found.torn, "a torn end of the trail was cut off");
+        owed.push(event(EventNote { bytes: Some(found.torn), ..EventNote::new(Event::TailCut) }));
+    }
+    owed.extend(found.open.iter().map(|(seq, line)| interrupted(*seq, line)));
+    let chain = Chain { head: found.head, others: found.uncovered };
+    let durable = Durable {
+        head: found.head,
+        others: found.uncovered,
+        covered_others: 0,
+        checkpoint: None,
+        failure: None,
+    };
+    Ok(Writer {
+        shared: Arc::new(Shared::new(durable, settings.backlog)),
+        directory: directory.clone(),
+        segment_bytes: settings.segment_bytes,
+        linger: Duration::from_millis(settings.linger_ms.max(1)),
+        checkpoint_lines: settings.checkpoint_lines,
+        trail: found.trail,
+        chain,
+        // A damaged file is left as it is, for those who look into it.
+        segment: found.segment.filter(|_| found.damaged.is_none()),
+        open: found.open.into_keys().collect(),
+        owed,
+        buffer: Vec::new(),
+        _lock: lock,
+    })
+}
+
+/// What the trail's files hold.
+struct Found {
+    trail: String,
+    head: Head,
+    segment: Option<Segment>,
+    /// Intents without an outcome, by their numbers, as they were written.
+    open: BTreeMap<u64, Vec<u8>>,
+    /// Lines other than checkpoints that no checkpoint in the newest file covers.
+    uncovered: u64,
+    /// Bytes at the end that were cut off.
+    torn: u64,
+    damaged: Option<AuditError>,
+}
+
+impl Found {
+    fn look(directory: &Path) -> io::Result<Self> {
+        let mut files = segment::list(directory)?;
+        // A file that was made and could not be written to.
+        while let Some(file) = files.last()
+            && file.path.metadata()?.len() == 0
+        {
+            std::fs::remove_file(&file.path)?;
+            files.pop();
+        }
+        let Some((newest, older)) = files.split_last() else { return Self::nothing() };
+        let before = match older.last() {
+            Some(file) => last_line(file)?.map(|line| Hash::of_line(&line)),
+            None => None,
+        };
+        let mut scan = Scan::new(newest.first, before);
+        let mut reader = BufReader::with_capacity(256 * 1024, File::open(&newest.path)?);
+        let mut bytes = Vec::new();
+        let mut torn = 0;
+        while next_line(&mut reader, &mut bytes)? {
+            if !scan.take(&bytes) {
+                break;
+            }
+        }
+        let mut damaged = None;
+        let rest = rest_of(newest, scan.good)?;
+        if rest.contains(&b'\n') && !rest.contains(&0) {
+            let after = scan.head.seq;
+            damaged = Some(AuditError::Damaged { segment: newest.name(), after });
+            scan.go_past(&rest);
+        } else if !rest.is_empty() {
+            torn = rest.len() as u64;
+            if let Err(error) = set_aside(newest, &rest) {
+                tracing::warn!(%error, "the torn end of the trail could not be set aside");
+            }
+        }
+        scan.look_back(older)?;
+        let segment = Segment::resume(newest, scan.good).map_err(|_| io::ErrorKind::Other)?;
+        Ok(Self {
+            trail: scan.trail,
+            head: scan.head,
+            segment: Some(segment),
+            open: scan.open,
+            uncovered: scan.uncovered.len() as u64,
+            torn,
+            damaged,
+        })
+    }
+
+    /// A new trail, with a name of its own.
+    fn nothing() -> io::Result<Self> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|_| io::Error::other("no random numbers"))?;
+        let trail: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self {
+            head: Head { seq: 0, hash: Hash::genesis(&trail) },
+            trail,
+            segment: None,
+            open: BTreeMap::new(),
+            uncovered: 0,
+            torn: 0,
+            damaged: None,
+        })
+    }
+}
+
+/// Goes through the newest file line by line.
+struct Scan {
+    trail: String,
+    head: Head,
+    /// The hash that the next line must name; unknown only before a file whose predecessor is gone.
+    prev: Option<Hash>,
+    good: u64,
+    open: BTreeMap<u64, Vec<u8>>,
+    open_from: Option<u64>,
+    /// Intents of older files whose outcome is in this one.
+    closed_before: BTreeSet<u64>,
+    first: u64,
+    uncovered: VecDeque<u64>,
+}
+
+impl Scan {
+    fn new(first: u64, prev: Option<Hash>) -> Self {
+        let seq = first.saturating_sub(1);
+        let hash = prev.unwrap_or(Hash([0; 32]));
+        Self {
+            trail: String::new(),
+            head: Head { seq, hash },
+            prev,
+            good: 0,
+            open: BTreeMap::new(),
+            open_from: None,
+            closed_before: BTreeSet::new(),
+            first,
+            uncovered: VecDeque::new(),
+        }
+    }
+
+    /// Takes a line that fits; `false` for any other.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        let Some(line) = Line::read(bytes) else { return false };
+        if self.good == 0 {
+            self.trail = line.trail.to_owned();
+            if self.first == 1 {
+                self.prev = Some(Hash::genesis(&self.trail));
+            }
+        }
+        let chained = self.prev.is_none_or(|prev| prev.hex().as_str() == line.prev);
+        if line.seq != self.head.seq + 1 || line.trail != self.trail || !chained {
+            return false;
+        }
+        self.account(&line, bytes);
+        self.good += bytes.len() as u64 + 1;
+        true
+    }
+
+    fn account(&mut self, line: &Line<'_>, bytes: &[u8]) {
+        let hash = Hash::of_line(bytes);
+        self.head = Head { seq: line.seq, hash };
+        self.prev = Some(hash);
+        if line.seq == self.first {
+            self.open_from = line.open_from;
+        }
+        pair(&mut self.open, line, bytes);
+        if let Some(of) = line.of.filter(|of| *of < self.first) {
+            self.closed_before.insert(of);
+        }
+        if line.kind == Kind::Checkpoint {
+            let covers = line.covers.unwrap_or(0);
+            while self.uncovered.front().is_some_and(|seq| *seq <= covers) {
+                self.uncovered.pop_front();
+            }
+        } else {
+            self.uncovered.push_back(line.seq);
+        }
+    }
+
+    /// The file is damaged: goes on after whatever line is the last that can be read.
+    fn go_past(&mut self, rest: &[u8]) {
+        for bytes in rest.split(|&byte| byte == b'\n') {
+            if let Some(line) = Line::read(bytes).filter(|line| line.seq > self.head.seq) {
+                self.account(&line, bytes);
+            }
+        }
+    }
+
+    /// Finds the intents of older files that were open when the newest one began.
+    fn look_back(&mut self, older: &[SegmentFile]) -> io::Result<()> {
+        let Some(from) = self.open_from else { return Ok(()) };
+        let mut open = BTreeMap::new();
+        let start = older.iter().rposition(|file| file.first <= from).unwrap_or(0);
+        let mut bytes = Vec::new();
+        for file in older.iter().skip(start) {
+            let mut reader = BufReader::with_capacity(256 * 1024, File::open(&file.path)?);
+            while next_line(&mut reader, &mut bytes)? {
+                if let Some(line) = Line::read(&bytes).filter(|line| line.seq >= from) {
+                    pair(&mut open, &line, &bytes);
+                }
+            }
+        }
+        open.retain(|seq, _| !self.closed_before.contains(seq));
+        self.open.append(&mut open);
+        Ok(())
+    }
+}
+
+/// Keeps `open` up to date with one line.
+fn pair(open: &mut BTreeMap<u64, Vec<u8>>, line: &Line<'_>, bytes: &[u8]) {
+    match (line.kind, line.of) {
+        (Kind::Intent, _) => drop(open.insert(line.seq, bytes.to_vec())),
+        (Kind::Outcome, Some(of)) => drop(open.remove(&of)),
+        _ => {}
+    }
+}
+
+/// Compares what is known with what is there.
+fn check_known(
+    directory: &Path,
+    head: &Head,
+    known: &Head,
+) -> Result<Option<AuditError>, AuditError> {
+    if known.seq > head.seq {
+        return Ok(Some(AuditError::CutTail { last: head.seq, known: known.seq }));
+    }
+    let holds = if known.seq == head.seq {
+        Some(head.hash)
+    } else {
+        hash_of(directory, known.seq)
+            .map_err(|error| of_io("looking for the known line", &error))?
+    };
+    let broken = AuditError::RolledBack { seq: known.seq };
+    Ok((holds != Some(known.hash)).then_some(broken))
+}
+
+fn event(note: EventNote) -> Job {
+    Job::Event { note, reply: None }
+}
+
+/// The event line that records a break.
+fn note_of(broken: &AuditError) -> EventNote {
+    let (code, line) = match broken {
+        AuditError::CutTail { known, .. } => ("cut-tail", Some(*known)),
+        AuditError::RolledBack { seq } => ("rolled-back", Some(*seq)),
+        AuditError::Damaged { after, .. } => ("damaged", Some(*after)),
+        _ => ("broken", None),
+    };
+    EventNote { line, ..EventNote::because(Event::BreakRecorded, Code(code)) }
+}
+
+/// The outcome of an intent that a crash has left open.
+fn interrupted(seq: u64, intent: &[u8]) -> Job {
+    let line = Line::read(intent).unwrap_or_default();
+    let verdict = Verdict::Interrupted(Code("crash"));
+    Job::Close {
+        of: seq,
+        subject: Subject::of_line(&line),
+        outcome: Outcome { verdict, details: Default::default() },
+        reply: None,
+    }
+}
+
+/// All that a file holds from `offset` on.
+fn rest_of(file: &SegmentFile, offset: u64) -> io::Result<Vec<u8>> {
+    let mut reader = File::open(&file.path)?;
+    reader.seek(SeekFrom::Start(offset))?;
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest)?;
+    Ok(rest)
+}
+
+/// Appends `bytes` to the file's `.torn` companion.
+fn set_aside(file: &SegmentFile, bytes: &[u8]) -> io::Result<()> {
+    let path = file.path.with_extension("jsonl.torn");
+    let mut torn = File::options().append(true).create(true).mode(0o600).open(path)?;
+    torn.write_all(bytes)?;
+    torn.sync_all()
+}

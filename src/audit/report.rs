@@ -1,0 +1,170 @@
+//! What a verification says: for people by `Display`, for programs by `Serialize`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::line::Head;
+
+/// What is wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The number of the line that it is about; for something missing, the first missing line.
+    pub line: u64,
+    /// The file, and the line within it (from 1), where it was noticed; at the end of all files, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    #[serde(flatten)]
+    pub kind: FindingKind,
+}
+
+/// Where a line stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Place {
+    pub file: String,
+    pub row: u64,
+}
+
+/// The kinds of damage that can be told apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "finding", rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// The line's bytes are not those that the next line vouches for: it was changed.
+    Flipped,
+    /// It is not a line of a trail in its one form: changed, or not written by Strongroom.
+    Unreadable,
+    /// Lines are missing in the middle, up to and with `to`.
+    Dropped { to: u64 },
+    /// Whole files are missing: lines up to and with `to`.
+    MissingFile { to: u64 },
+    /// The line stands after a later one.
+    Reordered,
+    /// A line with this number has been there already.
+    Repeated,
+    /// The line belongs to another trail.
+    Spliced { trail: String },
+    /// The trail ends before a line that is known: its tail was cut, or an older copy was put back.
+    Truncated { last: u64 },
+    /// The last line has no end.
+    Torn,
+    /// There is another line where a known one was: an older copy was put back and went on, or
+    /// everything from some line before it on was written anew.
+    RolledBack,
+    /// A checkpoint, signed by the trail's key, names another hash for line `covers` than the line has:
+    /// something between the checkpoint before and `covers` was written anew.
+    Rewritten { covers: u64 },
+    /// The checkpoint's signature was not made by any of the given keys over what it says.
+    BadSignature,
+    /// The checkpoint covers a line that is not there, not before it, or too far away to be compared.
+    BadCheckpoint,
+    /// Something was to be done, and what became of it is not there.
+    IntentWithoutOutcome,
+    /// An outcome names an intent (`of`) that is not there, or had its outcome already.
+    OutcomeWithoutIntent { of: u64 },
+}
+
+/// The result of a verification.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Which trail it is; `None` where there is no line at all.
+    pub trail: Option<String>,
+    pub lines: u64,
+    pub files: u64,
+    pub first: Option<u64>,
+    pub last: Option<Head>,
+    /// Checkpoints with a good signature, and the line up to which the last of them covers.
+    pub checkpoints: u64,
+    pub covered: u64,
+    /// Lines after it: chained, and not yet covered by a signature. Whoever can write the files could
+    /// have written these anew; only a head that is kept elsewhere tells.
+    pub uncovered: u64,
+    /// Intents at the end whose deed may still be under way (only where the trail is in use).
+    pub under_way: u64,
+    pub findings: Vec<Finding>,
+    /// Findings beyond the first thousand, which are not listed.
+    pub further_findings: u64,
+    /// How long it took.
+    pub milliseconds: u64,
+}
+
+impl Report {
+    /// Most findings that are listed one by one.
+    pub(super) const LISTED: usize = 1000;
+
+    /// Whether nothing is wrong with what is there.
+    pub fn is_sound(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = self.line;
+        match &self.kind {
+            FindingKind::Flipped => write!(f, "line {line} was changed")?,
+            FindingKind::Unreadable => write!(f, "line {line} is not a line of a trail")?,
+            FindingKind::Dropped { to } if *to == line => write!(f, "line {line} is missing")?,
+            FindingKind::Dropped { to } => write!(f, "lines {line} to {to} are missing")?,
+            FindingKind::MissingFile { to } => {
+                write!(f, "the file or files with lines {line} to {to} are missing")?;
+            }
+            FindingKind::Reordered => write!(f, "line {line} stands in the wrong place")?,
+            FindingKind::Repeated => write!(f, "line {line} is there more than once")?,
+            FindingKind::Spliced { trail } => {
+                write!(f, "line {line} was brought in from another trail ({trail})")?;
+            }
+            FindingKind::Truncated { last } => write!(
+                f,
+                "the trail ends at line {last}, but line {line} is known: its end was cut off, or an older copy put back"
+            )?,
+            FindingKind::Torn => write!(f, "line {line} has no end")?,
+            FindingKind::RolledBack => write!(
+                f,
+                "line {line} is not the one that is known: an older copy went on, or it was written anew"
+            )?,
+            FindingKind::Rewritten { covers } => write!(
+                f,
+                "the checkpoint in line {line} vouches for another line {covers}: lines before it were written anew"
+            )?,
+            FindingKind::BadSignature => {
+                write!(f, "the signature of the checkpoint in line {line} is not good")?;
+            }
+            FindingKind::BadCheckpoint => {
+                write!(f, "the checkpoint in line {line} covers no line that is there")?;
+            }
+            FindingKind::IntentWithoutOutcome => {
+                write!(f, "the intent in line {line} has no outcome")?;
+            }
+            FindingKind::OutcomeWithoutIntent { of } => {
+                write!(f, "the outcome in line {line} is of line {of}, which is no open intent")?;
+            }
+        }
+        match &self.place {
+            Some(Place { file, row }) => write!(f, " ({file}, row {row})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(last) = &self.last else { return writeln!(f, "no lines") };
+        writeln!(f, "trail       {}", self.trail.as_deref().unwrap_or("-"))?;
+        writeln!(f, "lines       {} in {} files", self.lines, self.files)?;
+        writeln!(f, "head        {last}")?;
+        writeln!(f, "checkpoints {}, covering up to line {}", self.checkpoints, self.covered)?;
+        if self.uncovered > 0 {
+            writeln!(f, "not yet covered by a signature: {} lines", self.uncovered)?;
+        }
+        if self.under_way > 0 {
+            writeln!(f, "under way   {} deeds", self.under_way)?;
+        }
+        for finding in &self.findings {
+            writeln!(f, "FOUND       {finding}")?;
+        }
+        if self.further_findings > 0 {
+            writeln!(f, "FOUND       {} more", self.further_findings)?;
+        }
+        if self.is_sound() { writeln!(f, "sound") } else { writeln!(f, "NOT SOUND") }
+    }
+}

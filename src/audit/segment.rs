@@ -1,0 +1,156 @@
+//! The files of a trail: their names, their order, and careful appending.
+//!
+//! A file is named for the number of its first line, `trail-00000000000000000001.jsonl`, so that the
+//! order is in the names and a missing file leaves a gap that can be seen.
+
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::AuditError;
+
+/// A file of the trail that exists.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SegmentFile {
+    pub first: u64,
+    pub path: PathBuf,
+}
+
+impl SegmentFile {
+    pub fn at(directory: &Path, first: u64) -> Self {
+        Self { first, path: directory.join(format!("trail-{first:020}.jsonl")) }
+    }
+
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+/// All files of a trail, oldest first. Other files in the directory are not looked at.
+pub(super) fn list(directory: &Path) -> io::Result<Vec<SegmentFile>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let digits = name.and_then(|name| name.strip_prefix("trail-")?.strip_suffix(".jsonl"));
+        if let Some(first) = digits.filter(|d| d.len() == 20).and_then(|d| d.parse().ok()) {
+            files.push(SegmentFile { first, path });
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The file that is being written.
+pub(super) struct Segment {
+    file: File,
+    /// Everything up to here is durable.
+    good: u64,
+    /// Something may lie beyond `good` that must go before more is written.
+    dirty: bool,
+}
+
+impl Segment {
+    /// Makes the file for lines from `first` on, durably.
+    pub fn create(directory: &Path, first: u64) -> Result<Self, AuditError> {
+        let path = SegmentFile::at(directory, first).path;
+        // One may be there, empty: made before a write that failed.
+        let file = File::options().append(true).create(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| of_io("making a file", &error))?;
+        let len = file.metadata().map_err(|error| of_io("making a file", &error))?.len();
+        if len != 0 {
+            return Err(AuditError::Io { during: "making a file", kind: ErrorKind::AlreadyExists });
+        }
+        sync_directory(directory)?;
+        Ok(Self { file, good: 0, dirty: false })
+    }
+
+    /// Goes on with a file whose first `good` bytes have been checked.
+    pub fn resume(file: &SegmentFile, good: u64) -> Result<Self, AuditError> {
+        let file = File::options().append(true).open(&file.path);
+        let file = file.map_err(|error| of_io("opening the newest file", &error))?;
+        Ok(Self { file, good, dirty: true })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.good
+    }
+
+    /// Writes and syncs; on failure nothing of it stays.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), AuditError> {
+        if self.dirty {
+            self.cut_back()?;
+        }
+        self.dirty = true;
+        let written = self
+            .file
+            .write_all(bytes)
+            .map_err(|error| of_io("writing", &error))
+            .and_then(|()| self.file.sync_data().map_err(|error| of_io("syncing", &error)));
+        match written {
+            Ok(()) => {
+                self.good += bytes.len() as u64;
+                self.dirty = false;
+            }
+            // Where this fails too, it is tried again before the next write.
+            Err(_) => drop(self.cut_back()),
+        }
+        written
+    }
+
+    fn cut_back(&mut self) -> Result<(), AuditError> {
+        self.file
+            .set_len(self.good)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|error| of_io("cutting back", &error))?;
+        self.dirty = false;
+        Ok(())
+    }
+}
+
+/// Makes the directory or checks that it is closed to others, and keeps other writers out for as long
+/// as the file that is returned is held.
+pub(super) fn claim(directory: &Path) -> Result<File, AuditError> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => {
+            std::fs::set_permissions(directory, Permissions::from_mode(0o700))
+                .map_err(|error| of_io("making the directory", &error))?;
+            if let Some(parent) = directory.parent().filter(|path| !path.as_os_str().is_empty()) {
+                sync_directory(parent)?;
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let metadata = directory.metadata();
+            let mode = metadata.map_err(|e| of_io("looking at the directory", &e))?.mode() & 0o777;
+            if mode & 0o077 != 0 {
+                return Err(AuditError::Mode { mode });
+            }
+        }
+        Err(error) => return Err(of_io("making the directory", &error)),
+    }
+    let path = directory.join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let lock = lock.map_err(|error| of_io("opening the lock", &error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(AuditError::InUse),
+        Err(TryLockError::Error(error)) => Err(of_io("locking", &error)),
+    }
+}
+
+pub(super) fn sync_directory(directory: &Path) -> Result<(), AuditError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| of_io("syncing the directory", &error))
+}
+
+pub(super) fn of_io(during: &'static str, error: &io::Error) -> AuditError {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            AuditError::Full
+        }
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => AuditError::ReadOnly,
+        kind => AuditError::Io { during, kind },
+    }
+}

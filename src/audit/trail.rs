@@ -1,0 +1,232 @@
+//! The trail as those who act see it: begin, close, refuse, tell, stop.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::entry::{Code, EventNote, Intent, Outcome, Subject, Verdict};
+use super::line::Head;
+use super::recover::recover;
+use super::tend::{HeadKeeper, Signer};
+use super::writer::{Job, Shared};
+use super::{AuditError, Event, Settings};
+
+/// The trail of one appliance, open for writing.
+pub struct Trail {
+    pub(super) id: String,
+    pub(super) settings: Settings,
+    pub(super) shared: Arc<Shared>,
+    pub(super) signer: Arc<dyn Signer>,
+    pub(super) keeper: Arc<dyn HeadKeeper>,
+    /// Held while a checkpoint is made.
+    pub(super) signing: tokio::sync::Mutex<()>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How the trail is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Which trail it is: 16 hex digits.
+    pub trail: String,
+    pub head: Head,
+    /// Up to where a checkpoint of this run covers it.
+    pub checkpoint: Option<Head>,
+    /// Lines that no checkpoint covers yet.
+    pub uncovered: u64,
+    /// Why nothing can be written just now.
+    pub failure: Option<AuditError>,
+}
+
+impl Trail {
+    /// Opens the trail in its directory, makes it if there is none, and mends what a crash has left:
+    /// a half line at the end that no answer rested on, and intents without an outcome.
+    ///
+    /// `known_head` is the newest head that was kept elsewhere. A trail that does not hold it was cut
+    /// or rolled back and is refused, unless the settings say that this is to be recorded.
+    pub fn open(
+        settings: &Settings,
+        known_head: Option<Head>,
+        signer: Arc<dyn Signer>,
+        keeper: Arc<dyn HeadKeeper>,
+    ) -> Result<Self, AuditError> {
+        let writer = recover(settings, known_head)?;
+        let (id, shared) = (writer.trail.clone(), Arc::clone(&writer.shared));
+        let thread = std::thread::Builder::new()
+            .name("trail-writer".into())
+            .spawn(move || writer.run())
+            .map_err(|error| AuditError::Io { during: "starting a thread", kind: error.kind() })?;
+        let trail = Self {
+            id,
+            settings: settings.clone(),
+            shared,
+            signer,
+            keeper,
+            signing: tokio::sync::Mutex::new(()),
+            writer: Mutex::new(Some(thread)),
+        };
+        Ok(trail)
+    }
+
+    /// Hands in an intent. The deed may run meanwhile; it must not show before the entry is there.
+    pub fn begin(&self, intent: Intent) -> PendingEntry {
+        PendingEntry(self.hand_in(|reply| Job::Begin { intent, reply }))
+    }
+
+    /// Hands in what became of a deed.
+    pub fn close(&self, entry: Entry, outcome: Outcome) -> Closing {
+        let (reply, answer) = oneshot::channel();
+        entry.end(outcome, Some(reply));
+        let answer = Answer { answer, until: self.deadline() };
+        Closing { answer, shared: Arc::clone(&self.shared) }
+    }
+
+    /// Somebody asked and may not, or asked for what cannot be: one line, durable when this returns.
+    pub async fn refuse(&self, intent: Intent, code: Code) -> Result<(), AuditError> {
+        let outcome = Outcome::refused(code);
+        self.hand_in(|reply| Job::Refuse { intent, outcome, reply }).durable().await
+    }
+
+    /// Something happened to the appliance. The line is durable when this returns `Ok`; after an
+    /// error it is written when writing works again.
+    pub async fn event(&self, note: EventNote) -> Result<(), AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.push(Job::Event { note, reply: Some(reply) }, true, false);
+        Answer { answer, until: self.deadline() }.durable().await
+    }
+
+    /// The newest durable line.
+    pub fn head(&self) -> Head {
+        self.shared.durable().head
+    }
+
+    pub fn status(&self) -> Status {
+        let durable = self.shared.durable();
+        Status {
+            trail: self.id.clone(),
+            head: durable.head,
+            checkpoint: durable.checkpoint,
+            uncovered: durable.uncovered(),
+            failure: durable.failure,
+        }
+    }
+
+    /// Writes the stop event and a last checkpoint over it, and takes no more lines. A checkpoint that
+    /// cannot be signed does not hold it up for longer than the deadline.
+    pub async fn stop(&self) -> Result<(), AuditError> {
+        let told = self.event(EventNote::new(Event::Stop)).await;
+        let deadline = Duration::from_millis(self.settings.deadline_ms);
+        match tokio::time::timeout(deadline, self.checkpoint()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "stopping without a last checkpoint"),
+            Err(_) => tracing::warn!("stopping without a last checkpoint: signing takes too long"),
+        }
+        self.shared.push(Job::Stop, true, false);
+        told
+    }
+
+    pub(super) fn hand_in<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, AuditError>>) -> Job,
+    ) -> Answer<T> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.push(job(reply), true, true);
+        Answer { answer, until: self.deadline() }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.settings.deadline_ms)
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        self.shared.push(Job::Stop, true, false);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A writer that panicked has answered everybody with `Closed` by dropping their senders.
+        drop(writer.map(JoinHandle::join));
+    }
+}
+
+/// An answer of the writer that must come in time.
+pub(super) struct Answer<T> {
+    answer: oneshot::Receiver<Result<T, AuditError>>,
+    until: Instant,
+}
+
+impl<T> Answer<T> {
+    pub async fn durable(self) -> Result<T, AuditError> {
+        match tokio::time::timeout_at(self.until, self.answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(AuditError::Closed),
+            Err(_) => Err(AuditError::Deadline),
+        }
+    }
+}
+
+/// An intent that has been handed in. Dropped without waiting, it is recorded as interrupted.
+#[must_use = "nothing may be shown before the line is durable"]
+pub struct PendingEntry(Answer<Entry>);
+
+impl PendingEntry {
+    /// Waits until the line is on disk, at most for the deadline of the settings. Without an entry the
+    /// deed must not show.
+    pub async fn durable(self) -> Result<Entry, AuditError> {
+        self.0.durable().await
+    }
+}
+
+/// The proof that a deed has its line. It goes back with the outcome; one that is dropped instead (a
+/// panic, a task that was given up) is recorded as interrupted.
+#[must_use = "a deed that has begun needs an outcome"]
+pub struct Entry {
+    seq: u64,
+    subject: Option<Subject>,
+    shared: Arc<Shared>,
+}
+
+impl Entry {
+    pub(super) fn new(seq: u64, subject: Subject, shared: Arc<Shared>) -> Self {
+        Self { seq, subject: Some(subject), shared }
+    }
+
+    /// The number of the intent's line.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    fn end(mut self, outcome: Outcome, reply: Option<oneshot::Sender<Result<(), AuditError>>>) {
+        if let Some(subject) = self.subject.take() {
+            let job = Job::Close { of: self.seq, subject, outcome, reply };
+            self.shared.push(job, false, false);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(subject) = self.subject.take() {
+            let verdict = Verdict::Interrupted(Code("abandoned"));
+            let outcome = Outcome { verdict, details: Default::default() };
+            let job = Job::Close { of: self.seq, subject, outcome, reply: None };
+            self.shared.push(job, false, false);
+        }
+    }
+}
+
+/// An outcome that has been handed in. It is written soon, whether anybody waits or not.
+pub struct Closing {
+    answer: Answer<()>,
+    shared: Arc<Shared>,
+}
+
+impl Closing {
+    /// Waits until the outcome is on disk: for changes, whose outcome must not be lost. After an error
+    /// it is written when writing works again.
+    pub async fn durable(self) -> Result<(), AuditError> {
+        self.shared.hurry();
+        self.answer.durable().await
+    }
+}

@@ -1,0 +1,136 @@
+//! Verification from the files and the public key alone: no daemon, no token, no store.
+//!
+//! What it can know: the chain names every change that leaves later lines as they were. Whoever can
+//! write the files can also write every line after a change anew; that shows at the next checkpoint,
+//! which only the token could have signed, and for lines after the last checkpoint only against a head
+//! that was kept elsewhere (the store, the journal, a piece of paper). A tail that was cut off cleanly,
+//! and an older copy put back, show against such a head and in no other way.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+
+use super::check::Checker;
+use super::line::Head;
+use super::report::Report;
+use super::segment;
+
+/// A public key that checkpoints are verified with.
+#[derive(Debug, Clone)]
+pub struct VerifyKey(UnparsedPublicKey<Vec<u8>>);
+
+/// Not a public key for checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a P-256 public key in SPKI form (RFC 5480), as `audit public-key` gives it")]
+pub struct PublicKeyError;
+
+/// DER of a SubjectPublicKeyInfo for id-ecPublicKey on prime256v1, up to the uncompressed point.
+const SPKI_P256: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+impl VerifyKey {
+    /// From a PEM text with one `PUBLIC KEY`.
+    pub fn from_pem(pem: &str) -> Result<Self, PublicKeyError> {
+        let (label, der) =
+            der::pem::decode_vec(pem.trim_start().as_bytes()).map_err(|_| PublicKeyError)?;
+        let point = der.strip_prefix(&SPKI_P256).filter(|_| label == "PUBLIC KEY");
+        Self::from_point(point.ok_or(PublicKeyError)?)
+    }
+
+    /// From the uncompressed point, 65 bytes (SEC 1 §2.3.3).
+    pub fn from_point(point: &[u8]) -> Result<Self, PublicKeyError> {
+        if point.len() != 65 || point.first() != Some(&4) {
+            return Err(PublicKeyError);
+        }
+        Ok(Self(UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point.to_vec())))
+    }
+
+    /// The PEM form of a point, for export. `None` where it is not an uncompressed P-256 point.
+    pub fn pem_of_point(point: &[u8]) -> Option<String> {
+        Self::from_point(point).ok()?;
+        let der = [SPKI_P256.as_slice(), point].concat();
+        der::pem::encode_string("PUBLIC KEY", der::pem::LineEnding::LF, &der).ok()
+    }
+
+    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.0.verify(message, signature).is_ok()
+    }
+}
+
+/// What is known from elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Expectations {
+    /// Heads that were kept: each must be in the trail.
+    pub known: Vec<Head>,
+    /// The trail is being written just now: a half line at the end, and intents at the end without an
+    /// outcome yet, are no findings.
+    pub in_use: bool,
+    /// It need not begin at line 1: older files were put away, or only a part was exported.
+    pub partial: bool,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error("there are no files of a trail in {}", .0.display())]
+    NoFiles(PathBuf),
+    #[error("{} cannot be read: {error}", .path.display())]
+    Read { path: PathBuf, error: io::Error },
+}
+
+/// Verifies the trail in a directory. A checkpoint is good if any of `keys` made it.
+pub fn verify(
+    directory: &Path,
+    keys: &[VerifyKey],
+    expectations: &Expectations,
+) -> Result<Report, VerifyError> {
+    let files = segment::list(directory)
+        .map_err(|error| VerifyError::Read { path: directory.to_owned(), error })?;
+    if files.is_empty() {
+        return Err(VerifyError::NoFiles(directory.to_owned()));
+    }
+    let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
+    verify_files(&paths, keys, expectations)
+}
+
+/// Verifies files in the order given, as one trail: files of a trail's directory or an export.
+pub fn verify_files(
+    paths: &[PathBuf],
+    keys: &[VerifyKey],
+    expectations: &Expectations,
+) -> Result<Report, VerifyError> {
+    let started = Instant::now();
+    let mut checker = Checker::new(keys, expectations);
+    for path in paths {
+        verify_file(path, &mut checker)
+            .map_err(|error| VerifyError::Read { path: path.clone(), error })?;
+    }
+    let mut report = checker.finish();
+    report.milliseconds = started.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    Ok(report)
+}
+
+/// A line that is longer than this was not written by Strongroom.
+const MAX_LINE: u64 = 64 * 1024;
+
+fn verify_file(path: &Path, checker: &mut Checker<'_>) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    checker.begin_file(&name);
+    let mut reader = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)?;
+        match bytes.pop() {
+            None => return Ok(()),
+            Some(b'\n') => checker.line(&bytes),
+            Some(_) if bytes.len() as u64 + 1 == MAX_LINE => checker.line(&bytes),
+            Some(_) => checker.torn(),
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The one thread that writes: it takes every line that waits, chains them, writes and syncs once, and
+//! then answers all who wait.
+//!
+//! When a write fails, the file is cut back to its last good length, the chain to its last good line,
+//! and every new intent is refused. What has happened already and still owes its line (outcomes,
+//! events) is kept and written first as soon as writing works again; each new intent is a new try.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::entry::{EventNote, Intent, Outcome, Subject, Texts};
+use super::line::{Hash, Head, Kind, Line};
+use super::segment::Segment;
+use super::tend::Signature;
+use super::trail::Entry;
+use super::{AuditError, Event};
+
+type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
+
+/// A line that is to be written, and who waits for it.
+pub(super) enum Job {
+    Begin { intent: Intent, reply: Reply<Entry> },
+    Close { of: u64, subject: Subject, outcome: Outcome, reply: Option<Reply<()>> },
+    Refuse { intent: Intent, outcome: Outcome, reply: Reply<()> },
+    Event { note: EventNote, reply: Option<Reply<()>> },
+    Checkpoint { signed: Signed, reply: Reply<()> },
+    Stop,
+}
+
+/// A checkpoint whose signature is there.
+pub(super) struct Signed {
+    pub head: Head,
+    pub at: String,
+    pub signature: Signature,
+    /// How many lines other than checkpoints it covers.
+    pub others: u64,
+}
+
+/// What the thread and those who hand in lines share.
+pub(super) struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    durable: Mutex<Durable>,
+    /// Told when enough lines for a checkpoint have come.
+    pub checkpoint_due: Notify,
+    pub backlog: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: Vec<Job>,
+    /// Somebody waits: do not linger.
+    urgent: bool,
+    closed: bool,
+}
+
+/// How far the trail is safely on disk.
+#[derive(Debug, Clone)]
+pub(super) struct Durable {
+    pub head: Head,
+    /// Lines other than checkpoints: all, and those that a checkpoint covers.
+    pub others: u64,
+    pub covered_others: u64,
+    pub checkpoint: Option<Head>,
+    pub failure: Option<AuditError>,
+}
+
+impl Durable {
+    /// Lines that no checkpoint covers yet, not counting checkpoints themselves.
+    pub fn uncovered(&self) -> u64 {
+        self.others.saturating_sub(self.covered_others)
+    }
+}
+
+impl Shared {
+    pub fn new(durable: Durable, backlog: usize) -> Self {
+        Self {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            durable: Mutex::new(durable),
+            checkpoint_due: Notify::new(),
+            backlog,
+        }
+    }
+
+    /// Hands in a line. With `urgent`, the writer is woken; else it comes by soon. Work that has not
+    /// happened yet is `refusable`: it is turned away when too much waits.
+    pub fn push(&self, job: Job, urgent: bool, refusable: bool) {
+        let mut queue = self.lock();
+        if queue.closed || (refusable && queue.jobs.len() >= self.backlog) {
+            let error = if queue.closed { AuditError::Closed } else { AuditError::Busy };
+            drop(queue);
+            job.refuse(&error);
+            return;
+        }
+        queue.jobs.push(job);
+        if urgent && !queue.urgent {
+            queue.urgent = true;
+            drop(queue);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Somebody waits for a line that was handed in without haste.
+    pub fn hurry(&self) {
+        self.lock().urgent = true;
+        self.wake.notify_one();
+    }
+
+    pub fn durable(&self) -> Durable {
+        self.lock_durable().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all that waits into `jobs`, which is empty. `open` says that outcomes are expected, which
+    /// come without waking anybody.
+    fn take(&self, jobs: &mut Vec<Job>, open: bool, linger: Duration) {
+        let mut queue = self.lock();
+        if !queue.urgent {
+            queue = if open || !queue.jobs.is_empty() {
+                let waited = self.wake.wait_timeout(queue, linger);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner)
+            };
+        }
+        queue.urgent = false;
+        std::mem::swap(&mut queue.jobs, jobs);
+    }
+
+    fn close(&self) -> Vec<Job> {
+        let mut queue = self.lock();
+        queue.closed = true;
+        std::mem::take(&mut queue.jobs)
+    }
+}
+
+impl Job {
+    /// Answers that it was not written. What `send` returns only says that nobody waits.
+    fn refuse(self, error: &AuditError) {
+        match self {
+            Job::Begin { reply, .. } => drop(reply.send(Err(error.clone()))),
+            Job::Refuse { reply, .. } | Job::Checkpoint { reply, .. } => {
+                drop(reply.send(Err(error.clone())));
+            }
+            Job::Close { reply, .. } | Job::Event { reply, .. } => {
+                drop(reply.map(|reply| reply.send(Err(error.clone()))));
+            }
+            Job::Stop => {}
+        }
+    }
+
+    fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Option<Line<'a>> {
+        match self {
+            Job::Begin { intent, .. } => Some(intent.fill(line, texts)),
+            Job::Close { of, subject, outcome, .. } => {
+                Some(outcome.fill(Some(*of), subject, line, texts))
+            }
+            Job::Refuse { intent, outcome, .. } => {
+                Some(outcome.fill(None, &intent.subject, line, texts))
+            }
+            Job::Event { note, .. } => Some(note.fill(line, texts)),
+            Job::Checkpoint { signed, .. } => Some(signed.fill(line, texts)),
+            Job::Stop => None,
+        }
+    }
+}
+
+impl Signed {
+    fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
+        let (head, signature) = texts.checkpoint(&self.head.hash, &self.signature.bytes);
+        Line {
+            kind: Kind::Checkpoint,
+            covers: Some(self.head.seq),
+            head: Some(head),
+            at: Some(&self.at),
+            signer: Some(self.signature.generation),
+            signature: Some(signature),
+            ..line
+        }
+    }
+}
+
+/// The end of the chain: number and hash of the newest line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chain {
+    pub head: Head,
+    /// Lines other than checkpoints.
+    pub others: u64,
+}
+
+impl Chain {
+    /// Appends `line` to `buffer` as the next of the chain; its number and predecessor are set here.
+    pub fn append(&mut self, buffer: &mut Vec<u8>, line: Line<'_>) -> u64 {
+        let start = buffer.len();
+        let prev = self.head.hash.hex();
+        let seq = self.head.seq + 1;
+        let line = Line { seq, prev: prev.as_str(), ..line };
+        line.encode(buffer);
+        let text = buffer.get(start..buffer.len().saturating_sub(1)).unwrap_or_default();
+        self.head = Head { seq, hash: Hash::of_line(text) };
+        self.others += u64::from(line.kind != Kind::Checkpoint);
+        seq
+    }
+}
+
+/// The state of the writing thread.
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub directory: PathBuf,
+    pub segment_bytes: u64,
+    pub linger: Duration,
+    pub checkpoint_lines: u64,
+    pub trail: String,
+    pub chain: Chain,
+    pub segment: Option<Segment>,
+    /// Intents whose outcome has not been written.
+    pub open: BTreeSet<u64>,
+    /// Lines that must be written although a write has failed.
+    pub owed: Vec<Job>,
+    pub buffer: Vec<u8>,
+    /// Held for as long as this trail is written.
+    pub _lock: File,
+}
+
+/// After a failure, how long to wait before what is owed is tried again without a new intent.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Writer {
+    /// The thread: ends after a stop was handed in and everything before it was dealt with.
+    pub fn run(mut self) {
+        let mut jobs = Vec::new();
+        if !self.owed.is_empty() {
+            self.write_group(&mut jobs);
+        }
+        loop {
+            let pause = if self.owed.is_empty() { self.linger } else { RETRY };
+            let expecting = !self.open.is_empty() || !self.owed.is_empty();
+            self.shared.take(&mut jobs, expecting, pause);
+            if jobs.is_empty() && self.owed.is_empty() {
+                continue;
+            }
+            let stop = jobs.iter().any(|job| matches!(job, Job::Stop));
+            self.write_group(&mut jobs);
+            if stop {
+                return self.finish(&mut jobs);
+            }
+        }
+    }
+
+    /// Takes no more; of what still came, only what has happened already is written.
+    fn finish(&mut self, jobs: &mut Vec<Job>) {
+        for job in self.shared.close() {
+            match job {
+                Job::Close { .. } | Job::Event { .. } => jobs.push(job),
+                job => job.refuse(&AuditError::Closed),
+            }
+        }
+        if !jobs.is_empty() || !self.owed.is_empty() {
+            self.write_group(jobs);
+        }
+    }
+
+    /// Writes what is owed and `jobs`, which is empty afterwards.
+    fn write_group(&mut self, jobs: &mut Vec<Job>) {
+        let before = self.chain;
+        let mut group = std::mem::take(&mut self.owed);
+        group.append(jobs);
+        match self.append_group(&group) {
+            Ok(numbers) => self.settle(group.drain(..).zip(numbers)),
+            Err(error) => {
+                self.chain = before;
+                self.give_up(group.drain(..), &error);
+            }
+        }
+        // The larger of the two allocations goes round once more.
+        if self.owed.is_empty() && group.capacity() > jobs.capacity() {
+            *jobs = group;
+        }
+    }
+
+    /// Makes all lines and has them on disk when it returns; the result is their numbers.
+    fn append_group(&mut self, group: &[Job]) -> Result<Vec<u64>, AuditError> {
+        let time = format!("{:.6}", jiff::Timestamp::now());
+        self.buffer.clear();
+        if self.segment.as_ref().is_none_or(|segment| segment.len() >= self.segment_bytes) {
+            self.segment = Some(Segment::create(&self.directory, self.chain.head.seq + 1)?);
+        }
+        let segment = self.segment.as_mut().ok_or(AuditError::Closed)?;
+        let line = Line { time: &time, trail: &self.trail, ..Line::default() };
+        if segment.len() == 0 {
+            let open_from = self.open.first().copied();
+            let note = EventNote { open_from, ..EventNote::new(Event::Segment) };
+            self.chain.append(&mut self.buffer, note.fill(line, &mut Texts::new()));
+        }
+        let mut numbers = Vec::with_capacity(group.len());
+        for job in group {
+            let mut texts = Texts::new();
+            let number = job.fill(line, &mut texts);
+            numbers.push(number.map_or(0, |line| self.chain.append(&mut self.buffer, line)));
+        }
+        segment.append(&self.buffer)?;
+        Ok(numbers)
+    }
+
+    /// The lines are durable: says so to all who wait.
+    fn settle(&mut self, group: impl Iterator<Item = (Job, u64)>) {
+        let recovered = {
+            let mut durable = self.shared.lock_durable();
+            durable.head = self.chain.head;
+            durable.others = self.chain.others;
+            durable.failure.take().is_some()
+        };
+        if recovered {
+            tracing::info!(line = self.chain.head.seq, "the trail can be written again");
+        }
+        for (job, seq) in group {
+            match job {
+                Job::Begin { intent, reply } => {
+                    self.open.insert(seq);
+                    let entry = Entry::new(seq, intent.subject, Arc::clone(&self.shared));
+                    // An entry that nobody waits for any more closes itself.
+                    drop(reply.send(Ok(entry)));
+                }
+                Job::Close { of, reply, .. } => {
+                    self.open.remove(&of);
+                    drop(reply.map(|reply| reply.send(Ok(()))));
+                }
+                Job::Refuse { reply, .. } => drop(reply.send(Ok(()))),
+                Job::Event { reply, .. } => drop(reply.map(|reply| reply.send(Ok(())))),
+                Job::Checkpoint { signed, reply } => {
+                    let mut durable = self.shared.lock_durable();
+                    durable.covered_others = durable.covered_others.max(signed.others);
+                    durable.checkpoint = Some(signed.head);
+                    drop(durable);
+                    drop(reply.send(Ok(())));
+                }
+                Job::Stop => {}
+            }
+        }
+        if self.shared.lock_durable().uncovered() >= self.checkpoint_lines {
+            self.shared.checkpoint_due.notify_one();
+        }
+    }
+
+    /// Nothing was written: refuses what has not happened yet, and keeps the rest.
+    fn give_up(&mut self, group: impl Iterator<Item = Job>, error: &AuditError) {
+        let first = self.shared.lock_durable().failure.replace(error.clone()).is_none();
+        if first {
+            tracing::error!(%error, "the trail cannot be written; every deed is refused");
+        }
+        for job in group {
+            match job {
+                Job::Close { of, subject, outcome, reply } => {
+                    drop(reply.map(|reply| reply.send(Err(error.clone()))));
+                    self.owed.push(Job::Close { of, subject, outcome, reply: None });
+                }
+                Job::Event { note, reply } => {
+                    drop(reply.map(|reply| reply.send(Err(error.clone()))));
+                    if self.owed.len() < self.shared.backlog {
+                        self.owed.push(Job::Event { note, reply: None });
+                    }
+                }
+                job => job.refuse(error),
+            }
+        }
+    }
+}
