@@ -20,6 +20,7 @@
 
 pub mod custody;
 pub mod audit;
+pub mod cli;
 pub mod identity;
 pub mod key;
 pub mod policy;

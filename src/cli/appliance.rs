@@ -1,0 +1,171 @@
+//! The appliance as a whole: init, status, lock, unlock, doctor.
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::Session;
+use super::input::{self, Source};
+use super::output::{cell, facts, plain, table};
+use super::problem::Failure;
+
+/// Make the master key and the trail's signing key in the token, and the store key
+///
+/// Done once in the life of an appliance. Where something is there already it refuses and changes nothing.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom init
+  strongroom init --resume     finish one that was cut off")]
+pub struct Init {
+    /// Finish an initialisation that was cut off; makes only what is missing of it
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Init {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let reply = session.client.post("/v1/init", &json!({ "resume": self.resume }))?;
+        session.out.reply(&reply, |value| format!("initialised\n{}", facts_or_nothing(value)))
+    }
+}
+
+/// Show how the daemon is: version, state, token, keys, trail
+#[derive(Args)]
+pub struct Status {}
+
+impl Status {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let reply = session.client.get("/v1/status")?;
+        session.out.reply(&reply, facts)
+    }
+}
+
+/// Close the appliance: opened keys and the PIN are forgotten, and nothing is opened until `unlock`
+#[derive(Args)]
+pub struct Lock {
+    /// Why, for the trail
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+impl Lock {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut body = serde_json::Map::new();
+        if let Some(reason) = self.reason {
+            body.insert("reason".to_owned(), Value::String(reason));
+        }
+        let reply = session.client.post("/v1/lock", &body)?;
+        session.out.reply(&reply, |value| format!("locked\n{}", facts_or_nothing(value)))
+    }
+}
+
+/// Open the appliance after `lock`
+///
+/// The daemon uses its own credential for the token unless a PIN is given here. A wrong PIN is tried once
+/// only: tokens lock themselves after a few.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom unlock                      with the PIN that the daemon was given
+  strongroom unlock --pin-file -         asks for the PIN on a terminal, or reads it from stdin
+  strongroom unlock --pin-file /run/pin  one newline at the end is not part of the PIN")]
+pub struct Unlock {
+    /// Where to read the token's PIN from; `-` is stdin
+    #[arg(long, value_name = "FILE", value_parser = Source::of, value_hint = clap::ValueHint::FilePath)]
+    pin_file: Option<Source>,
+}
+
+#[derive(Serialize)]
+struct UnlockBody<'a> {
+    /// Base64, like all binary fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<&'a str>,
+}
+
+impl Unlock {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let pin = self.pin_file.map(|source| pin(&source)).transpose()?;
+        let body = UnlockBody { pin: pin.as_ref().map(|pin| pin.as_str()) };
+        let reply = session.client.post("/v1/unlock", &body)?;
+        session.out.reply(&reply, |value| format!("unlocked\n{}", facts_or_nothing(value)))
+    }
+}
+
+/// Reads a PIN; one newline at its end belongs to the file, not to the PIN.
+fn pin(source: &Source) -> Result<Zeroizing<String>, Failure> {
+    let secret = source.secret(Some("PIN of the token"))?;
+    let pin = secret.expose();
+    let pin = pin.strip_suffix(b"\n").unwrap_or(pin);
+    if pin.is_empty() {
+        return Err(Failure::wrong_use("the PIN is empty", "give the PIN on stdin or in the file"));
+    }
+    Ok(input::base64(pin))
+}
+
+/// Asks the daemon to examine itself; a check that fails makes the exit code 1.
+pub(super) fn doctor(session: &Session) -> Result<(), Failure> {
+    let reply = session.client.get("/v1/doctor")?;
+    let report = reply.value()?;
+    let checks = report.get("checks").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if session.out.is_json() {
+        session.out.document(&report)?;
+    } else {
+        session.out.text(&checks_text(checks))?;
+    }
+    if checks.iter().any(|check| mark(check) == "FAIL") { Err(Failure::Told) } else { Ok(()) }
+}
+
+/// The lines of a doctor's report from `{name, result, detail, setting, file}` objects.
+fn checks_text(checks: &[Value]) -> String {
+    let text = |check: &Value, name: &str| check.get(name).map_or(String::new(), |v| cell(name, v));
+    let rows: Vec<Vec<String>> = checks
+        .iter()
+        .map(|check| {
+            let mends = match (text(check, "setting"), text(check, "file")) {
+                (setting, _) if setting.is_empty() => String::new(),
+                (setting, file) if file.is_empty() => format!("  → setting {setting}"),
+                (setting, file) => format!("  → setting {setting} in {file}"),
+            };
+            let detail = format!("{}{mends}", text(check, "detail"));
+            vec![mark(check).to_owned(), text(check, "name"), detail]
+        })
+        .collect();
+    table(&["", "CHECK", "FINDING"], &rows)
+}
+
+fn mark(check: &Value) -> &'static str {
+    match check.get("result").and_then(Value::as_str) {
+        Some("ok") => "ok",
+        Some("warn") => "warn",
+        _ => "FAIL",
+    }
+}
+
+fn facts_or_nothing(value: &Value) -> String {
+    match value {
+        Value::Object(members) if !members.is_empty() => facts(value),
+        Value::String(text) => format!("{}\n", plain(text)),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doctors_line_says_what_mends_it() {
+        let checks = [
+            json!({"name": "token", "result": "ok", "detail": "SoftHSM"}),
+            json!({"name": "memory", "result": "fail", "detail": "64 KiB",
+                   "setting": "LimitMEMLOCK", "file": "strongroom.service"}),
+            json!({"name": "clock"}),
+        ];
+        let text = checks_text(&checks);
+        assert!(text.contains("ok    token   SoftHSM\n"), "{text}");
+        assert!(
+            text.contains("FAIL  memory  64 KiB  → setting LimitMEMLOCK in strongroom.service")
+        );
+        assert!(text.contains("FAIL  clock"), "a check without a result is not ok");
+    }
+}

@@ -1,0 +1,305 @@
+//! `strongroom audit …`: the trail, as the daemon shows it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueHint};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Session;
+use super::client;
+use super::output::{Output, cell, table};
+use super::problem::Failure;
+
+/// Lines asked for at a time.
+const PAGE: u64 = 500;
+
+/// Show, follow, export and verify the trail
+#[derive(Subcommand)]
+pub enum Audit {
+    Show(Show),
+    Tail(Tail),
+    Export(Export),
+}
+
+/// Show lines of the trail
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom audit show
+  strongroom audit show --resource key/payments --action key:decrypt
+  strongroom audit show --after 1000 --limit 50 --output json
+With --output json each line is one line of JSON, byte for byte as it stands in the trail.")]
+pub struct Show {
+    /// Only lines after this one
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    after: u64,
+    /// At most this many; all of them otherwise
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Follow the trail until ctrl-C
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom audit tail --resource secret/stripe
+Lines about the asking itself are left out.")]
+pub struct Tail {
+    /// Begin after this line instead of with the last ones
+    #[arg(long, value_name = "SEQ", conflicts_with = "lines")]
+    after: Option<u64>,
+    /// How many of the last lines to begin with
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 10)]
+    lines: usize,
+    /// How often to ask
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Write the whole trail into a file, for an auditor who has no daemon
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom audit export --to trail.jsonl --public-key trail.pem
+  strongroom audit verify trail.jsonl --public-key trail.pem
+Check the public key by another way than the one the trail came.")]
+pub struct Export {
+    /// The file to write, or a directory to write trail.jsonl into; nothing is overwritten
+    #[arg(long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
+    to: PathBuf,
+    /// Write the public key of the trail's signatures here
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    public_key: Option<PathBuf>,
+}
+
+/// Which lines.
+#[derive(Args)]
+struct Filter {
+    /// Only this action: key:decrypt
+    #[arg(long, value_name = "ACTION")]
+    action: Option<String>,
+    /// Only this caller: unix:1000
+    #[arg(long, value_name = "CALLER")]
+    caller: Option<String>,
+    /// Only this resource: key/payments
+    #[arg(long, value_name = "RESOURCE")]
+    resource: Option<String>,
+}
+
+/// One page of the trail; a line stays the text it is, because its bytes are what is hashed.
+#[derive(Deserialize)]
+struct Page {
+    lines: Vec<Box<RawValue>>,
+    next: Option<u64>,
+}
+
+impl Audit {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Audit::Show(show) => show.run(session),
+            Audit::Tail(tail) => tail.run(session),
+            Audit::Export(export) => export.run(session),
+        }
+    }
+}
+
+impl Show {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let mut after = Some(self.after);
+        let mut first = true;
+        while let Some(from) = after.filter(|_| left > 0) {
+            let (page, _) = page(session, from, left.min(PAGE), &self.filter)?;
+            print(&session.out, &page.lines, first)?;
+            first = false;
+            left = left.saturating_sub(page.lines.len() as u64);
+            after = page.next.filter(|&next| next > from);
+        }
+        Ok(())
+    }
+}
+
+impl Tail {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut ours = Ours::default();
+        let mut after = match self.after {
+            Some(after) => after,
+            None => self.begin(session, &mut ours)?,
+        };
+        loop {
+            let (page, id) = page(session, after, PAGE, &self.filter)?;
+            ours.remember(id);
+            after = page.lines.iter().filter_map(|line| sequence(line)).fold(after, u64::max);
+            after = page.next.map_or(after, |next| after.max(next));
+            print(&session.out, &ours.without(page.lines), false)?;
+            if page.next.is_none() {
+                std::thread::sleep(Duration::from_secs(self.every));
+            }
+        }
+    }
+
+    /// Prints the last lines and returns the number of the very last.
+    fn begin(&self, session: &Session, ours: &mut Ours) -> Result<u64, Failure> {
+        let mut last: VecDeque<Box<RawValue>> = VecDeque::new();
+        let mut seen = 0;
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let (page, id) = page(session, from, PAGE, &self.filter)?;
+            ours.remember(id);
+            seen = page.lines.iter().filter_map(|line| sequence(line)).fold(seen, u64::max);
+            last.extend(ours.without(page.lines));
+            while last.len() > self.lines {
+                last.pop_front();
+            }
+            after = page.next.filter(|&next| next > from);
+        }
+        print(&session.out, &Vec::from(last), true)?;
+        Ok(seen)
+    }
+}
+
+/// The exchanges of a `tail`: every one of them leaves lines of its own.
+#[derive(Default)]
+struct Ours(VecDeque<String>);
+
+impl Ours {
+    fn remember(&mut self, id: Option<String>) {
+        self.0.extend(id);
+        while self.0.len() > 1000 {
+            self.0.pop_front();
+        }
+    }
+
+    fn without(&self, lines: Vec<Box<RawValue>>) -> Vec<Box<RawValue>> {
+        let is_ours = |line: &RawValue| {
+            #[derive(Deserialize)]
+            struct Of {
+                request_id: Option<String>,
+            }
+            let of: Option<Of> = serde_json::from_str(line.get()).ok();
+            of.and_then(|of| of.request_id).is_some_and(|id| self.0.contains(&id))
+        };
+        lines.into_iter().filter(|line| !is_ours(line)).collect()
+    }
+}
+
+impl Export {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let path = if self.to.is_dir() { self.to.join("trail.jsonl") } else { self.to };
+        let everything = Filter { action: None, caller: None, resource: None };
+        let mut file = BufWriter::new(create(&path)?);
+        let mut count = 0;
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let (page, _) = page(session, from, PAGE, &everything)?;
+            count += page.lines.len();
+            for line in &page.lines {
+                file.write_all(line.get().as_bytes())
+                    .and_then(|()| file.write_all(b"\n"))
+                    .map_err(|error| unwritable(&path, &error))?;
+            }
+            after = page.next.filter(|&next| next > from);
+        }
+        file.into_inner()
+            .map_err(|error| error.into_error())
+            .and_then(|file| file.sync_all())
+            .map_err(|error| unwritable(&path, &error))?;
+        session.out.note(&format!("{count} lines in {}", path.display()));
+        if let Some(path) = self.public_key {
+            let reply = session.client.get("/v1/audit/public-key")?;
+            create(&path)?.write_all(&reply.body).map_err(|error| unwritable(&path, &error))?;
+            session.out.note(&format!("the public key in {}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+/// A new file, private to this user; what is there is never overwritten.
+fn create(path: &Path) -> Result<File, Failure> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::failed(
+        format!("{} cannot be written: {error}", path.display()),
+        "choose a path that is free and that this user may write",
+    )
+}
+
+/// One page, and the name of the exchange that brought it.
+fn page(
+    session: &Session,
+    after: u64,
+    limit: u64,
+    filter: &Filter,
+) -> Result<(Page, Option<String>), Failure> {
+    let mut path = format!("/v1/audit?after={after}&limit={limit}");
+    for (name, value) in
+        [("action", &filter.action), ("caller", &filter.caller), ("resource", &filter.resource)]
+    {
+        if let Some(value) = value {
+            path += &format!("&{name}={}", client::query(value));
+        }
+    }
+    let reply = session.client.get(&path)?;
+    Ok((reply.parse()?, reply.request_id))
+}
+
+fn sequence(line: &RawValue) -> Option<u64> {
+    let value: Value = serde_json::from_str(line.get()).ok()?;
+    value.get("seq")?.as_u64()
+}
+
+/// Prints lines: as they are for programs, in columns for people.
+fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Failure> {
+    if out.is_json() {
+        let text: String = lines.iter().map(|line| format!("{}\n", line.get())).collect();
+        return out.text(&text);
+    }
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .filter_map(|line| serde_json::from_str(line.get()).ok())
+        .map(|line: Value| row(&line))
+        .collect();
+    let text = table(&["SEQ", "TIME", "KIND", "CALLER", "ACTION", "RESOURCE", "MORE"], &rows);
+    match text.split_once('\n') {
+        Some((_, without)) if !headings => out.text(without),
+        _ => out.text(&text),
+    }
+}
+
+/// A line in columns; what has no column of its own stands in the last one.
+fn row(line: &Value) -> Vec<String> {
+    const COLUMNS: [&str; 6] = ["seq", "time", "kind", "caller", "action", "resource"];
+    const LEFT_OUT: [&str; 4] = ["prev", "request_id", "signature", "origin"];
+    let mut row: Vec<String> = COLUMNS
+        .iter()
+        .map(|name| line.get(name).map_or(String::new(), |value| cell(name, value)))
+        .collect();
+    let members = line.as_object().into_iter().flatten();
+    let more: Vec<String> = members
+        .filter(|(name, value)| {
+            let name = name.as_str();
+            !COLUMNS.contains(&name) && !LEFT_OUT.contains(&name) && !value.is_null()
+        })
+        .map(|(name, value)| {
+            format!("{}={}", cell("", &Value::String(name.clone())), cell(name, value))
+        })
+        .collect();
+    row.push(more.join(" "));
+    row
+}

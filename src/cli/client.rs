@@ -1,0 +1,288 @@
+//! The way to the daemon: one HTTP/1.1 exchange per call over its Unix socket, with a deadline.
+//!
+//! Bodies may hold secrets: they lie in buffers that are wiped when they go, both ways.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::{Method, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::problem::{Failure, Problem};
+
+/// The longest answer that is read, in bytes; lists come in pages far below it.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Where the daemon listens and how long to wait for it.
+pub struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+/// What the daemon answered to something that it did.
+pub struct Reply {
+    /// The name of the exchange in trail and journal.
+    pub request_id: Option<String>,
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+impl Reply {
+    /// Reads the body as `T`; what is no such thing did not come from Strongroom.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|_| unfamiliar())
+    }
+
+    /// The body as a JSON value, `null` where there is none; not for bodies with secrets in them.
+    pub fn value(&self) -> Result<serde_json::Value, Failure> {
+        if self.body.is_empty() { Ok(serde_json::Value::Null) } else { self.parse() }
+    }
+}
+
+impl Client {
+    pub fn new(socket: PathBuf, timeout: Duration) -> Self {
+        Self { socket, timeout }
+    }
+
+    /// `GET path`; the path carries its query.
+    pub fn get(&self, path: &str) -> Result<Reply, Failure> {
+        self.send(Method::GET, path, None, None)
+    }
+
+    /// `POST path` with `body` as JSON.
+    pub fn post(&self, path: &str, body: &impl Serialize) -> Result<Reply, Failure> {
+        self.send(Method::POST, path, Some(json(body)?), None)
+    }
+
+    /// `PUT path`; with `if_match` only where the revision is still that one.
+    pub fn put(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        if_match: Option<u64>,
+    ) -> Result<Reply, Failure> {
+        self.send(Method::PUT, path, Some(json(body)?), if_match)
+    }
+
+    /// `DELETE path`, with `body` as JSON where there is one.
+    pub fn delete(&self, path: &str, body: Option<&impl Serialize>) -> Result<Reply, Failure> {
+        self.send(Method::DELETE, path, body.map(json).transpose()?, None)
+    }
+
+    fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Zeroizing<Vec<u8>>>,
+        if_match: Option<u64>,
+    ) -> Result<Reply, Failure> {
+        let request = request(method, path, body, if_match)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(
+            |error| Failure::failed(error.to_string(), "check the limits of open files"),
+        )?;
+        runtime.block_on(async {
+            match tokio::time::timeout(self.timeout, self.exchange(request)).await {
+                Ok(result) => result,
+                Err(_) => Err(Failure::unreachable(
+                    format!("no answer within {} s", self.timeout.as_secs()),
+                    "whether it was done is in the trail (strongroom audit show); \
+                     --timeout waits longer",
+                )),
+            }
+        })
+    }
+
+    async fn exchange(&self, request: http::Request<Full<Bytes>>) -> Result<Reply, Failure> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| no_connection(&self.socket, &error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
+        let driver = tokio::spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|_| cut_off())?;
+        let (head, body) = answer.into_parts();
+        let body = collect(body).await?;
+        drop(sender);
+        driver.abort();
+
+        let request_id = head.headers.get("x-request-id");
+        let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+        if head.status.is_success() {
+            return Ok(Reply { request_id, body });
+        }
+        let mut problem: Problem = serde_json::from_slice(&body).map_err(|_| unfamiliar())?;
+        problem.status = head.status.as_u16();
+        problem.body = String::from_utf8_lossy(&body).into_owned();
+        if problem.request_id.is_empty() {
+            problem.request_id = request_id.unwrap_or_default();
+        }
+        Err(Failure::Refused(Box::new(problem)))
+    }
+}
+
+/// Writes `value` for a query: everything but letters, digits and a few marks as `%XX` (RFC 3986 §2).
+pub fn query(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for &byte in value.as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out += &format!("%{byte:02X}");
+        }
+    }
+    out
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    body: Option<Zeroizing<Vec<u8>>>,
+    if_match: Option<u64>,
+) -> Result<http::Request<Full<Bytes>>, Failure> {
+    let mut builder = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "strongroom")
+        .header(header::ACCEPT, "application/json, application/problem+json, */*");
+    if body.is_some() {
+        builder = builder.header(header::CONTENT_TYPE, "application/json");
+    }
+    if let Some(revision) = if_match {
+        builder = builder.header(header::IF_MATCH, format!("\"{revision}\""));
+    }
+    let body = body.map(Bytes::from_owner).unwrap_or_default();
+    builder
+        .body(Full::new(body))
+        .map_err(|error| Failure::wrong_use(error.to_string(), "see --help of the command"))
+}
+
+/// Writes JSON into a buffer of exactly its length, so that growing leaves no copies behind.
+fn json(body: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    struct Counter(usize);
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let cannot = |error: serde_json::Error| {
+        Failure::failed(format!("the request cannot be written: {error}"), "report this")
+    };
+    let mut counter = Counter(0);
+    serde_json::to_writer(&mut counter, body).map_err(cannot)?;
+    let mut buffer = Zeroizing::new(Vec::with_capacity(counter.0));
+    serde_json::to_writer(&mut *buffer, body).map_err(cannot)?;
+    Ok(buffer)
+}
+
+/// Reads the body; pieces that nobody else holds are wiped once they are copied.
+async fn collect(body: hyper::body::Incoming) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut body = Limited::new(body, MAX_ANSWER);
+    let mut pieces: Vec<Bytes> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() { unfamiliar() } else { cut_off() }
+        })?;
+        if let Ok(piece) = frame.into_data() {
+            pieces.push(piece);
+        }
+    }
+    let mut whole = Zeroizing::new(Vec::with_capacity(pieces.iter().map(Bytes::len).sum()));
+    for piece in pieces {
+        whole.extend_from_slice(&piece);
+        if let Ok(mut piece) = piece.try_into_mut() {
+            piece.as_mut().zeroize();
+        }
+    }
+    Ok(whole)
+}
+
+fn cut_off() -> Failure {
+    Failure::unreachable(
+        "the connection ended before the answer came",
+        "whether it was done is in the trail (strongroom audit show); \
+         systemctl status strongroom says how the daemon is",
+    )
+}
+
+/// What answers is no Strongroom, or one of another age.
+pub fn unfamiliar() -> Failure {
+    Failure::failed(
+        "what listens on the socket does not answer like Strongroom",
+        "check --socket and STRONGROOM_SOCKET, and that daemon and command are of one version",
+    )
+}
+
+/// Why the socket could not be reached, in words that lead on.
+fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
+    let path = socket.display();
+    let running = "is it running? systemctl status strongroom; \
+                   --socket or STRONGROOM_SOCKET names another socket";
+    match error.kind() {
+        ErrorKind::NotFound => Failure::unreachable(format!("there is no socket {path}"), running),
+        ErrorKind::ConnectionRefused => {
+            Failure::unreachable(format!("nobody listens on {path}"), running)
+        }
+        ErrorKind::PermissionDenied => {
+            let next = match group_of(socket) {
+                Some(group) => format!("the group `{group}` may use it: usermod -aG {group} USER"),
+                None => "ask an operator which group may use it".to_owned(),
+            };
+            Failure::unreachable(format!("this user may not use {path}"), next)
+        }
+        ErrorKind::WouldBlock => Failure::unreachable(
+            format!("{path} has more callers than it takes"),
+            "try again in a moment",
+        ),
+        ErrorKind::InvalidInput => Failure::wrong_use(
+            format!("{path} cannot be the path of a socket"),
+            "a socket's path has at most 107 bytes",
+        ),
+        _ => Failure::unreachable(format!("{path} cannot be reached: {error}"), running),
+    }
+}
+
+/// The group of the socket, or of its directory where that is what stands in the way.
+fn group_of(socket: &Path) -> Option<String> {
+    let own = std::fs::metadata(socket).ok();
+    let metadata = own.or_else(|| std::fs::metadata(socket.parent()?).ok())?;
+    let gid = nix::unistd::Gid::from_raw(metadata.gid());
+    let group = nix::unistd::Group::from_gid(gid).ok().flatten()?;
+    Some(group.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_quoted() {
+        assert_eq!(query("key/payments"), "key/payments");
+        assert_eq!(query("a&b=c d#ä"), "a%26b%3Dc%20d%23%C3%A4");
+    }
+
+    #[test]
+    fn a_body_fills_its_buffer_exactly() {
+        let body = json(&serde_json::json!({"plaintext": "QUJD"})).ok().unwrap();
+        assert_eq!(&body[..], br#"{"plaintext":"QUJD"}"#);
+        assert_eq!(body.capacity(), body.len());
+    }
+
+    #[test]
+    fn no_socket_is_unreachable() {
+        let client = Client::new("/nonexistent/s.sock".into(), Duration::from_secs(5));
+        let failure = client.get("/v1/status").err().unwrap();
+        assert_eq!(failure.code(), 3);
+    }
+}

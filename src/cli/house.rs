@@ -1,0 +1,160 @@
+//! What can be typed for the daemon's own parts; the floor above acts on it.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand, ValueHint};
+
+use crate::key::Name;
+use crate::policy::{Action, Resource};
+
+/// A command that starts or inspects the daemon's own parts.
+#[derive(Subcommand)]
+pub enum House {
+    Serve(Serve),
+    Custody(Custody),
+    Doctor(Doctor),
+    #[command(subcommand)]
+    Policy(Policy),
+    #[command(subcommand)]
+    Config(Config),
+}
+
+/// Run the daemon: listeners, policy, records and trail
+///
+/// Starts `strongroom custody` as its child where systemd does not run it. SIGHUP reloads configuration
+/// and policy (a bad file keeps the old); SIGTERM finishes what is under way and leaves.
+#[derive(Args)]
+#[command(after_help = "Example:\n  strongroom serve --config /etc/strongroom/strongroom.toml")]
+pub struct Serve {
+    /// The configuration
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+}
+
+/// Run the cryptographic boundary: the process that talks to the token and holds opened keys
+///
+/// Without --listen or --listen-fd it takes its socket from systemd, or else the one that the
+/// configuration names.
+#[derive(Args)]
+#[command(after_help = "Example:\n  strongroom custody --config /etc/strongroom/strongroom.toml")]
+pub struct Custody {
+    /// The configuration
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The Unix socket to make and listen on
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "listen_fd")]
+    pub listen: Option<PathBuf>,
+    /// A descriptor that was handed in and is connected or listening already
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
+    pub listen_fd: Option<i32>,
+}
+
+/// Examine the appliance: token, master key, locked memory, directories, clock, limits
+///
+/// The daemon does it under its own conditions. With --config the checks run in this process instead,
+/// as the user who typed it, for a daemon that does not start.
+/// Exits with 1 when a check fails.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom doctor
+  sudo -u strongroom strongroom doctor --config /etc/strongroom/strongroom.toml")]
+pub struct Doctor {
+    /// Check here, without a daemon, what this configuration says
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+}
+
+/// Check policy files, or explain a decision
+#[derive(Subcommand)]
+pub enum Policy {
+    Check(PolicyFrom),
+    Explain(Explain),
+}
+
+/// Read and validate the policy files as the daemon would; exits with 1 when they are not sound
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom policy check --config /etc/strongroom/strongroom.toml
+  strongroom policy check --dir ./policy")]
+#[group(id = "policy_from", required = true, multiple = false)]
+pub struct PolicyFrom {
+    /// The configuration that names the policy directory
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, group = "policy_from")]
+    pub config: Option<PathBuf>,
+    /// The directory with the policy files
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, group = "policy_from")]
+    pub dir: Option<PathBuf>,
+}
+
+/// Say whether a user may do something, and which policies decide it
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom policy explain --config /etc/strongroom/strongroom.toml \\
+      --user deploy --action key:decrypt --resource key/payments
+
+Exits with 0 when the answer is yes and with 1 when it is no.")]
+pub struct Explain {
+    /// The configuration that names the policy directory and binds roles
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The Unix user who would ask, by name or number
+    #[arg(long, value_name = "NAME", value_hint = ValueHint::Username)]
+    pub user: String,
+    /// What would be asked for
+    #[arg(long, value_parser = PossibleValuesParser::new(Action::ALL.map(Action::as_str)))]
+    pub action: String,
+    /// On what: `appliance`, `key/NAME` or `secret/NAME`
+    #[arg(long, value_parser = resource, default_value = "appliance")]
+    pub resource: Resource,
+}
+
+/// Check a configuration, or show what is in force
+#[derive(Subcommand)]
+pub enum Config {
+    /// Read and validate a configuration; exits with 1 when it is not sound
+    Check {
+        /// The configuration
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
+    /// Show every setting with the value that is in force
+    Show {
+        /// The configuration; without it, the defaults are shown
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: Option<PathBuf>,
+    },
+}
+
+impl Explain {
+    /// The action that was named.
+    pub fn action(&self) -> Option<Action> {
+        Action::ALL.into_iter().find(|action| action.as_str() == self.action)
+    }
+}
+
+/// `appliance`, `key/NAME` or `secret/NAME`, as the trail writes them.
+fn resource(text: &str) -> Result<Resource, String> {
+    let name = |name: &str| Name::parse(name).map_err(|error| error.to_string());
+    match text.split_once('/') {
+        None if text == "appliance" => Ok(Resource::Appliance),
+        Some(("key", rest)) => Ok(Resource::Key(name(rest)?)),
+        Some(("secret", rest)) => Ok(Resource::Secret(name(rest)?)),
+        _ => Err("a resource is `appliance`, `key/NAME` or `secret/NAME`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_are_named_as_in_the_trail() {
+        for text in ["appliance", "key/payments", "secret/stripe"] {
+            assert_eq!(resource(text).unwrap().path(), text);
+        }
+        for bad in ["", "keys/a", "key/", "key/A", "key", "key/a/b", "appliance/"] {
+            assert!(resource(bad).is_err(), "{bad}");
+        }
+    }
+}

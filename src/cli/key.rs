@@ -1,0 +1,453 @@
+//! `strongroom key …`: keys, their versions and states, and what is done with them.
+
+use clap::{Args, Subcommand, ValueHint};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::Session;
+use super::input::{self, Source};
+use super::output::{columns, facts};
+use super::problem::Failure;
+use super::terminal;
+use crate::key::Name;
+
+/// Create, import, show and use keys, and change their states
+#[derive(Subcommand)]
+pub enum Key {
+    Create(Create),
+    Import(Import),
+    List(List),
+    Show(Show),
+    Public(Public),
+    Encrypt(Encrypt),
+    Decrypt(Decrypt),
+    /// Make a new version that protects from now on; older ones still open what they protected
+    Rotate(Change),
+    /// Stop using a key or a version until `resume`
+    Suspend(Change),
+    /// Use a suspended key or version again
+    Resume(Change),
+    /// End protecting with a key or a version for good; it still opens what it protected
+    Deactivate(Change),
+    /// Mark a key or a version as compromised: it stops at once, for good
+    Compromise(Change),
+    Destroy(Destroy),
+    /// Cancel a destruction that is still waiting
+    Restore(Change),
+}
+
+/// Create an RSA key; its private part is made and kept under the master key
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key create payments
+  strongroom key create payments --algorithm RSA-4096 --label team=billing")]
+pub struct Create {
+    /// The key's name: a-z, 0-9, '.', '_' and '-', 63 at most
+    name: Name,
+    /// The size of the key
+    #[arg(long, default_value = "RSA-2048", value_name = "ALGORITHM")]
+    #[arg(value_parser = ["RSA-2048", "RSA-3072", "RSA-4096"])]
+    algorithm: String,
+    #[command(flatten)]
+    traits: Traits,
+}
+
+/// Import an RSA private key: PKCS#8 or PKCS#1, PEM or DER
+///
+/// The file you import from still holds the key in the clear afterwards: destroy it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key import legacy --in key.pem
+  openssl pkey -in encrypted.pem -outform DER | strongroom key import legacy")]
+pub struct Import {
+    /// The name that the key gets
+    name: Name,
+    /// Where to read the private key from; `-` is stdin
+    #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
+    #[arg(value_hint = ValueHint::FilePath)]
+    input: Source,
+    #[command(flatten)]
+    traits: Traits,
+}
+
+/// What a new key is given.
+#[derive(Args)]
+struct Traits {
+    /// The hash inside MGF1; SHA-1 is for clients whose library cannot do otherwise
+    #[arg(long, value_name = "HASH", value_parser = ["SHA-256", "SHA-1"])]
+    mgf1_hash: Option<String>,
+    /// A label to find the key by; may be given several times
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+}
+
+/// List the keys
+#[derive(Args)]
+pub struct List {}
+
+/// Show a key and its versions
+#[derive(Args)]
+pub struct Show {
+    /// The key
+    name: Name,
+}
+
+/// Print the public key, for clients that encrypt by themselves
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key public payments > payments.jwk
+  strongroom key public payments --format spki-pem > payments.pem
+  printf %s \"$TOKEN\" | openssl pkeyutl -encrypt -pubin -inkey payments.pem \\
+      -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256")]
+pub struct Public {
+    /// The key
+    name: Name,
+    /// A version; the current one otherwise
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
+    /// The form
+    #[arg(long, default_value = "jwk", value_parser = ["jwk", "pkcs1-pem", "spki-pem"])]
+    format: String,
+}
+
+/// Have the daemon encrypt; prints the ciphertext as base64
+///
+/// The public key is enough to encrypt: `strongroom encrypt --public-key` does it without a daemon.
+#[derive(Args)]
+#[command(after_help = "Example:
+  printf %s \"$TOKEN\" | strongroom key encrypt payments > token.b64")]
+pub struct Encrypt {
+    /// The key
+    name: Name,
+    /// Where to read the plaintext from; `-` is stdin
+    #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
+    #[arg(value_hint = ValueHint::FilePath)]
+    input: Source,
+    /// The OAEP label, which the ciphertext can be opened with only
+    #[arg(long, value_name = "TEXT")]
+    oaep_label: Option<String>,
+    /// Print the ciphertext as bytes
+    #[arg(long)]
+    raw: bool,
+}
+
+/// Open a ciphertext; writes the plaintext to stdout, byte for byte
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key decrypt payments --in token.b64
+  strongroom key decrypt payments --version 1 < token.bin
+The ciphertext is raw or base64 of any alphabet.")]
+pub struct Decrypt {
+    /// The key
+    name: Name,
+    /// Where to read the ciphertext from; `-` is stdin
+    #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
+    #[arg(value_hint = ValueHint::FilePath)]
+    input: Source,
+    #[command(flatten)]
+    made_for: MadeFor,
+    /// The OAEP label that it was made with
+    #[arg(long, value_name = "TEXT")]
+    oaep_label: Option<String>,
+}
+
+/// Which version a ciphertext was made for; the current one where nothing is said.
+#[derive(Args)]
+pub struct MadeFor {
+    /// The version that it was made for
+    #[arg(long, value_name = "N", conflicts_with = "kid")]
+    version: Option<u32>,
+    /// The key id (RFC 7638 thumbprint) that it was made for
+    #[arg(long, value_name = "KID")]
+    kid: Option<String>,
+}
+
+/// A change of state, of the whole key or of one version.
+#[derive(Args)]
+pub struct Change {
+    /// The key
+    name: Name,
+    /// One version only
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
+    /// Why, for the trail
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Destroy a key or a version after a waiting period; what it protected is lost then
+///
+/// Until the period is over, `key restore` cancels it. On a terminal it asks first; elsewhere it needs
+/// --yes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key destroy payments --version 1
+  strongroom key destroy payments --after 7d --reason \"left the product\" --yes")]
+pub struct Destroy {
+    #[command(flatten)]
+    change: Change,
+    /// How long it waits, in days or weeks: 30d, 2w; what the configuration says otherwise
+    #[arg(long, value_name = "PERIOD", value_parser = days)]
+    after: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct PlaintextBody<'a> {
+    plaintext: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ImportBody<'a> {
+    private_key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mgf1_hash: Option<String>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    labels: Map<String, Value>,
+}
+
+impl Key {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Key::Create(create) => create.run(session),
+            Key::Import(import) => import.run(session),
+            Key::List(list) => list.run(session),
+            Key::Show(show) => show.run(session),
+            Key::Public(public) => public.run(session),
+            Key::Encrypt(encrypt) => encrypt.run(session),
+            Key::Decrypt(decrypt) => decrypt.run(session),
+            Key::Rotate(change) => change.run(session, "rotate", None),
+            Key::Suspend(change) => change.run(session, "suspend", None),
+            Key::Resume(change) => change.run(session, "resume", None),
+            Key::Deactivate(change) => {
+                change.run(session, "deactivate", Some("It will never protect again."))
+            }
+            Key::Compromise(change) => {
+                change.run(session, "compromise", Some("It stops at once and for good."))
+            }
+            Key::Destroy(destroy) => destroy.run(session),
+            Key::Restore(change) => change.run(session, "restore", None),
+        }
+    }
+}
+
+impl Create {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let (mgf1_hash, labels) = self.traits.parts();
+        let mut body = Map::new();
+        body.insert("name".to_owned(), json!(self.name));
+        body.insert("algorithm".to_owned(), json!(self.algorithm));
+        if let Some(hash) = mgf1_hash {
+            body.insert("mgf1_hash".to_owned(), json!(hash));
+        }
+        if !labels.is_empty() {
+            body.insert("labels".to_owned(), Value::Object(labels));
+        }
+        session.out.reply(&session.client.post("/v1/keys", &body)?, facts)
+    }
+}
+
+impl Import {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let secret = self.input.secret(None)?;
+        // PEM goes as the text it is, everything else as base64 of DER.
+        let pem = std::str::from_utf8(secret.expose())
+            .ok()
+            .filter(|text| text.trim_start().starts_with("-----BEGIN"));
+        let encoded = match pem {
+            Some(_) => None,
+            None => Some(input::base64(secret.expose())),
+        };
+        let private_key = pem.or(encoded.as_ref().map(|text| text.as_str())).unwrap_or_default();
+        let (mgf1_hash, labels) = self.traits.parts();
+        let body = ImportBody { private_key, mgf1_hash, labels };
+        let reply = session.client.post(&format!("/v1/keys/{}/import", self.name), &body)?;
+        session.out.reply(&reply, facts)
+    }
+}
+
+impl Traits {
+    fn parts(self) -> (Option<String>, Map<String, Value>) {
+        let labels =
+            self.labels.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+        (self.mgf1_hash, labels)
+    }
+}
+
+impl List {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let keys = session.pages("/v1/keys", "keys")?;
+        if session.out.is_json() {
+            return session.out.document(&json!({ "keys": keys }));
+        }
+        session.out.text(&columns(
+            &["name", "algorithm", "state", "current_version", "created_at", "labels"],
+            &keys,
+        ))
+    }
+}
+
+impl Show {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        session.out.reply(&session.client.get(&format!("/v1/keys/{}", self.name))?, facts)
+    }
+}
+
+impl Public {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut path = format!("/v1/keys/{}/public?format={}", self.name, self.format);
+        if let Some(version) = self.version {
+            path += &format!("&version={version}");
+        }
+        let reply = session.client.get(&path)?;
+        if self.format == "jwk" {
+            return session.out.document(&reply.value()?);
+        }
+        let text = String::from_utf8_lossy(&reply.body);
+        if session.out.is_json() {
+            let document = json!({ "format": self.format, "public_key": text });
+            return session.out.document(&document);
+        }
+        session.out.text(&text)
+    }
+}
+
+impl Encrypt {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let plaintext = self.input.secret(Some("Value to encrypt"))?;
+        let plaintext = input::base64(plaintext.expose());
+        let label = self.oaep_label.map(|label| input::base64(label.as_bytes()).to_string());
+        let body = PlaintextBody { plaintext: &plaintext, label };
+        let reply = session.client.post(&format!("/v1/keys/{}/encrypt", self.name), &body)?;
+        let value = reply.value()?;
+        let ciphertext = value.get("ciphertext").and_then(Value::as_str).unwrap_or_default();
+        if session.out.is_json() {
+            session.out.document(&value)
+        } else if self.raw {
+            session.out.secret(input::unbase64(ciphertext)?.expose())
+        } else {
+            session.out.text(&format!("{ciphertext}\n"))
+        }
+    }
+}
+
+impl Decrypt {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let ciphertext = input::ciphertext(&self.input.bytes()?);
+        let mut body = self.made_for.into_body();
+        body.insert("ciphertext".to_owned(), json!(*input::base64(&ciphertext)));
+        if let Some(label) = self.oaep_label {
+            body.insert("label".to_owned(), json!(*input::base64(label.as_bytes())));
+        }
+        let reply = session.client.post(&format!("/v1/keys/{}/decrypt", self.name), &body)?;
+        session.opened(&reply)
+    }
+}
+
+impl MadeFor {
+    pub fn into_body(self) -> Map<String, Value> {
+        let version = self.version.map(|version| ("version".to_owned(), json!(version)));
+        let kid = self.kid.map(|kid| ("kid".to_owned(), json!(kid)));
+        version.into_iter().chain(kid).collect()
+    }
+}
+
+impl Change {
+    fn run(self, session: &Session, verb: &str, final_word: Option<&str>) -> Result<(), Failure> {
+        if let Some(word) = final_word
+            && !self.yes
+            && terminal::attended()
+        {
+            terminal::confirm(&format!("{verb} {}. {word}", self.what()))?;
+        }
+        let path = format!("/v1/keys/{}/{verb}", self.name);
+        session.out.reply(&session.client.post(&path, &self.body())?, facts)
+    }
+
+    fn body(&self) -> Map<String, Value> {
+        let version = self.version.map(|version| ("version".to_owned(), json!(version)));
+        let reason = self.reason.as_ref().map(|reason| ("reason".to_owned(), json!(reason)));
+        version.into_iter().chain(reason).collect()
+    }
+
+    fn what(&self) -> String {
+        match self.version {
+            Some(version) => format!("version {version} of key {}", self.name),
+            None => format!("key {} with all its versions", self.name),
+        }
+    }
+}
+
+impl Destroy {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let change = &self.change;
+        if !change.yes {
+            if !terminal::attended() {
+                return Err(Failure::wrong_use(
+                    format!("destroying {} needs a confirmation", change.what()),
+                    "add --yes where nobody can be asked",
+                ));
+            }
+            let wait = match self.after {
+                Some(days) => format!("in {days} days"),
+                None => "after the configured waiting period".to_owned(),
+            };
+            terminal::confirm(&format!(
+                "destroy {} {wait}. What it protected cannot be opened after that.",
+                change.what()
+            ))?;
+        }
+        let mut body = change.body();
+        if let Some(days) = self.after {
+            body.insert("waiting_period_days".to_owned(), json!(days));
+        }
+        let reply = session.client.delete(&format!("/v1/keys/{}", change.name), Some(&body))?;
+        session.out.reply(&reply, facts)
+    }
+}
+
+/// `NAME=VALUE`; the daemon judges what may stand in them.
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a label is NAME=VALUE".to_owned()),
+    }
+}
+
+/// `30d`, `2w` or a bare number of days, at least one.
+fn days(text: &str) -> Result<u32, String> {
+    let (number, each) = match text.strip_suffix('w') {
+        Some(weeks) => (weeks, 7),
+        None => (text.strip_suffix('d').unwrap_or(text), 1),
+    };
+    let count: Option<u32> = number.parse().ok();
+    match count.and_then(|count| count.checked_mul(each)) {
+        Some(days) if days >= 1 => Ok(days),
+        _ => Err("a period is at least 1 day, like 30d or 2w".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods() {
+        assert_eq!(days("30d"), Ok(30));
+        assert_eq!(days("2w"), Ok(14));
+        assert_eq!(days("1"), Ok(1));
+        for bad in ["", "0d", "d", "-1d", "1h", "1.5d", "99999999999d", "4294967295w"] {
+            assert!(days(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert!(label("=b").is_err() && label("a").is_err());
+    }
+}

@@ -1,0 +1,258 @@
+//! What goes to stdout: aligned tables and facts for people, JSON for programs, secrets as raw bytes.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use super::client::Reply;
+use super::problem::Failure;
+
+/// For whom the output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs: the daemon's own documents
+    Json,
+}
+
+/// stdout in the chosen format.
+pub struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Writes `text` as it is.
+    pub fn text(&self, text: &str) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::Output)
+    }
+
+    /// Writes one JSON document and a newline.
+    pub fn document(&self, value: &Value) -> Result<(), Failure> {
+        self.text(&format!("{value:#}\n"))
+    }
+
+    /// A reply in the chosen format: the document itself, or what `text` makes of it.
+    pub fn reply(&self, reply: &Reply, text: impl FnOnce(&Value) -> String) -> Result<(), Failure> {
+        let value = reply.value()?;
+        if self.is_json() { self.document(&value) } else { self.text(&text(&value)) }
+    }
+
+    /// Writes secret bytes to stdout, unbuffered and exactly; a terminal gets a line's end after them.
+    pub fn secret(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let stdout = std::io::stdout();
+        let mut copy = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
+        copy.extend_from_slice(bytes);
+        if stdout.is_terminal() && !bytes.ends_with(b"\n") {
+            copy.push(b'\n');
+        }
+        let descriptor = stdout.as_fd().try_clone_to_owned().map_err(Failure::Output)?;
+        File::from(descriptor).write_all(&copy).map_err(Failure::Output)
+    }
+
+    /// Writes a JSON document with a secret in it as it came.
+    pub fn secret_document(&self, document: &[u8]) -> Result<(), Failure> {
+        let mut line = Zeroizing::new(Vec::with_capacity(document.len() + 1));
+        line.extend_from_slice(document);
+        line.push(b'\n');
+        self.secret(&line)
+    }
+
+    /// A remark for people, on stderr; a program hears nothing of it.
+    pub fn note(&self, text: &str) {
+        if !self.is_json() {
+            let _ = writeln!(std::io::stderr(), "{}", plain(text));
+        }
+    }
+}
+
+/// Makes text from outside harmless for a terminal: control characters are shown, not sent.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+/// Rows under headings, each column as wide as its widest cell.
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> =
+            cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut out = line(&mut headings.iter().copied());
+    for row in rows {
+        out += &line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+/// The members of an object, one a line; objects inside are indented, lists of objects are tables.
+pub fn facts(value: &Value) -> String {
+    let Value::Object(members) = value else { return format!("{}\n", cell("", value)) };
+    let now = Timestamp::now();
+    let width = members.keys().map(|name| name.chars().count()).max().unwrap_or(0) + 2;
+    let mut out = String::new();
+    for (name, value) in members {
+        let heading = plain(&name.replace('_', " "));
+        let inner = match value {
+            Value::Object(object) if !object.is_empty() => facts(value),
+            Value::Array(rows) if rows.iter().any(Value::is_object) => rows_of(rows),
+            _ => {
+                let text = humane(name, value, now).unwrap_or_else(|| cell(name, value));
+                out += &format!("{heading:width$}{text}\n");
+                continue;
+            }
+        };
+        out += &format!("{heading}\n");
+        for line in inner.lines() {
+            out += &format!("  {line}\n");
+        }
+    }
+    out
+}
+
+/// A table of a list of objects: a column for every member that one of them has.
+fn rows_of(rows: &[Value]) -> String {
+    let objects: Vec<&Map<String, Value>> = rows.iter().filter_map(Value::as_object).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for name in objects.iter().flat_map(|object| object.keys()) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    columns(&names, rows)
+}
+
+/// A table of the named members of a list of objects; what an object does not have stays empty.
+pub fn columns(names: &[&str], rows: &[Value]) -> String {
+    let headings: Vec<String> =
+        names.iter().map(|name| plain(&name.replace('_', " ").to_uppercase())).collect();
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| names.iter().map(|name| row.get(name).map_or(String::new(), |v| cell(name, v))))
+        .map(Iterator::collect)
+        .collect();
+    table(&headings, &rows)
+}
+
+/// One value in one cell. Times are in UTC without fractions.
+pub fn cell(name: &str, value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::String(text) => match time(name, text) {
+            Some(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            None => plain(text),
+        },
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(|item| cell("", item)).collect();
+            items.join(", ")
+        }
+        Value::Object(members) => {
+            let members: Vec<String> = members
+                .iter()
+                .map(|(name, value)| format!("{}={}", plain(name), cell(name, value)))
+                .collect();
+            members.join(" ")
+        }
+        Value::Number(number) => number.to_string(),
+    }
+}
+
+/// A time and how far from now it is.
+fn humane(name: &str, value: &Value, now: Timestamp) -> Option<String> {
+    let time = time(name, value.as_str()?)?;
+    Some(format!("{} ({})", cell(name, value), distance(time, now)))
+}
+
+/// Members that hold a time end in `_at` or are called `time`.
+fn time(name: &str, text: &str) -> Option<Timestamp> {
+    if name == "time" || name.ends_with("_at") { text.parse().ok() } else { None }
+}
+
+/// "3 days ago", "in 2 hours", "now".
+fn distance(time: Timestamp, now: Timestamp) -> String {
+    let seconds = now.as_second() - time.as_second();
+    let (count, unit) = match seconds.abs() {
+        0..=1 => return "now".to_owned(),
+        s @ 2..=119 => (s, "second"),
+        s @ 120..=7199 => (s / 60, "minute"),
+        s @ 7200..=172_799 => (s / 3600, "hour"),
+        s => (s / 86_400, "day"),
+    };
+    let unit = if count == 1 { unit.to_owned() } else { format!("{unit}s") };
+    if seconds > 0 { format!("{count} {unit} ago") } else { format!("in {count} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn columns_are_aligned_and_harmless() {
+        let rows = [json!({"name": "a", "n": 1}), json!({"name": "long\u{1b}[1m", "x": 2})];
+        let text = columns(&["name", "n"], &rows);
+        assert_eq!(text, "NAME           N\na              1\nlong\\u{1b}[1m\n");
+    }
+
+    #[test]
+    fn facts_show_what_is_nested() {
+        let text = facts(&json!({
+            "name": "k", "current_version": 2, "labels": {}, "none": null,
+            "versions": [{"version": 1, "created_at": "2026-01-02T03:04:05.6Z"}],
+            "store": {"open": true},
+        }));
+        let expected = "\
+name             k
+current version  2
+labels           
+none             
+versions
+  VERSION  CREATED AT
+  1        2026-01-02 03:04:05Z
+store
+  open  yes
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn distances_read_well() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let at = |text: &str| distance(text.parse().unwrap(), now);
+        assert_eq!(at("2026-01-02T00:00:00Z"), "now");
+        assert_eq!(at("2026-01-01T23:59:00Z"), "60 seconds ago");
+        assert_eq!(at("2026-01-01T00:00:00Z"), "24 hours ago");
+        assert_eq!(at("2026-02-01T00:00:00Z"), "in 30 days");
+    }
+}

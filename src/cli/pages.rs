@@ -1,0 +1,66 @@
+//! Shell completions and man pages, made from the same definition that parses the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use super::output::Output;
+use super::problem::Failure;
+
+/// Print a completion script for a shell
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom completions bash > /usr/share/bash-completion/completions/strongroom
+  strongroom completions zsh > /usr/share/zsh/vendor-completions/_strongroom
+  strongroom completions fish > /usr/share/fish/vendor_completions.d/strongroom.fish")]
+pub struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl Completions {
+    pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
+        let shell = match self.shell {
+            Shell::Bash => clap_complete::Shell::Bash,
+            Shell::Zsh => clap_complete::Shell::Zsh,
+            Shell::Fish => clap_complete::Shell::Fish,
+        };
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut super::command(), "strongroom", &mut script);
+        out.text(&String::from_utf8_lossy(&script))
+    }
+}
+
+/// Print the man page, or write the pages of all commands into a directory
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom man | man -l -
+  strongroom man --dir /usr/local/share/man/man1")]
+pub struct Man {
+    /// Write strongroom.1, strongroom-key.1, strongroom-key-create.1 … here
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+}
+
+impl Man {
+    pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
+        let Some(dir) = self.dir else {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(super::command()).render(&mut page).map_err(Failure::Output)?;
+            return out.text(&String::from_utf8_lossy(&page));
+        };
+        std::fs::create_dir_all(&dir)
+            .and_then(|()| clap_mangen::generate_to(super::command(), &dir))
+            .map_err(|error| {
+                let what = format!("{} cannot be written: {error}", dir.display());
+                Failure::failed(what, "choose a directory that this user may write")
+            })
+    }
+}

@@ -1,0 +1,156 @@
+//! `strongroom secret …`: values kept as ciphertexts under a key.
+
+use clap::{Args, Subcommand, ValueHint};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Session;
+use super::input::{self, Source};
+use super::key::MadeFor;
+use super::output::{columns, facts};
+use super::problem::Failure;
+use super::terminal;
+use crate::key::Name;
+
+/// Store, list, show, reveal and delete secrets
+#[derive(Subcommand)]
+pub enum Secret {
+    Put(Put),
+    List(List),
+    Show(Show),
+    Reveal(Reveal),
+    Delete(Delete),
+}
+
+/// Store a secret
+///
+/// The value is encrypted by the daemon, or comes as the ciphertext that a client made (--ciphertext).
+#[derive(Args)]
+#[command(after_help = "Examples:
+  printf %s \"$TOKEN\" | strongroom secret put stripe --key payments
+  strongroom secret put stripe --key payments --ciphertext token.b64 --version 1
+Every byte counts: `echo` adds a newline to the value, `printf %s` does not.")]
+pub struct Put {
+    /// The name it gets; what is there under it is replaced
+    name: Name,
+    /// The key that it is kept under
+    #[arg(long, value_name = "KEY")]
+    key: Name,
+    /// Where to read the value from; `-` is stdin
+    #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
+    #[arg(value_hint = ValueHint::FilePath)]
+    input: Source,
+    /// Store this ciphertext instead: raw or base64; `-` is stdin
+    #[arg(long, value_name = "FILE", value_parser = Source::of, conflicts_with = "input")]
+    #[arg(value_hint = ValueHint::FilePath)]
+    ciphertext: Option<Source>,
+    #[command(flatten)]
+    made_for: MadeFor,
+    /// Only where the secret still has this revision
+    #[arg(long, value_name = "REVISION")]
+    if_match: Option<u64>,
+    /// Do not have the daemon open a ciphertext on trial
+    #[arg(long)]
+    no_verify: bool,
+}
+
+#[derive(Serialize)]
+struct PlaintextBody<'a> {
+    key: &'a Name,
+    plaintext: &'a str,
+}
+
+/// List the secrets: what is known of each, never a value
+#[derive(Args)]
+pub struct List {}
+
+/// Show what is known of a secret, never its value
+#[derive(Args)]
+pub struct Show {
+    /// The secret
+    name: Name,
+}
+
+/// Write a secret's value to stdout, byte for byte
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom secret reveal stripe
+  TOKEN=$(strongroom secret reveal stripe)
+With --output json the value is base64 in the member `plaintext`.")]
+pub struct Reveal {
+    /// The secret
+    name: Name,
+}
+
+/// Delete a secret
+#[derive(Args)]
+pub struct Delete {
+    /// The secret
+    name: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Secret {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Secret::Put(put) => put.run(session),
+            Secret::List(_) => list(session),
+            Secret::Show(show) => {
+                let reply = session.client.get(&format!("/v1/secrets/{}", show.name))?;
+                session.out.reply(&reply, facts)
+            }
+            Secret::Reveal(reveal) => {
+                let path = format!("/v1/secrets/{}/reveal", reveal.name);
+                session.opened(&session.client.post(&path, &json!({}))?)
+            }
+            Secret::Delete(delete) => delete.run(session),
+        }
+    }
+}
+
+fn list(session: &Session) -> Result<(), Failure> {
+    let secrets = session.pages("/v1/secrets", "secrets")?;
+    if session.out.is_json() {
+        return session.out.document(&json!({ "secrets": secrets }));
+    }
+    let shown = ["name", "key", "version", "revision", "created_at", "updated_at"];
+    session.out.text(&columns(&shown, &secrets))
+}
+
+impl Put {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let path = format!("/v1/secrets/{}", self.name);
+        let (reply, how) = match self.ciphertext {
+            Some(source) => {
+                let ciphertext = input::ciphertext(&source.bytes()?);
+                let mut body = self.made_for.into_body();
+                body.insert("key".to_owned(), json!(self.key));
+                body.insert("ciphertext".to_owned(), json!(*input::base64(&ciphertext)));
+                body.insert("verify".to_owned(), json!(!self.no_verify));
+                (session.client.put(&path, &body, self.if_match)?, "the ciphertext as it was given")
+            }
+            None => {
+                let secret = self.input.secret(Some("Value of the secret"))?;
+                let plaintext = input::base64(secret.expose());
+                let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
+                (session.client.put(&path, &body, self.if_match)?, "encrypted by the daemon")
+            }
+        };
+        session.out.note(&format!("stored {}: {how}", self.name));
+        session.out.reply(&reply, facts)
+    }
+}
+
+impl Delete {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        if !self.yes && terminal::attended() {
+            terminal::confirm(&format!("delete secret {}. It cannot be had back.", self.name))?;
+        }
+        let path = format!("/v1/secrets/{}", self.name);
+        session.client.delete(&path, None::<&Value>)?;
+        session.out.note(&format!("deleted secret {}", self.name));
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! Talks to the person at the terminal: asks for secrets unseen, and for a yes.
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
+use zeroize::Zeroizing;
+
+use super::input;
+use super::problem::Failure;
+use crate::secret::SecretBytes;
+
+/// What ctrl-C sends; it ends the line here, because the signal would leave the terminal silent.
+const INTERRUPT: u8 = 3;
+
+/// A canonical terminal line has at most 4096 bytes (termios(3)).
+const MAX_LINE: usize = 4096;
+
+/// Asks on stderr and reads one line from stdin without echo; its line end does not count.
+pub fn ask_unseen(prompt: &str) -> Result<SecretBytes, Failure> {
+    let _silence = Silence::begin()?;
+    let _ = write!(std::io::stderr(), "{prompt} (not shown): ");
+    let mut line = Zeroizing::new([0u8; MAX_LINE]);
+    let mut filled = 0;
+    let mut ended = None;
+    // Byte by byte: the standard reader keeps what it read in a buffer of its own.
+    let mut stdin = unbuffered_stdin()?;
+    while let Some(slot) = line.get_mut(filled..=filled) {
+        match stdin.read(slot) {
+            Ok(1) => match slot.first() {
+                Some(&end @ (b'\n' | INTERRUPT)) => {
+                    ended = Some(end);
+                    break;
+                }
+                _ => filled += 1,
+            },
+            Ok(_) => break,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(&error.to_string())),
+        }
+    }
+    let _ = writeln!(std::io::stderr());
+    if ended == Some(INTERRUPT) {
+        return Err(Failure::failed("cancelled", "nothing was done"));
+    }
+    input::locked(line.get(..filled).unwrap_or_default())
+}
+
+/// Asks for a plain yes. Only when stdin and stderr are terminals is there anybody to ask.
+pub fn confirm(question: &str) -> Result<(), Failure> {
+    let _ = write!(std::io::stderr(), "{question} Type yes to go on: ");
+    let mut answer = String::new();
+    let mut reader = std::io::stdin().lock().take(16);
+    reader.read_line(&mut answer).map_err(|error| unreadable(&error.to_string()))?;
+    if answer.trim() == "yes" {
+        Ok(())
+    } else {
+        Err(Failure::failed("not confirmed", "nothing was done; --yes goes on without asking"))
+    }
+}
+
+/// Whether somebody is there to be asked.
+pub fn attended() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+fn unbuffered_stdin() -> Result<std::fs::File, Failure> {
+    use std::os::fd::AsFd;
+    let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
+    descriptor.map(std::fs::File::from).map_err(|error| unreadable(&error.to_string()))
+}
+
+fn unreadable(why: &str) -> Failure {
+    Failure::failed(format!("the terminal cannot be read: {why}"), "redirect stdin or name a file")
+}
+
+/// The terminal without echo; dropped, it is as it was.
+struct Silence(Termios);
+
+impl Silence {
+    fn begin() -> Result<Self, Failure> {
+        let before = tcgetattr(std::io::stdin()).map_err(|error| unreadable(error.desc()))?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ISIG);
+        if let Some(end) = silent.control_chars.get_mut(SpecialCharacterIndices::VEOL as usize) {
+            *end = INTERRUPT;
+        }
+        tcsetattr(std::io::stdin(), SetArg::TCSAFLUSH, &silent)
+            .map_err(|error| unreadable(error.desc()))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.0);
+    }
+}

@@ -1,0 +1,161 @@
+//! The real binary, for all that needs no daemon: help, exit codes, completions, man pages.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn strongroom() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+    command.env_remove("STRONGROOM_SOCKET").stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    strongroom().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The names of the subcommands that a help text lists.
+fn commands(help: &str) -> Vec<String> {
+    help.lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_command_has_a_help() {
+    let mut left = vec![Vec::<String>::new()];
+    let mut seen = 0;
+    while let Some(path) = left.pop() {
+        let output = strongroom().args(&path).arg("--help").output().unwrap();
+        let help = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{path:?}");
+        let about = help.lines().next().unwrap_or_default();
+        assert!(about.len() > 10 && !about.starts_with("Usage"), "{path:?} says what it is for");
+        assert!(help.contains("--socket") && help.contains("STRONGROOM_SOCKET"), "{path:?}");
+        for name in commands(&help) {
+            left.push(path.iter().cloned().chain([name]).collect());
+        }
+        seen += 1;
+    }
+    assert!(seen >= 40, "only {seen} commands were found");
+    let help = text(&run(&["--help"]).stdout);
+    for said in ["Exit codes:", "cannot be reached", "stdin", "key create payments"] {
+        assert!(help.contains(said), "{said}");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let output = run(&["--version"]);
+    assert_eq!(text(&output.stdout), format!("strongroom {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_use_is_two() {
+    let wrong: [&[&str]; 5] = [
+        &[],
+        &["key", "create", "NOT-A-NAME"],
+        &["serve"],
+        &["status", "--socket"],
+        &["key", "destroy", "payments"], // nobody there to be asked
+    ];
+    for arguments in wrong {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn no_daemon_is_three_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent.sock");
+    let dead = dir.path().join("dead.sock");
+    drop(UnixListener::bind(&dead).unwrap());
+    for socket in [&absent, &dead] {
+        let output = strongroom().arg("--socket").arg(socket).arg("status").output().unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        let said = text(&output.stderr);
+        assert!(said.contains(&*socket.to_string_lossy()), "{said}");
+        assert!(said.contains("next: is it running? systemctl status strongroom"), "{said}");
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
+    let output = strongroom()
+        .env("STRONGROOM_SOCKET", &absent)
+        .args(["doctor", "--output", "json"])
+        .output();
+    let output = output.unwrap();
+    let problem: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(problem["code"], "unreachable");
+}
+
+#[test]
+fn a_daemon_that_never_answers_is_three() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("mute.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let output =
+        strongroom().arg("--socket").arg(&socket).args(["status", "--timeout", "1"]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("no answer within 1 s"));
+}
+
+#[test]
+fn something_else_on_the_socket_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("other.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = std::thread::spawn(move || {
+        use std::io::Read;
+        let (mut peer, _) = listener.accept().unwrap();
+        let _ = peer.read(&mut [0; 4096]).unwrap();
+        peer.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+    });
+    let output = strongroom().arg("--socket").arg(&socket).arg("status").output().unwrap();
+    server.join().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("does not answer like Strongroom"));
+}
+
+#[test]
+fn completions_for_three_shells() {
+    for (shell, mark) in
+        [("bash", "complete -F"), ("zsh", "#compdef strongroom"), ("fish", "complete -c")]
+    {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        let script = text(&output.stdout);
+        assert!(script.contains(mark) && script.contains("deactivate"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "cmd"]).status.code(), Some(2));
+}
+
+#[test]
+fn man_pages_to_stdout_and_into_a_directory() {
+    let output = run(&["man"]);
+    let page = text(&output.stdout);
+    assert!(page.contains(".TH strongroom 1") && page.contains("strongroom\\-key(1)"), "{page}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let man = dir.path().join("man1");
+    let output = strongroom().arg("man").arg("--dir").arg(&man).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for page in ["strongroom.1", "strongroom-key-create.1", "strongroom-secret-reveal.1"] {
+        let written = std::fs::read_to_string(man.join(page)).unwrap();
+        assert!(written.contains(".SH SYNOPSIS"), "{page}");
+    }
+    assert!(Path::new(&man).read_dir().unwrap().count() >= 40);
+}
