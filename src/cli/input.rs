@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::problem::Failure;
 use super::terminal;
-use crate::secret::SecretBytes;
+use crate::secret::{self, ArenaError, SecretBytes, Settings, Use};
 
 /// The longest input in bytes. RSA-4096 holds a plaintext of 446, its PKCS#8 takes about 3 KiB.
 const MAX: usize = 16 << 10;
@@ -95,9 +95,16 @@ fn read(source: &mut impl Read, name: &str) -> Result<Zeroizing<Vec<u8>>, Failur
     Ok(buffer)
 }
 
-/// Copies `bytes` into locked memory.
+/// Copies `bytes` into locked memory; the arena is started by the first secret that needs it.
 pub fn locked(bytes: &[u8]) -> Result<SecretBytes, Failure> {
+    start_arena()?;
     Ok(SecretBytes::copy_from(bytes)?)
+}
+
+/// The smallest arena there is: a command holds one value at a time.
+fn start_arena() -> Result<(), ArenaError> {
+    let settings = Settings { size_bytes: Settings::MIN_SIZE, ..Settings::default() };
+    secret::start(&settings, Use::Front).map(|_| ())
 }
 
 /// Base64 of a secret, in memory that is wiped.
@@ -107,10 +114,13 @@ pub fn base64(bytes: &[u8]) -> Zeroizing<String> {
 
 /// Decodes base64 of a secret into locked memory.
 pub fn unbase64(text: &str) -> Result<SecretBytes, Failure> {
-    let decoded = Zeroizing::new(BASE64.decode(text).map_err(|_| {
+    start_arena()?;
+    let mut secret = SecretBytes::zeroed(base64::decoded_len_estimate(text.len()))?;
+    let length = BASE64.decode_slice(text, secret.expose_mut()).map_err(|_| {
         Failure::failed("the daemon's answer is not base64", "check that both are of one version")
-    })?);
-    locked(&decoded)
+    })?;
+    secret.truncate(length);
+    Ok(secret)
 }
 
 /// A ciphertext given raw or as base64 of any alphabet, with or without line breaks: text that is nothing
@@ -146,6 +156,15 @@ mod tests {
         assert_eq!(&read(&mut &most[..], "test").ok().unwrap()[..], most);
         let flood = vec![7u8; MAX + 1];
         assert_eq!(read(&mut &flood[..], "test").err().unwrap().code(), 1);
+    }
+
+    #[test]
+    fn what_is_opened_lies_in_the_arena_exactly() {
+        for bytes in [&b""[..], b"a", b"\n\n", &[0xff; 446]] {
+            assert_eq!(unbase64(&base64(bytes)).ok().unwrap().expose(), bytes);
+        }
+        assert!(secret::usage().size_bytes >= Settings::MIN_SIZE);
+        assert!(unbase64("%%%%").is_err());
     }
 
     #[test]

@@ -328,7 +328,7 @@ impl Encrypt {
         if session.out.is_json() {
             session.out.document(&value)
         } else if self.raw {
-            session.out.secret(input::unbase64(ciphertext)?.expose())
+            session.out.bytes(&input::ciphertext(ciphertext.as_bytes()))
         } else {
             session.out.text(&format!("{ciphertext}\n"))
         }
@@ -338,7 +338,7 @@ impl Encrypt {
 impl Decrypt {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let ciphertext = input::ciphertext(&self.input.bytes()?);
-        let mut body = self.made_for.into_body();
+        let mut body = self.made_for.body();
         body.insert("ciphertext".to_owned(), json!(*input::base64(&ciphertext)));
         if let Some(label) = self.oaep_label {
             body.insert("label".to_owned(), json!(*input::base64(label.as_bytes())));
@@ -349,9 +349,9 @@ impl Decrypt {
 }
 
 impl MadeFor {
-    pub fn into_body(self) -> Map<String, Value> {
+    pub fn body(&self) -> Map<String, Value> {
         let version = self.version.map(|version| ("version".to_owned(), json!(version)));
-        let kid = self.kid.map(|kid| ("kid".to_owned(), json!(kid)));
+        let kid = self.kid.as_ref().map(|kid| ("kid".to_owned(), json!(kid)));
         version.into_iter().chain(kid).collect()
     }
 }

@@ -9,6 +9,7 @@ mod client;
 mod house;
 mod input;
 mod key;
+mod offline;
 mod output;
 mod pages;
 mod problem;
@@ -27,6 +28,7 @@ pub use house::{Config, Custody, Doctor, Explain, House, Policy, PolicyFrom, Ser
 pub use output::Format;
 pub use problem::{Failure, Message};
 
+use crate::secret as secret_memory;
 use client::{Client, Reply};
 use output::Output;
 
@@ -40,8 +42,8 @@ Exit codes:
   2  wrong use of the command line
   3  the daemon cannot be reached, or its answer did not come
 
-Secrets are never arguments. They are read from stdin or from a file (--in FILE, `-` is stdin), byte for
-byte, and written to stdout alone. On a terminal they are asked for without being shown.
+Secrets are never arguments. They are read from stdin or from a file (--in FILE, `-` is stdin), byte \
+for byte, and written to stdout alone. On a terminal they are asked for without being shown.
 
 Examples:
   strongroom init
@@ -105,6 +107,7 @@ pub enum Errand {
     Secret(secret::Secret),
     #[command(subcommand)]
     Audit(audit::Audit),
+    Encrypt(offline::Encrypt),
     Completions(pages::Completions),
     Man(pages::Man),
 }
@@ -138,9 +141,13 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Does an errand; what goes wrong is told on stderr.
+/// Does an errand; what goes wrong is told on stderr. Secrets may pass through from here on: the process
+/// leaves no core file and is closed to debuggers.
 pub fn run(global: &Global, errand: Errand) -> ExitCode {
-    finish(global, perform(&Session::of(global), errand))
+    let hardened = secret_memory::harden_process().map_err(|error| {
+        Failure::failed(error.to_string(), "run it where the process may set its own limits")
+    });
+    finish(global, hardened.and_then(|()| perform(&Session::of(global), errand)))
 }
 
 /// Asks the daemon to examine itself: `strongroom doctor` without `--config`.
@@ -224,6 +231,7 @@ fn perform(session: &Session, errand: Errand) -> Result<(), Failure> {
         Errand::Key(key) => key.run(session),
         Errand::Secret(secret) => secret.run(session),
         Errand::Audit(audit) => audit.run(session),
+        Errand::Encrypt(encrypt) => encrypt.run(&session.out),
         Errand::Completions(completions) => completions.run(&session.out),
         Errand::Man(man) => man.run(&session.out),
     }

@@ -37,8 +37,7 @@ impl Output {
 
     /// Writes `text` as it is.
     pub fn text(&self, text: &str) -> Result<(), Failure> {
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::Output)
+        self.bytes(text.as_bytes())
     }
 
     /// Writes one JSON document and a newline.
@@ -62,6 +61,12 @@ impl Output {
         }
         let descriptor = stdout.as_fd().try_clone_to_owned().map_err(Failure::Output)?;
         File::from(descriptor).write_all(&copy).map_err(Failure::Output)
+    }
+
+    /// Writes bytes that are no secret, as they are.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
     }
 
     /// Writes a JSON document with a secret in it as it came.

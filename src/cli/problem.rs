@@ -116,7 +116,7 @@ impl From<ArenaError> for Failure {
     fn from(error: ArenaError) -> Self {
         Failure::failed(
             format!("no locked memory for the secret: {error}"),
-            "raise the limit of locked memory: `ulimit -l` shows it, LimitMEMLOCK= sets it in a unit",
+            "see what `ulimit -l` says; a command needs 256 KiB",
         )
     }
 }

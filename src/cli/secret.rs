@@ -2,11 +2,12 @@
 
 use clap::{Args, Subcommand, ValueHint};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::input::{self, Source};
 use super::key::MadeFor;
+use super::offline::{Mgf1, Recipient};
 use super::output::{columns, facts};
 use super::problem::Failure;
 use super::terminal;
@@ -24,7 +25,10 @@ pub enum Secret {
 
 /// Store a secret
 ///
-/// The value is encrypted by the daemon, or comes as the ciphertext that a client made (--ciphertext).
+/// The value is encrypted here with the key's public key, so that it leaves this process as a ciphertext
+/// only. It may also come as a ciphertext that a client made (--ciphertext), or go to the daemon to be
+/// encrypted there (--by-daemon). The daemon opens a ciphertext once on trial, so that one made for another
+/// key is refused now and not when the value is needed.
 #[derive(Args)]
 #[command(after_help = "Examples:
   printf %s \"$TOKEN\" | strongroom secret put stripe --key payments
@@ -49,7 +53,12 @@ pub struct Put {
     /// Only where the secret still has this revision
     #[arg(long, value_name = "REVISION")]
     if_match: Option<u64>,
-    /// Do not have the daemon open a ciphertext on trial
+    /// Send the value to the daemon, which encrypts it
+    #[arg(long, conflicts_with_all = ["ciphertext", "version", "kid", "mgf1_hash", "no_verify"])]
+    by_daemon: bool,
+    #[command(flatten)]
+    mgf1: Mgf1,
+    /// Do not have the daemon open the ciphertext on trial
     #[arg(long)]
     no_verify: bool,
 }
@@ -122,24 +131,39 @@ fn list(session: &Session) -> Result<(), Failure> {
 impl Put {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let path = format!("/v1/secrets/{}", self.name);
-        let (reply, how) = match self.ciphertext {
-            Some(source) => {
-                let ciphertext = input::ciphertext(&source.bytes()?);
-                let mut body = self.made_for.into_body();
-                body.insert("key".to_owned(), json!(self.key));
-                body.insert("ciphertext".to_owned(), json!(*input::base64(&ciphertext)));
-                body.insert("verify".to_owned(), json!(!self.no_verify));
-                (session.client.put(&path, &body, self.if_match)?, "the ciphertext as it was given")
-            }
-            None => {
-                let secret = self.input.secret(Some("Value of the secret"))?;
-                let plaintext = input::base64(secret.expose());
-                let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
-                (session.client.put(&path, &body, self.if_match)?, "encrypted by the daemon")
-            }
+        let (reply, how) = if self.by_daemon {
+            let secret = self.input.secret(Some("Value of the secret"))?;
+            let plaintext = input::base64(secret.expose());
+            let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
+            (session.client.put(&path, &body, self.if_match)?, "encrypted by the daemon".to_owned())
+        } else {
+            let (mut body, how) = self.encrypted(session)?;
+            body.insert("key".to_owned(), json!(self.key));
+            body.insert("verify".to_owned(), json!(!self.no_verify));
+            (session.client.put(&path, &body, self.if_match)?, how)
         };
         session.out.note(&format!("stored {}: {how}", self.name));
         session.out.reply(&reply, facts)
+    }
+
+    /// The ciphertext and which version it is for, as members of the body; and where it was made.
+    fn encrypted(&self, session: &Session) -> Result<(Map<String, Value>, String), Failure> {
+        let (ciphertext, mut body, how) = match &self.ciphertext {
+            Some(source) => {
+                let ciphertext = input::ciphertext(&source.bytes()?);
+                (ciphertext, self.made_for.body(), "the ciphertext as it was given".to_owned())
+            }
+            None => {
+                let recipient = Recipient::fetch(session, &self.key, &self.mgf1)?;
+                let secret = self.input.secret(Some("Value of the secret"))?;
+                let kid = recipient.kid();
+                let how = format!("encrypted here with key {} ({kid})", self.key);
+                let body = Map::from_iter([("kid".to_owned(), json!(kid))]);
+                (recipient.encrypt(secret.expose())?, body, how)
+            }
+        };
+        body.insert("ciphertext".to_owned(), json!(*input::base64(&ciphertext)));
+        Ok((body, how))
     }
 }
 
