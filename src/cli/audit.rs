@@ -264,6 +264,17 @@ fn sequence(line: &RawValue) -> Option<u64> {
     value.get("seq")?.as_u64()
 }
 
+/// As wide as what mostly stands below them, so that the pages of a long trail line up.
+const HEADINGS: [&str; 7] = [
+    "SEQ     ",
+    "TIME                ",
+    "KIND      ",
+    "CALLER      ",
+    "ACTION          ",
+    "RESOURCE                ",
+    "MORE",
+];
+
 /// Prints lines: as they are for programs, in columns for people.
 fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Failure> {
     if out.is_json() {
@@ -275,7 +286,7 @@ fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Fa
         .filter_map(|line| serde_json::from_str(line.get()).ok())
         .map(|line: Value| row(&line))
         .collect();
-    let text = table(&["SEQ", "TIME", "KIND", "CALLER", "ACTION", "RESOURCE", "MORE"], &rows);
+    let text = table(&HEADINGS, &rows);
     match text.split_once('\n') {
         Some((_, without)) if !headings => out.text(without),
         _ => out.text(&text),
