@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::Session;
 use super::client;
-use super::output::{Output, cell, table};
+use super::output::{Output, cell, plain, table};
 use super::problem::Failure;
 
 /// Lines asked for at a time.
@@ -182,10 +182,10 @@ impl Ours {
         let is_ours = |line: &RawValue| {
             #[derive(Deserialize)]
             struct Of {
-                request_id: Option<String>,
+                request: Option<String>,
             }
             let of: Option<Of> = serde_json::from_str(line.get()).ok();
-            of.and_then(|of| of.request_id).is_some_and(|id| self.0.contains(&id))
+            of.and_then(|of| of.request).is_some_and(|id| self.0.contains(&id))
         };
         lines.into_iter().filter(|line| !is_ours(line)).collect()
     }
@@ -268,7 +268,7 @@ fn sequence(line: &RawValue) -> Option<u64> {
 const HEADINGS: [&str; 7] = [
     "SEQ     ",
     "TIME                ",
-    "KIND      ",
+    "WHAT       ",
     "CALLER      ",
     "ACTION          ",
     "RESOURCE                ",
@@ -295,22 +295,82 @@ fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Fa
 
 /// A line in columns; what has no column of its own stands in the last one.
 fn row(line: &Value) -> Vec<String> {
-    const COLUMNS: [&str; 6] = ["seq", "time", "kind", "caller", "action", "resource"];
-    const LEFT_OUT: [&str; 4] = ["prev", "request_id", "signature", "origin"];
-    let mut row: Vec<String> = COLUMNS
-        .iter()
-        .map(|name| line.get(name).map_or(String::new(), |value| cell(name, value)))
+    // Of use to a verifier or said in another column.
+    const LEFT_OUT: [&str; 17] = [
+        "seq",
+        "time",
+        "kind",
+        "caller",
+        "action",
+        "resource",
+        "result",
+        "event",
+        "prev",
+        "trail",
+        "request",
+        "uid",
+        "gid",
+        "head",
+        "at",
+        "signer",
+        "signature",
+    ];
+    let member = |name: &str| line.get(name).map(|value| cell(name, value));
+    let what = member("result").or_else(|| member("event")).or_else(|| member("kind"));
+    let more: Vec<String> = line
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, value)| !LEFT_OUT.contains(&name.as_str()) && !value.is_null())
+        .map(|(name, value)| format!("{}={}", plain(name), cell(name, value)))
         .collect();
-    let members = line.as_object().into_iter().flatten();
-    let more: Vec<String> = members
-        .filter(|(name, value)| {
-            let name = name.as_str();
-            !COLUMNS.contains(&name) && !LEFT_OUT.contains(&name) && !value.is_null()
-        })
-        .map(|(name, value)| {
-            format!("{}={}", cell("", &Value::String(name.clone())), cell(name, value))
-        })
-        .collect();
-    row.push(more.join(" "));
-    row
+    let columns = [
+        member("seq"),
+        member("time"),
+        what,
+        member("caller"),
+        member("action"),
+        member("resource"),
+        Some(more.join(" ")),
+    ];
+    columns.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_line_says_what_became_of_it() {
+        let outcome = json!({"seq": 7, "time": "2026-01-02T03:04:05.000006Z", "prev": "00",
+            "kind": "outcome", "of": 6, "caller": "unix:0", "action": "key:decrypt",
+            "resource": "key/k", "result": "failed", "code": "decryption-failed"});
+        let expected = [
+            "7",
+            "2026-01-02 03:04:05Z",
+            "failed",
+            "unix:0",
+            "key:decrypt",
+            "key/k",
+            "of=6 code=decryption-failed",
+        ];
+        assert_eq!(row(&outcome), expected);
+        assert_eq!(
+            row(&json!({"kind": "event", "event": "start"})).get(2),
+            Some(&"start".to_owned())
+        );
+        assert_eq!(row(&json!({"kind": "intent"})).get(2), Some(&"intent".to_owned()));
+    }
+
+    #[test]
+    fn a_tail_leaves_out_its_own_asking() {
+        let line = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        let mut ours = Ours::default();
+        ours.remember(Some("rq-1".to_owned()));
+        let lines = vec![line(r#"{"request":"rq-1"}"#), line(r#"{"request":"rq-2"}"#), line("{}")];
+        let left: Vec<String> =
+            ours.without(lines).iter().map(|line| line.get().to_owned()).collect();
+        assert_eq!(left, [r#"{"request":"rq-2"}"#, "{}"]);
+    }
 }

@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::input::{self, Source};
+use super::key_state::{Change, Destroy};
 use super::output::{columns, facts};
 use super::problem::Failure;
-use super::terminal;
-use crate::key::Name;
+use crate::key::{Labels, Name};
 
 /// Create, import, show and use keys, and change their states
 #[derive(Subcommand)]
@@ -160,38 +160,6 @@ pub struct MadeFor {
     /// The key id (RFC 7638 thumbprint) that it was made for
     #[arg(long, value_name = "KID")]
     kid: Option<String>,
-}
-
-/// A change of state, of the whole key or of one version.
-#[derive(Args)]
-pub struct Change {
-    /// The key
-    name: Name,
-    /// One version only
-    #[arg(long, value_name = "N")]
-    version: Option<u32>,
-    /// Why, for the trail
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
-}
-
-/// Destroy a key or a version after a waiting period; what it protected is lost then
-///
-/// Until the period is over, `key restore` cancels it. On a terminal it asks first; elsewhere it needs
-/// --yes.
-#[derive(Args)]
-#[command(after_help = "Examples:
-  strongroom key destroy payments --version 1
-  strongroom key destroy payments --after 7d --reason \"left the product\" --yes")]
-pub struct Destroy {
-    #[command(flatten)]
-    change: Change,
-    /// How long it waits, in days or weeks: 30d, 2w; what the configuration says otherwise
-    #[arg(long, value_name = "PERIOD", value_parser = days)]
-    after: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -356,79 +324,11 @@ impl MadeFor {
     }
 }
 
-impl Change {
-    fn run(self, session: &Session, verb: &str, final_word: Option<&str>) -> Result<(), Failure> {
-        if let Some(word) = final_word
-            && !self.yes
-            && terminal::attended()
-        {
-            terminal::confirm(&format!("{verb} {}. {word}", self.what()))?;
-        }
-        let path = format!("/v1/keys/{}/{verb}", self.name);
-        session.out.reply(&session.client.post(&path, &self.body())?, facts)
-    }
-
-    fn body(&self) -> Map<String, Value> {
-        let version = self.version.map(|version| ("version".to_owned(), json!(version)));
-        let reason = self.reason.as_ref().map(|reason| ("reason".to_owned(), json!(reason)));
-        version.into_iter().chain(reason).collect()
-    }
-
-    fn what(&self) -> String {
-        match self.version {
-            Some(version) => format!("version {version} of key {}", self.name),
-            None => format!("key {} with all its versions", self.name),
-        }
-    }
-}
-
-impl Destroy {
-    fn run(self, session: &Session) -> Result<(), Failure> {
-        let change = &self.change;
-        if !change.yes {
-            if !terminal::attended() {
-                return Err(Failure::wrong_use(
-                    format!("destroying {} needs a confirmation", change.what()),
-                    "add --yes where nobody can be asked",
-                ));
-            }
-            let wait = match self.after {
-                Some(days) => format!("in {days} days"),
-                None => "after the configured waiting period".to_owned(),
-            };
-            terminal::confirm(&format!(
-                "destroy {} {wait}. What it protected cannot be opened after that.",
-                change.what()
-            ))?;
-        }
-        let mut body = change.body();
-        if let Some(days) = self.after {
-            body.insert("waiting_period_days".to_owned(), json!(days));
-        }
-        let reply = session.client.delete(&format!("/v1/keys/{}", change.name), Some(&body))?;
-        session.out.reply(&reply, facts)
-    }
-}
-
-/// `NAME=VALUE`; the daemon judges what may stand in them.
+/// `NAME=VALUE`, under the rules for labels.
 fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a label is NAME=VALUE".to_owned()),
-    }
-}
-
-/// `30d`, `2w` or a bare number of days, at least one.
-fn days(text: &str) -> Result<u32, String> {
-    let (number, each) = match text.strip_suffix('w') {
-        Some(weeks) => (weeks, 7),
-        None => (text.strip_suffix('d').unwrap_or(text), 1),
-    };
-    let count: Option<u32> = number.parse().ok();
-    match count.and_then(|count| count.checked_mul(each)) {
-        Some(days) if days >= 1 => Ok(days),
-        _ => Err("a period is at least 1 day, like 30d or 2w".to_owned()),
-    }
+    let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE")?;
+    Labels::default().insert(name, value).map_err(|error| error.to_string())?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -436,18 +336,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn periods() {
-        assert_eq!(days("30d"), Ok(30));
-        assert_eq!(days("2w"), Ok(14));
-        assert_eq!(days("1"), Ok(1));
-        for bad in ["", "0d", "d", "-1d", "1h", "1.5d", "99999999999d", "4294967295w"] {
-            assert!(days(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn labels() {
         assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
-        assert!(label("=b").is_err() && label("a").is_err());
+        assert!(label("=b").is_err() && label("a").is_err() && label("a=x\n").is_err());
     }
 }

@@ -9,6 +9,7 @@ mod client;
 mod house;
 mod input;
 mod key;
+mod key_state;
 mod offline;
 mod output;
 mod pages;

@@ -1,0 +1,126 @@
+//! Changes of a key's state: of the whole key, or of one of its versions.
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::Session;
+use super::output::facts;
+use super::problem::Failure;
+use super::terminal;
+use crate::key::{Name, WaitingPeriod};
+
+/// A change of state, of the whole key or of one version.
+#[derive(Args)]
+pub struct Change {
+    /// The key
+    name: Name,
+    /// One version only
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
+    /// Why, for the trail
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Destroy a key or a version after a waiting period; what it protected is lost then
+///
+/// Until the period is over, `key restore` cancels it. On a terminal it asks first; elsewhere it needs
+/// --yes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key destroy payments --version 1
+  strongroom key destroy payments --after 7d --reason \"left the product\" --yes")]
+pub struct Destroy {
+    #[command(flatten)]
+    change: Change,
+    /// How long it waits, in days or weeks: 30d, 2w; what the configuration says otherwise
+    #[arg(long, value_name = "PERIOD", value_parser = days)]
+    after: Option<WaitingPeriod>,
+}
+
+impl Change {
+    pub(super) fn run(
+        self,
+        session: &Session,
+        verb: &str,
+        final_word: Option<&str>,
+    ) -> Result<(), Failure> {
+        if let Some(word) = final_word
+            && !self.yes
+            && terminal::attended()
+        {
+            terminal::confirm(&format!("{verb} {}. {word}", self.what()))?;
+        }
+        let path = format!("/v1/keys/{}/{verb}", self.name);
+        session.out.reply(&session.client.post(&path, &self.body())?, facts)
+    }
+
+    fn body(&self) -> Map<String, Value> {
+        let version = self.version.map(|version| ("version".to_owned(), json!(version)));
+        let reason = self.reason.as_ref().map(|reason| ("reason".to_owned(), json!(reason)));
+        version.into_iter().chain(reason).collect()
+    }
+
+    fn what(&self) -> String {
+        match self.version {
+            Some(version) => format!("version {version} of key {}", self.name),
+            None => format!("key {} with all its versions", self.name),
+        }
+    }
+}
+
+impl Destroy {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let change = &self.change;
+        if !change.yes {
+            if !terminal::attended() {
+                return Err(Failure::wrong_use(
+                    format!("destroying {} needs a confirmation", change.what()),
+                    "add --yes where nobody can be asked",
+                ));
+            }
+            let wait = match self.after {
+                Some(period) => format!("in {} days", period.days()),
+                None => "after the configured waiting period".to_owned(),
+            };
+            terminal::confirm(&format!(
+                "destroy {} {wait}. What it protected cannot be opened after that.",
+                change.what()
+            ))?;
+        }
+        let mut body = change.body();
+        if let Some(period) = self.after {
+            body.insert("waiting_period_days".to_owned(), json!(period.days()));
+        }
+        let reply = session.client.delete(&format!("/v1/keys/{}", change.name), Some(&body))?;
+        session.out.reply(&reply, facts)
+    }
+}
+
+/// `30d`, `2w` or a bare number of days.
+fn days(text: &str) -> Result<WaitingPeriod, String> {
+    let (number, each) = match text.strip_suffix('w') {
+        Some(weeks) => (weeks, 7),
+        None => (text.strip_suffix('d').unwrap_or(text), 1),
+    };
+    let count: u16 = number.parse().map_err(|_| "a period is days or weeks, like 30d or 2w")?;
+    WaitingPeriod::of_days(count.saturating_mul(each)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods() {
+        for (text, expected) in [("30d", 30), ("2w", 14), ("1", 1)] {
+            assert_eq!(days(text).map(WaitingPeriod::days), Ok(expected));
+        }
+        for bad in ["", "0d", "d", "-1d", "1h", "1.5d", "366d", "65535w", "99999999999d"] {
+            assert!(days(bad).is_err(), "{bad}");
+        }
+    }
+}
