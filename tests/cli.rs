@@ -63,11 +63,12 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_use_is_two() {
-    let wrong: [&[&str]; 5] = [
+    let wrong: [&[&str]; 6] = [
         &[],
         &["key", "create", "NOT-A-NAME"],
         &["serve"],
         &["status", "--socket"],
+        &["secret", "put", "a", "--key", "k", "--version", "1"],
         &["key", "destroy", "payments"], // nobody there to be asked
     ];
     for arguments in wrong {

@@ -155,6 +155,7 @@ impl Tail {
             let (page, id) = page(session, from, PAGE, &self.filter)?;
             ours.remember(id);
             seen = page.lines.iter().filter_map(|line| sequence(line)).fold(seen, u64::max);
+            seen = page.next.map_or(seen, |next| seen.max(next));
             last.extend(ours.without(page.lines));
             while last.len() > self.lines {
                 last.pop_front();

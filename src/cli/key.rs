@@ -124,7 +124,7 @@ pub struct Encrypt {
     #[arg(value_hint = ValueHint::FilePath)]
     input: Source,
     /// The OAEP label, which the ciphertext can be opened with only
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     oaep_label: Option<String>,
     /// Print the ciphertext as bytes
     #[arg(long)]
@@ -147,7 +147,7 @@ pub struct Decrypt {
     #[command(flatten)]
     made_for: MadeFor,
     /// The OAEP label that it was made with
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     oaep_label: Option<String>,
 }
 
@@ -158,7 +158,7 @@ pub struct MadeFor {
     #[arg(long, value_name = "N", conflicts_with = "kid")]
     version: Option<u32>,
     /// The key id (RFC 7638 thumbprint) that it was made for
-    #[arg(long, value_name = "KID")]
+    #[arg(long, value_name = "KID", allow_hyphen_values = true)]
     kid: Option<String>,
 }
 
@@ -317,6 +317,11 @@ impl Decrypt {
 }
 
 impl MadeFor {
+    /// Whether anything was said.
+    pub fn is_said(&self) -> bool {
+        self.version.is_some() || self.kid.is_some()
+    }
+
     pub fn body(&self) -> Map<String, Value> {
         let version = self.version.map(|version| ("version".to_owned(), json!(version)));
         let kid = self.kid.as_ref().map(|kid| ("kid".to_owned(), json!(kid)));

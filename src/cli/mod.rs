@@ -51,7 +51,7 @@ Examples:
   strongroom key create payments
   printf %s \"$TOKEN\" | strongroom secret put stripe --key payments
   strongroom secret reveal stripe
-  strongroom audit verify --dir /var/lib/strongroom/audit --public-key trail.pem";
+  strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem";
 
 /// An HSM-backed key-management appliance.
 ///

@@ -30,7 +30,7 @@ pub struct Encrypt {
     #[command(flatten)]
     mgf1: Mgf1,
     /// An OAEP label, which the ciphertext can be opened with only
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     oaep_label: String,
     /// Print the ciphertext as bytes
     #[arg(long)]

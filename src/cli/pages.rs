@@ -51,13 +51,15 @@ pub struct Man {
 
 impl Man {
     pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
+        // The pages name no `help`: it has none of its own.
+        let command = super::command().disable_help_subcommand(true);
         let Some(dir) = self.dir else {
             let mut page = Vec::new();
-            clap_mangen::Man::new(super::command()).render(&mut page).map_err(Failure::Output)?;
+            clap_mangen::Man::new(command).render(&mut page).map_err(Failure::Output)?;
             return out.text(&String::from_utf8_lossy(&page));
         };
         std::fs::create_dir_all(&dir)
-            .and_then(|()| clap_mangen::generate_to(super::command(), &dir))
+            .and_then(|()| clap_mangen::generate_to(command, &dir))
             .map_err(|error| {
                 let what = format!("{} cannot be written: {error}", dir.display());
                 Failure::failed(what, "choose a directory that this user may write")

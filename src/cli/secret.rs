@@ -45,7 +45,8 @@ pub struct Put {
     #[arg(value_hint = ValueHint::FilePath)]
     input: Source,
     /// Store this ciphertext instead: raw or base64; `-` is stdin
-    #[arg(long, value_name = "FILE", value_parser = Source::of, conflicts_with = "input")]
+    #[arg(long, value_name = "FILE", value_parser = Source::of)]
+    #[arg(conflicts_with_all = ["input", "mgf1_hash"])]
     #[arg(value_hint = ValueHint::FilePath)]
     ciphertext: Option<Source>,
     #[command(flatten)]
@@ -130,6 +131,12 @@ fn list(session: &Session) -> Result<(), Failure> {
 
 impl Put {
     fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.made_for.is_said() && self.ciphertext.is_none() {
+            return Err(Failure::wrong_use(
+                "--version and --kid say what a ciphertext was made for, and there is none",
+                "give --ciphertext FILE, or leave them out: the current version is used",
+            ));
+        }
         let path = format!("/v1/secrets/{}", self.name);
         let (reply, how) = if self.by_daemon {
             let secret = self.input.secret(Some("Value of the secret"))?;
