@@ -108,18 +108,21 @@ impl Client {
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
         let driver = tokio::spawn(connection);
         let answer = sender.send_request(request).await.map_err(|_| cut_off())?;
-        let (head, body) = answer.into_parts();
-        let body = collect(body).await?;
+        let status = answer.status();
+        let request_id = answer.headers().get("x-request-id");
+        let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let pieces = collect(answer.into_body()).await?;
+        // Head and connection share memory with the pieces: they have to go before it can be wiped.
         drop(sender);
         driver.abort();
+        let _ = driver.await;
+        let body = joined(pieces);
 
-        let request_id = head.headers.get("x-request-id");
-        let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
-        if head.status.is_success() {
+        if status.is_success() {
             return Ok(Reply { request_id, body });
         }
         let mut problem: Problem = serde_json::from_slice(&body).map_err(|_| unfamiliar())?;
-        problem.status = head.status.as_u16();
+        problem.status = status.as_u16();
         problem.body = String::from_utf8_lossy(&body).into_owned();
         if problem.request_id.is_empty() {
             problem.request_id = request_id.unwrap_or_default();
@@ -186,10 +189,10 @@ fn json(body: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(buffer)
 }
 
-/// Reads the body; pieces that nobody else holds are wiped once they are copied.
-async fn collect(body: hyper::body::Incoming) -> Result<Zeroizing<Vec<u8>>, Failure> {
+/// Reads the body, bounded.
+async fn collect(body: hyper::body::Incoming) -> Result<Vec<Bytes>, Failure> {
     let mut body = Limited::new(body, MAX_ANSWER);
-    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut pieces = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() { unfamiliar() } else { cut_off() }
@@ -198,6 +201,11 @@ async fn collect(body: hyper::body::Incoming) -> Result<Zeroizing<Vec<u8>>, Fail
             pieces.push(piece);
         }
     }
+    Ok(pieces)
+}
+
+/// Joins the pieces in one buffer and wipes those whose memory is nobody else's.
+fn joined(pieces: Vec<Bytes>) -> Zeroizing<Vec<u8>> {
     let mut whole = Zeroizing::new(Vec::with_capacity(pieces.iter().map(Bytes::len).sum()));
     for piece in pieces {
         whole.extend_from_slice(&piece);
@@ -205,7 +213,7 @@ async fn collect(body: hyper::body::Incoming) -> Result<Zeroizing<Vec<u8>>, Fail
             piece.as_mut().zeroize();
         }
     }
-    Ok(whole)
+    whole
 }
 
 fn cut_off() -> Failure {
