@@ -21,6 +21,7 @@
 pub mod custody;
 pub mod audit;
 pub mod cli;
+pub mod daemon;
 pub mod identity;
 pub mod key;
 pub mod policy;

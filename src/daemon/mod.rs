@@ -1,0 +1,3 @@
+//! The daemon put together: logs, and what serves under them.
+
+pub mod logging;
