@@ -129,7 +129,10 @@ fn names(source: &str, place: &Place) -> Vec<(String, usize)> {
                 climbed += 1;
             }
             if climbed > 0 && climbed >= depth {
-                firsts(&tokens, at + 2 * climbed, &mut found);
+                // A file named by `#[path]` may lie deeper than it looks: only modules count here.
+                let mut reached = Vec::new();
+                firsts(&tokens, at + 2 * climbed, &mut reached);
+                found.extend(reached.into_iter().filter(|(name, _)| floor(name).is_some()));
             }
         } else if is(at, "use") && is(at + 1, "crate") && !is(at + 2, "::") {
             found.push(("crate".to_owned(), tokens[at].line)); // `use crate as other`
@@ -315,6 +318,8 @@ mod the_checker {
         assert_eq!(findings("key/state.rs", nested).len(), 1);
         let inside = "mod tests { use super::*; use super::super::Name; }\nuse super::records;";
         assert_eq!(findings("key/state.rs", inside), Vec::<String>::new());
+        let deeper = "use super::super::{Name, State};";
+        assert_eq!(findings("key/state_tests.rs", deeper), Vec::<String>::new());
     }
 
     #[test]
