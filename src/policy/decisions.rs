@@ -42,7 +42,7 @@ struct Remembered {
 }
 
 impl Decisions {
-    const SLOTS: usize = 1024;
+    const SLOTS: usize = 4096;
 
     pub(super) fn new() -> Self {
         let slots = std::iter::repeat_with(|| Mutex::new(None)).take(Self::SLOTS).collect();

@@ -376,7 +376,7 @@ fn more_questions_than_are_remembered_are_all_answered_right() {
     let text = r#"permit (principal, action, resource) when { resource has name && resource.name like "y*" };"#;
     let policy = load(&[("a.cedar", text)]).unwrap();
     for round in 0..2 {
-        for number in 0..3000 {
+        for number in 0..6000 {
             let (yes, no) = (secret(&format!("y{number}")), secret(&format!("n{number}")));
             assert!(may(&policy, 1, Action::SecretReveal, &yes), "{round} {number}");
             assert!(!may(&policy, 1, Action::SecretReveal, &no), "{round} {number}");
