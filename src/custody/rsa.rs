@@ -126,6 +126,14 @@ impl PrivateKey {
         self.algorithm
     }
 
+    /// What the key takes of the arena at most, in bytes, once up to `threads` threads have used it at
+    /// the same time: its numbers and their Montgomery forms, and a blinding for each thread.
+    /// (Measured for aws-lc 0.47: 5 888 bytes for RSA-2048 and 9 472 for RSA-4096 with one thread.)
+    pub fn arena_bytes(&self, threads: usize) -> usize {
+        let k = self.modulus.len();
+        14 * k + 2304 + threads.saturating_sub(1) * (2 * k + 512)
+    }
+
     /// RSAES-OAEP-DECRYPT with SHA-256 (RFC 8017 §7.1.2); `label` is L, empty if none was given.
     ///
     /// Whatever is wrong with the ciphertext, the error is the same and one private operation was

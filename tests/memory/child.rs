@@ -245,6 +245,9 @@ fn fill(file: &Path) {
     assert_eq!(secret::usage().used_bytes, before, "everything came back");
     let other = PrivateKey::from_pkcs8(der.expose()).expect("room again");
     exercise(&other);
+    let taken = secret::usage().used_bytes - before;
+    let (least, most) = (other.arena_bytes(1), other.arena_bytes(4));
+    assert!((least..=most).contains(&taken), "{taken} of {least} to {most}");
     drop(other);
     assert_eq!(secret::usage().used_bytes, before, "a dropped key leaves nothing behind");
     wait_between(|| drop(key));
