@@ -18,14 +18,16 @@
 //! 0  secret                     holds bytes that must not be seen
 //! ```
 
-pub mod custody;
 pub mod audit;
 pub mod cli;
+pub mod custody;
 pub mod daemon;
+pub mod http;
 pub mod identity;
 pub mod key;
 pub mod policy;
 pub mod records;
 pub mod secret;
+pub mod service;
 pub mod store;
 pub mod token;

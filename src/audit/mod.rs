@@ -20,7 +20,7 @@ mod writer;
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
@@ -31,7 +31,7 @@ pub use trail::{Closing, Entry, PendingEntry, Status, Trail};
 pub use verify::{Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files};
 
 /// Where the trail lies and how it is kept.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Directory of the trail; made with mode 0700 if it is not there.
@@ -71,7 +71,7 @@ impl Default for Settings {
 }
 
 /// What an operator wants done with a trail that was cut, rolled back or damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnBreak {
     /// Do not start.

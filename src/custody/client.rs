@@ -130,12 +130,9 @@ impl Client {
     /// Asks custody whether or not it is unlocked.
     pub async fn ask_any(&self, verb: Verb) -> Result<Reply, CustodyError> {
         let mut connections = self.shared.connection.subscribe();
-        let found = connections.wait_for(Option::is_some);
+        let found = async { connections.wait_for(Option::is_some).await.ok()?.clone() };
         let waited = tokio::time::timeout(self.shared.settings.deadline, found).await;
-        let connection = match waited {
-            Ok(Ok(found)) => found.clone(),
-            _ => None,
-        };
+        let connection = waited.ok().flatten();
         let connection = connection.ok_or_else(|| self.away())?;
         self.ask_on(&connection, verb).await
     }
@@ -171,18 +168,21 @@ impl Client {
     }
 
     async fn unlocked(&self) -> Result<Arc<Connection>, CustodyError> {
+        if matches!(*self.shared.state.borrow(), LinkState::Unlocked { .. })
+            && let Some(connection) = self.shared.connection.borrow().clone()
+        {
+            return Ok(connection);
+        }
         let mut states = self.shared.state.subscribe();
-        let settled = states.wait_for(|state| !matches!(state, LinkState::Down(_)));
+        let settled = async {
+            let state = states.wait_for(|state| !matches!(state, LinkState::Down(_))).await;
+            state.ok().map(|state| refusal(&state))
+        };
         let waited = tokio::time::timeout(self.shared.settings.deadline, settled).await;
-        match waited {
-            Ok(Ok(state)) => match &*state {
-                LinkState::Unlocked { .. } => {}
-                LinkState::Locked => return Err(Fault::Locked.into()),
-                LinkState::PinRefused(why) => return Err(Fault::PinRefused(why.clone()).into()),
-                LinkState::Unfit(why) => return Err(Fault::Master(why.clone()).into()),
-                LinkState::Down(_) => return Err(self.away()),
-            },
-            _ => return Err(self.away()),
+        match waited.ok().flatten() {
+            Some(None) => {}
+            Some(Some(fault)) => return Err(fault.into()),
+            None => return Err(self.away()),
         }
         self.shared.connection.borrow().clone().ok_or_else(|| self.away())
     }
@@ -199,6 +199,17 @@ impl Client {
             WireError::TooLong => CustodyError::TooLong,
             _ => self.away(),
         })??)
+    }
+}
+
+/// What a request is told in a state in which custody does not work; `None` where it does.
+fn refusal(state: &LinkState) -> Option<Fault> {
+    match state {
+        LinkState::Unlocked { .. } => None,
+        LinkState::Locked => Some(Fault::Locked),
+        LinkState::PinRefused(why) => Some(Fault::PinRefused(why.clone())),
+        LinkState::Unfit(why) => Some(Fault::Master(why.clone())),
+        LinkState::Down(why) => Some(Fault::TokenUnavailable(why.clone())),
     }
 }
 
@@ -330,6 +341,7 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> bool {
         let connection = Arc::clone(&connection);
         async move { connection.hand_out().await }
     });
+    shared.connection.send_replace(Some(Arc::clone(&connection)));
     let wanted = shared.wanted.borrow().clone();
     match wanted {
         Wanted::Locked => {
@@ -337,14 +349,13 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> bool {
         }
         Wanted::Unlocked(home) => bring_up(shared, &connection, home).await,
     }
-    shared.connection.send_replace(Some(Arc::clone(&connection)));
     let end = reader.await;
-    shared.connection.send_replace(None);
     let was_unlocked = matches!(*shared.state.borrow(), LinkState::Unlocked { .. });
     if was_unlocked {
         let why = end.map_or_else(|_| "the link broke".to_owned(), |error| error.to_string());
         shared.down(format!("custody ended: {why}"));
     }
+    shared.connection.send_replace(None);
     was_unlocked
 }
 

@@ -21,8 +21,8 @@ mod wire;
 pub use asking::{CheckpointSignature, Initialised, NewKey};
 pub use cache::Settings as CacheSettings;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
-pub use process::{Settings, StartError};
-pub use start::Ready;
+pub use process::{Settings, Spawn, StartError};
+pub use start::{Ready, resolve};
 
 /// What every message begins with that custody signs.
 pub const CHECKPOINT_TAG: &[u8] = b"strongroom trail checkpoint v1\n";

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::cache;
 use super::custodian::{Custodian, Quick};
@@ -20,13 +20,19 @@ use super::wire::{Packet, WireError, peer_is};
 use crate::secret::arena;
 
 /// Custody's own settings; the token's are its module's.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Where the front finds custody; only its owner may connect.
     pub socket: PathBuf,
     /// The user that the front runs as, by name or number; without it, custody's own.
     pub front_user: Option<String>,
+    /// The user that custody runs as, by name or number; without it, the front's own.
+    pub custody_user: Option<String>,
+    /// Who starts custody.
+    pub spawn: Spawn,
+    /// Milliseconds that a request waits for custody to answer, or to come back.
+    pub deadline_ms: u64,
     /// Threads that compute; 0 means one per core.
     pub workers: usize,
     /// Threads that may wait for the token at the same time.
@@ -44,6 +50,9 @@ impl Default for Settings {
         Self {
             socket: PathBuf::from("/run/strongroom-custody/custody.sock"),
             front_user: None,
+            custody_user: None,
+            spawn: Spawn::Auto,
+            deadline_ms: 2000,
             workers: 0,
             token_threads: 4,
             canary_seconds: 10,
@@ -51,6 +60,19 @@ impl Default for Settings {
             cache: cache::Settings::default(),
         }
     }
+}
+
+/// Who starts custody.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spawn {
+    /// The front, as its child, unless the front itself was started by systemd.
+    #[default]
+    Auto,
+    /// The front, always.
+    Always,
+    /// Somebody else.
+    Never,
 }
 
 /// Why custody did not start.
@@ -64,8 +86,8 @@ pub enum StartError {
     Wire(#[from] WireError),
     #[error("the socket {path} could not be opened: {cause}")]
     Socket { path: PathBuf, cause: io::Error },
-    #[error("[custody] front_user = {0:?}: no such user")]
-    FrontUser(String),
+    #[error("[custody] front_user or custody_user = {0:?}: no such user")]
+    User(String),
     #[error("a thread could not be started: {0}")]
     Thread(io::Error),
 }
@@ -88,7 +110,8 @@ struct Office {
 const WAITING: usize = 1024;
 
 /// Serves the front on `listener` until the process is told to end; `beat` is called after every
-/// second in which the token was found well, or custody was locked.
+/// second in which the token was found well, or custody was locked; `stop` returns when it is time
+/// to end.
 ///
 /// # Errors
 /// [`StartError`] where a thread or a buffer could not be had. It does not return otherwise: the
@@ -98,9 +121,11 @@ pub fn run(
     listener: OwnedFd,
     front_uid: u32,
     custodian: Custodian,
+    stop: impl FnOnce() + Send + 'static,
     beat: impl Fn() + Send + 'static,
 ) -> Result<(), StartError> {
     let custodian = Arc::new(custodian);
+    leave_on(stop, &custodian)?;
     let (token, token_jobs) = sync_channel(WAITING);
     let (generation, generation_jobs) = sync_channel(WAITING);
     spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian)?;
@@ -112,6 +137,21 @@ pub fn run(
         some => some,
     };
     accept_fronts(&listener, front_uid, workers, &office)
+}
+
+/// Waits on a thread of its own for `stop` to return, then wipes and ends the process.
+fn leave_on(
+    stop: impl FnOnce() + Send + 'static,
+    custodian: &Arc<Custodian>,
+) -> Result<(), StartError> {
+    let custodian = Arc::clone(custodian);
+    let wait = move || {
+        stop();
+        tracing::info!("custody wipes its keys and ends");
+        leave(&custodian, 0)
+    };
+    let builder = thread::Builder::new().name("signals".to_owned());
+    builder.spawn(wait).map(drop).map_err(StartError::Thread)
 }
 
 /// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.

@@ -61,15 +61,20 @@ impl Ready {
         self.arena
     }
 
-    /// Serves until the process is told to end; see [`process::run`].
-    pub fn serve(self, beat: impl Fn() + Send + 'static) -> Result<(), StartError> {
-        process::run(&self.settings, self.listener, self.front_uid, self.custodian, beat)
+    /// Serves until the process is told to end; see `process::run`.
+    pub fn serve(
+        self,
+        stop: impl FnOnce() + Send + 'static,
+        beat: impl Fn() + Send + 'static,
+    ) -> Result<(), StartError> {
+        process::run(&self.settings, self.listener, self.front_uid, self.custodian, stop, beat)
     }
 }
 
-fn resolve(user: Option<&str>) -> Result<u32, StartError> {
+/// The uid of a user by name or number; without one, this process's own.
+pub fn resolve(user: Option<&str>) -> Result<u32, StartError> {
     let Some(name) = user else { return Ok(geteuid().as_raw()) };
-    let unknown = || StartError::FrontUser(name.to_owned());
+    let unknown = || StartError::User(name.to_owned());
     if let Ok(uid) = name.parse() {
         return Ok(uid);
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -20,7 +20,7 @@ use tracing_subscriber::reload;
 const FIELD_PREFIX: &str = "STRONGROOM";
 
 /// Where logs go and how much of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// `auto` takes the journal where stderr is connected to it (as under systemd), else stderr.
@@ -31,7 +31,7 @@ pub struct Settings {
 }
 
 /// The place a configuration asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetChoice {
     #[default]
@@ -41,7 +41,7 @@ pub enum TargetChoice {
 }
 
 /// The weight of a line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     Error,

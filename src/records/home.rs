@@ -12,6 +12,7 @@ use crate::store::{Batch, Expect, Store, Table};
 
 const HOME: &str = "home";
 const LOCKED: &str = "locked";
+const HEAD: &str = "head";
 
 /// The one record without which nothing else opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +43,24 @@ impl HomeRecord {
     }
 }
 
+/// Whether an operator locked the appliance, and who.
+pub fn read_locked(store: &dyn Store) -> Result<Option<LockRecord>, RecordError> {
+    plain(store, LOCKED)
+}
+
+/// The newest head of the trail that was kept here: a text that the trail understands.
+pub fn read_head(store: &dyn Store) -> Result<Option<String>, RecordError> {
+    plain(store, HEAD)
+}
+
+/// Keeps the newest head of the trail. Returns once it is durable.
+pub async fn keep_head(store: &dyn Store, head: &str) -> Result<(), RecordError> {
+    let value = encode(HEAD, &head)?;
+    Ok(store.commit(Batch::new().put(Table::Appliance, HEAD, Expect::Any, value)).await?)
+}
+
 /// Reads the appliance's record from a store that may be new.
-pub(super) fn read(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
+pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
     plain(store, HOME)
 }
 
@@ -73,11 +90,6 @@ impl Records {
         Ok(())
     }
 
-    /// Whether an operator locked the appliance, and who.
-    pub fn locked(&self) -> Result<Option<LockRecord>, RecordError> {
-        plain(self.store.as_ref(), LOCKED)
-    }
-
     /// Notes that the appliance is locked, or that it no longer is.
     pub async fn set_locked(&self, record: Option<LockRecord>) -> Result<(), RecordError> {
         let batch = match record {
@@ -91,6 +103,6 @@ impl Records {
     }
 }
 
-fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
+fn encode<T: Serialize + ?Sized>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
     serde_json::to_vec(record).map_err(|_| RecordError::Broken(format!("appliance/{key}")))
 }

@@ -17,7 +17,7 @@ use crate::custody::protocol::{RecordAddress, StoreKey};
 use crate::custody::{Client, CustodyError};
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
-pub use home::{HomeRecord, LockRecord};
+pub use home::{HomeRecord, LockRecord, keep_head, read_head, read_home, read_locked};
 pub use keys::{KeyRecord, VersionRecord};
 pub use opened::Settings;
 pub use secrets::SecretRecord;
@@ -73,7 +73,7 @@ impl Records {
         custody: Client,
         settings: &Settings,
     ) -> Result<Self, RecordError> {
-        let home = home::read(store.as_ref())?.map(Arc::new);
+        let home = home::read_home(store.as_ref())?.map(Arc::new);
         Ok(Self { store, custody, home: RwLock::new(home), opened: Opened::new(settings) })
     }
 

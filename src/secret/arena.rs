@@ -4,12 +4,12 @@
 use super::heap::Heap;
 use super::{hook, mapping};
 use nix::errno::Errno;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// How much locked memory this process takes, and of which kind.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Size of the arena in bytes, rounded up to whole pages. It counts against RLIMIT_MEMLOCK
@@ -35,7 +35,7 @@ impl Default for Settings {
 }
 
 /// The kind of memory a configuration asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KindChoice {
     #[default]

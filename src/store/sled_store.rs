@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::batch::check_key;
@@ -20,7 +20,7 @@ use super::watch::Watchers;
 use super::{Batch, CommitFuture, Store, StoreError, Stored, Table, Watch};
 
 /// Where the store lies and what it may take.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Directory of the store; made with mode 0700 if it is not there.

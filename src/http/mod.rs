@@ -1,0 +1,18 @@
+//! Speaks HTTP: the routes of `/v1`, the Unix socket they are served on, problem documents.
+//!
+//! Limits come before parsing, parsing before judging; what is done is `service`'s. [`problem`] is the
+//! only file that knows status codes of errors.
+
+mod body;
+mod listen;
+mod metrics;
+mod openapi;
+mod perform;
+mod problem;
+mod reply;
+mod routes;
+mod serve;
+mod shape;
+
+pub use listen::{ListenError, Settings as ListenSettings, bind};
+pub use serve::{Limits, Server};

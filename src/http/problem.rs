@@ -1,0 +1,187 @@
+//! The single map from what went wrong to the wire: problem documents (RFC 9457).
+//!
+//! `code` is stable and made for programs, `next` says what to do. Of the appliance's own troubles a
+//! caller is told the kind alone.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::service::Error;
+
+/// Why a request was not done.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    next: &'static str,
+    retry_after: Option<u32>,
+}
+
+/// The document on the wire.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Document<'a> {
+    /// Always `about:blank`: `code` tells problems apart.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    /// Stable; made for programs.
+    code: &'static str,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    next: &'static str,
+    /// The same as in the `x-request-id` header, the trail and the journal.
+    request_id: String,
+}
+
+impl Problem {
+    fn new(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        next: &'static str,
+    ) -> Self {
+        Self { status, code, detail: detail.into(), next, retry_after: None }
+    }
+
+    /// The body, the query or a header is not what the route takes.
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        let next = "see GET /v1/openapi.json for what this route takes";
+        Self::new(StatusCode::BAD_REQUEST, "malformed", detail, next)
+    }
+
+    pub fn invalid_name() -> Self {
+        let detail = "a name is 1 to 63 characters of a-z, 0-9, '.', '_' and '-', and starts with a \
+                      letter or digit";
+        Self::new(StatusCode::BAD_REQUEST, "invalid-name", detail, "use such a name")
+    }
+
+    pub fn no_route() -> Self {
+        let next = "see GET /v1/openapi.json for all routes";
+        Self::new(StatusCode::NOT_FOUND, "no-route", "there is no such route", next)
+    }
+
+    pub fn method_not_allowed() -> Self {
+        let detail = "the route does not take this method";
+        let next = "see GET /v1/openapi.json for the methods of each route";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail, next)
+    }
+
+    pub fn too_large(most: usize) -> Self {
+        let detail = format!("the body is longer than {most} bytes");
+        let next = "send less at a time";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail, next)
+    }
+
+    pub fn too_slow() -> Self {
+        let detail = "the body did not come in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", detail, "send it again, faster")
+    }
+
+    pub fn not_json() -> Self {
+        let detail = "a body has to be application/json";
+        let next = "send the header content-type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail, next)
+    }
+
+    pub fn not_ready(state: &'static str) -> Self {
+        let next = "an operator sees why with `strongroom status`";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", state, next).retry(1)
+    }
+
+    fn retry(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// The reply; `request_id` is the one that trail and journal have.
+    pub fn reply(&self, request_id: Uuid) -> Response {
+        let document = Document {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            next: self.next,
+            request_id: request_id.to_string(),
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        self.headers(response.headers_mut());
+        response
+    }
+
+    fn headers(&self, headers: &mut HeaderMap) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let (status, next) = status_and_next(&error);
+        if status.is_server_error() {
+            tracing::warn!(code = error.code(), %error, "a request could not be done");
+        }
+        let problem = Self::new(status, error.code(), error.public_text(), next);
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => problem.retry(1),
+            _ => problem,
+        }
+    }
+}
+
+fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
+    use StatusCode as S;
+    match error.code() {
+        "denied" => (
+            S::FORBIDDEN,
+            "an operator sees why with `strongroom policy explain`, and grants it in the policy \
+             directory or the roles of the configuration",
+        ),
+        "not-found" => (S::NOT_FOUND, "list what is there, or create it"),
+        "no-such-version" => (S::NOT_FOUND, "show the key to see its versions"),
+        "exists" => (S::CONFLICT, "use another name"),
+        "revision-mismatch" => (S::CONFLICT, "show it, and repeat with its revision"),
+        "conflict" => (S::CONFLICT, "look again and repeat the request"),
+        "key-state" => (S::CONFLICT, "show the key to see the states of its versions"),
+        "already-initialised" => (S::CONFLICT, "nothing has to be done"),
+        "not-locked" => (S::CONFLICT, "nothing has to be done"),
+        "invalid" => (S::BAD_REQUEST, "see GET /v1/openapi.json for what this route takes"),
+        "plaintext-too-long" => (
+            S::UNPROCESSABLE_ENTITY,
+            "encrypt a symmetric key with this one, and the data with that; or use a larger key",
+        ),
+        "decryption-failed" => (
+            S::UNPROCESSABLE_ENTITY,
+            "check that it was made for this key and version, with the same label, and not changed",
+        ),
+        "bad-key" => (S::UNPROCESSABLE_ENTITY, "export the key again, as unencrypted PKCS#8 PEM"),
+        "pin-refused" => (
+            S::SERVICE_UNAVAILABLE,
+            "check the PIN by hand, then `strongroom unlock`; a further wrong PIN may lock the token",
+        ),
+        "not-initialised" => (S::SERVICE_UNAVAILABLE, "run `strongroom init`"),
+        "locked" => (S::SERVICE_UNAVAILABLE, "an operator unlocks it with `strongroom unlock`"),
+        "master-key" | "token-unavailable" => {
+            (S::SERVICE_UNAVAILABLE, "try again; an operator sees why with `strongroom doctor`")
+        }
+        "trail-unavailable" | "store-unavailable" => (
+            S::SERVICE_UNAVAILABLE,
+            "try again; an operator sees why in the journal: a full disk, or permissions",
+        ),
+        "busy" => (S::SERVICE_UNAVAILABLE, "try again in a moment"),
+        _ => (S::INTERNAL_SERVER_ERROR, "an operator finds the cause in the journal by request_id"),
+    }
+}

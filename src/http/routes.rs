@@ -1,0 +1,134 @@
+//! Every route, once: what serves it and what OpenAPI says of it come from the same line.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use axum::routing::{MethodFilter, get, on};
+use http::StatusCode;
+use utoipa::openapi::HttpMethod;
+
+use super::metrics;
+use super::openapi::Description;
+use super::perform::{Front, perform};
+use super::problem::Problem;
+use super::reply::{IntoReply, json, text};
+use super::shape::FromWire;
+use crate::policy::{Action, Context, Resource};
+use crate::service::{
+    Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
+    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadPublicKey,
+    Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status, Suspend, Unlock,
+};
+
+/// Routes and their description, growing together.
+struct Routes {
+    router: Router<Front>,
+    description: Description,
+}
+
+impl Routes {
+    fn add<R, const CREATED: bool>(
+        mut self,
+        method: (MethodFilter, HttpMethod),
+        path: &'static str,
+        summary: &'static str,
+    ) -> Self
+    where
+        R: FromWire,
+        R::Reply: IntoReply,
+    {
+        self.router = self.router.route(path, on(method.0, perform::<R, CREATED>));
+        self.description.add::<R>(method.1, path, summary, CREATED);
+        self
+    }
+}
+
+const GET: (MethodFilter, HttpMethod) = (MethodFilter::GET, HttpMethod::Get);
+const POST: (MethodFilter, HttpMethod) = (MethodFilter::POST, HttpMethod::Post);
+const PUT: (MethodFilter, HttpMethod) = (MethodFilter::PUT, HttpMethod::Put);
+const DELETE: (MethodFilter, HttpMethod) = (MethodFilter::DELETE, HttpMethod::Delete);
+
+/// All routes of the API.
+pub fn router(front: Front) -> Router {
+    let routes = Routes { router: Router::new(), description: Description::new() };
+    let routes = appliance(secrets(key_states(keys(routes))));
+    let document = Arc::new(routes.description.finish());
+    routes
+        .router
+        .route("/v1/health", get(health))
+        .route("/v1/openapi.json", get(move || async move { json(StatusCode::OK, &*document) }))
+        .route("/metrics", get(show_metrics))
+        .fallback(|Extension(call): Extension<Call>| async move {
+            Problem::no_route().reply(call.request_id)
+        })
+        .method_not_allowed_fallback(|Extension(call): Extension<Call>| async move {
+            Problem::method_not_allowed().reply(call.request_id)
+        })
+        .with_state(front)
+}
+
+fn keys(routes: Routes) -> Routes {
+    routes
+        .add::<CreateKey, true>(POST, "/v1/keys", "Generate a key")
+        .add::<ListKeys, false>(GET, "/v1/keys", "List the keys")
+        .add::<ShowKey, false>(GET, "/v1/keys/{key}", "Show a key")
+        .add::<Destroy, false>(DELETE, "/v1/keys/{key}", "Destroy a key or a version, after a wait")
+        .add::<ImportKey, true>(POST, "/v1/keys/{key}/import", "Import a private key")
+        .add::<ShowPublic, false>(GET, "/v1/keys/{key}/public", "Fetch a public key")
+        .add::<Jwks, false>(GET, "/v1/jwks.json", "Fetch all current public keys as a JWK set")
+        .add::<Encrypt, false>(POST, "/v1/keys/{key}/encrypt", "Encrypt with the current version")
+        .add::<Decrypt, false>(POST, "/v1/keys/{key}/decrypt", "Decrypt one ciphertext, or up to 256")
+}
+
+fn key_states(routes: Routes) -> Routes {
+    routes
+        .add::<Rotate, false>(POST, "/v1/keys/{key}/rotate", "Make a new version, active at once")
+        .add::<Suspend, false>(POST, "/v1/keys/{key}/suspend", "Halt versions for the time being")
+        .add::<Resume, false>(POST, "/v1/keys/{key}/resume", "Let suspended versions work again")
+        .add::<Deactivate, false>(POST, "/v1/keys/{key}/deactivate", "End a cryptoperiod")
+        .add::<Compromise, false>(POST, "/v1/keys/{key}/compromise", "Stop versions at once")
+        .add::<Restore, false>(POST, "/v1/keys/{key}/restore", "Cancel a destruction that waits")
+}
+
+fn secrets(routes: Routes) -> Routes {
+    routes
+        .add::<PutSecret, false>(PUT, "/v1/secrets/{name}", "Store a secret")
+        .add::<ListSecrets, false>(GET, "/v1/secrets", "List the secrets, never a value")
+        .add::<ShowSecret, false>(GET, "/v1/secrets/{name}", "Show what is known of a secret")
+        .add::<RevealSecret, false>(POST, "/v1/secrets/{name}/reveal", "Open a secret")
+        .add::<DeleteSecret, false>(DELETE, "/v1/secrets/{name}", "Delete a secret")
+}
+
+fn appliance(routes: Routes) -> Routes {
+    routes
+        .add::<Init, true>(POST, "/v1/init", "Generate master key, signing key and store key")
+        .add::<Status, false>(GET, "/v1/status", "Show how the appliance does")
+        .add::<Doctor, false>(GET, "/v1/doctor", "Check everything that the work depends on")
+        .add::<Lock, false>(POST, "/v1/lock", "Wipe all keys and refuse work until unlock")
+        .add::<Unlock, false>(POST, "/v1/unlock", "Work again")
+        .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
+        .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
+}
+
+/// Ready or not, and no more: it needs no permission.
+async fn health(State(front): State<Front>, Extension(call): Extension<Call>) -> Response {
+    match front.appliance.state() {
+        ("ready", _) => json(StatusCode::OK, &serde_json::json!({ "ready": true })),
+        _ => Problem::not_ready("not ready").reply(call.request_id),
+    }
+}
+
+async fn show_metrics(State(front): State<Front>, Extension(call): Extension<Call>) -> Response {
+    let policy = front.appliance.policy();
+    let (action, on) = (Action::MetricsRead, Resource::Appliance);
+    match policy.permit(&call.caller, action, &on, Context::default()) {
+        Ok(permit) => {
+            drop(permit);
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            text(kind, metrics::render(&front.appliance))
+        }
+        Err(_) => Problem::from(crate::service::Error::Denied).reply(call.request_id),
+    }
+}

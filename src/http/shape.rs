@@ -1,0 +1,235 @@
+//! How each request struct comes from path, query, headers and body; and what OpenAPI says of that.
+
+use http::{HeaderMap, Uri};
+use utoipa::openapi::path::{OperationBuilder, Parameter};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ComponentsBuilder, Ref};
+use utoipa::openapi::{ContentBuilder, RefOr, Required, Schema};
+use utoipa::{IntoParams, ToSchema};
+
+use super::body;
+use super::problem::Problem;
+use crate::key::Name;
+use crate::service::{
+    ChangeBody, Compromise, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
+    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
+    PutBody, ReadAudit, ReadPublicKey, Request, Restore, Resume, RevealSecret, Rotate, ShowKey,
+    ShowSecret, Status, Suspend, Unlock,
+};
+
+/// A request as it came in, within its limits, not parsed yet.
+pub struct Incoming<'a> {
+    pub uri: &'a Uri,
+    pub headers: &'a HeaderMap,
+    pub body: &'a [u8],
+    pub depth: usize,
+}
+
+impl Incoming<'_> {
+    /// The name in the path: its third segment, exactly as it was sent.
+    fn name(&self) -> Result<Name, Problem> {
+        let segment = self.uri.path().split('/').nth(3).unwrap_or_default();
+        Name::parse(segment).map_err(|_| Problem::invalid_name())
+    }
+
+    fn body<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
+        body::parse(self.body, self.depth)
+    }
+
+    fn query<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
+        let query = axum::extract::Query::try_from_uri(self.uri).map_err(|_| {
+            Problem::malformed("a query parameter is unknown, given twice, or not of its type")
+        })?;
+        Ok(query.0)
+    }
+
+    /// For routes that take no body: one that is there is refused, not passed over.
+    fn no_body(&self) -> Result<(), Problem> {
+        if matches!(self.body.trim_ascii(), b"" | b"{}") {
+            Ok(())
+        } else {
+            Err(Problem::malformed("this route takes no body"))
+        }
+    }
+
+    /// For routes that take no query.
+    fn no_query(&self) -> Result<(), Problem> {
+        match self.uri.query() {
+            None | Some("") => Ok(()),
+            Some(_) => Err(Problem::malformed("this route takes no query")),
+        }
+    }
+
+    /// The revision in `if-match`: one strong entity tag (RFC 9110 §13.1.1).
+    fn if_match(&self) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.headers.get(http::header::IF_MATCH) else { return Ok(None) };
+        let tag = value.to_str().ok().and_then(|text| {
+            text.trim().strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+        });
+        tag.map(Some).ok_or_else(|| Problem::malformed("if-match has to be a revision, like \"3\""))
+    }
+}
+
+/// A request struct that a route takes.
+pub trait FromWire: Request {
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem>;
+
+    /// Adds what this takes to the route's description.
+    fn describe(
+        operation: OperationBuilder,
+        components: ComponentsBuilder,
+    ) -> (OperationBuilder, ComponentsBuilder);
+}
+
+type Described = (OperationBuilder, ComponentsBuilder);
+
+fn takes_body<B: ToSchema>(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+    let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(B::name().into_owned(), B::schema())];
+    B::schemas(&mut schemas);
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(B::name()))).build();
+    let body = RequestBodyBuilder::new()
+        .content("application/json", content)
+        .required(Some(Required::False))
+        .build();
+    (operation.request_body(Some(body)), components.schemas_from_iter(schemas))
+}
+
+fn takes_query<Q: IntoParams>(
+    operation: OperationBuilder,
+    components: ComponentsBuilder,
+) -> Described {
+    let parameters: Vec<Parameter> = Q::into_params(|| None);
+    (operation.parameters(Some(parameters)), components)
+}
+
+/// One line per request struct: which shape it has.
+macro_rules! shape {
+    (nothing $request:ident) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_query()?;
+                incoming.no_body()?;
+                Ok($request)
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                (operation, components)
+            }
+        }
+    };
+    (body $request:ty) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_query()?;
+                incoming.body()
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_body::<$request>(operation, components)
+            }
+        }
+    };
+    (query $request:ty) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_body()?;
+                incoming.query()
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_query::<$request>(operation, components)
+            }
+        }
+    };
+    (page $request:ident) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_body()?;
+                Ok($request(incoming.query()?))
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_query::<Page>(operation, components)
+            }
+        }
+    };
+    (name $request:ident) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_query()?;
+                incoming.no_body()?;
+                Ok($request(incoming.name()?))
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                (operation, components)
+            }
+        }
+    };
+    (named_query $request:ty = $query:ty) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_body()?;
+                Ok(Named { name: incoming.name()?, with: incoming.query::<$query>()? })
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_query::<$query>(operation, components)
+            }
+        }
+    };
+    (named_body $request:ty = $body:ty) => {
+        impl FromWire for $request {
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_query()?;
+                Ok(Named { name: incoming.name()?, with: incoming.body::<$body>()? }.into())
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_body::<$body>(operation, components)
+            }
+        }
+    };
+}
+
+shape!(body Init);
+shape!(nothing Status);
+shape!(nothing Doctor);
+shape!(body Lock);
+shape!(body Unlock);
+shape!(body CreateKey);
+shape!(named_body Named<ImportBody> = ImportBody);
+shape!(page ListKeys);
+shape!(name ShowKey);
+shape!(nothing Jwks);
+shape!(named_query Named<PublicKeyQuery> = PublicKeyQuery);
+shape!(named_body Named<EncryptBody> = EncryptBody);
+shape!(named_body Named<DecryptBody> = DecryptBody);
+shape!(named_body Rotate = ChangeBody);
+shape!(named_body Suspend = ChangeBody);
+shape!(named_body Resume = ChangeBody);
+shape!(named_body Deactivate = ChangeBody);
+shape!(named_body Compromise = ChangeBody);
+shape!(named_body Restore = ChangeBody);
+shape!(named_body Named<DestroyBody> = DestroyBody);
+shape!(page ListSecrets);
+shape!(name ShowSecret);
+shape!(name RevealSecret);
+shape!(query ReadAudit);
+shape!(nothing ReadPublicKey);
+
+impl FromWire for Named<PutBody> {
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+        incoming.no_query()?;
+        let if_match = incoming.if_match()?;
+        let body: PutBody = incoming.body()?;
+        Ok(Named { name: incoming.name()?, with: PutBody { if_match, ..body } })
+    }
+    fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+        takes_body::<PutBody>(operation, components)
+    }
+}
+
+impl FromWire for DeleteSecret {
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+        incoming.no_query()?;
+        incoming.no_body()?;
+        Ok(DeleteSecret { name: incoming.name()?, if_match: incoming.if_match()? })
+    }
+    fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+        (operation, components)
+    }
+}

@@ -1,0 +1,331 @@
+//! The appliance itself: init, status, doctor, lock, unlock.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::binary::SecretBinary;
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use super::lifecycle::Reason;
+use crate::audit::{Event, EventNote};
+use crate::custody::protocol::{Check, Fault, Verdict};
+use crate::custody::{CustodyError, LinkState};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{HomeRecord, LockRecord};
+use crate::secret::{ArenaError, Pin};
+
+/// Generate master key and trail signing key in the token, and the store key.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Init {
+    /// Finish an initialisation that was cut off: keeps what is in the token already.
+    pub resume: bool,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct InitView {
+    /// The appliance's identifier, 32 hex digits.
+    pub appliance: String,
+    /// Master generation in use.
+    pub generation: u32,
+    /// What was generated now.
+    pub created: Vec<String>,
+}
+
+/// How the appliance does.
+pub struct Status;
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StatusView {
+    pub version: &'static str,
+    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable` or `master-unfit`.
+    pub state: &'static str,
+    /// What an operator should know of that state; empty when ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    pub uptime_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appliance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_memory: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arena_used_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded_keys: Option<u64>,
+    pub policy: PolicyView,
+    pub trail: TrailView,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TokenView {
+    pub label: String,
+    pub serial: String,
+    pub manufacturer: String,
+    pub model: String,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PolicyView {
+    pub policies: usize,
+    /// SHA-256 over schema, roles and files.
+    pub hash: String,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TrailView {
+    /// The newest durable line: `seq:hash`.
+    pub head: String,
+    /// Whether lines can be written now.
+    pub writable: bool,
+}
+
+/// Check everything that the work depends on, from inside.
+pub struct Doctor;
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DoctorView {
+    pub checks: Vec<CheckView>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CheckView {
+    pub name: String,
+    /// `ok`, `warn` or `fail`.
+    pub result: &'static str,
+    pub detail: String,
+    /// What mends it; empty where nothing is wrong.
+    pub setting: String,
+}
+
+/// Wipe all keys from memory, forget the PIN, and refuse work until `unlock`.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    pub reason: Option<Reason>,
+}
+
+/// Work again, with a PIN or with the configured one.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unlock {
+    /// The token's user PIN; base64, like every binary field.
+    pub pin: Option<SecretBinary>,
+}
+
+impl Request for Init {
+    const ACTION: Action = Action::Initialise;
+    const TRACE: Trace = Trace::Before;
+    type Reply = InitView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<InitView, Error> {
+        if let Some(home) = appliance.records.home() {
+            return Err(Error::AlreadyInitialised(format!("it is appliance {}", home.appliance)));
+        }
+        let id = fresh_id()?;
+        let made = match appliance.custody.init(&id, self.resume).await {
+            Err(CustodyError::Fault(Fault::Exists(what))) => {
+                return Err(Error::AlreadyInitialised(format!(
+                    "{what}; nothing was changed. If an earlier init was cut off, finish it with \
+                     --resume; if this token belongs to another appliance, use another one"
+                )));
+            }
+            other => other?,
+        };
+        let store_key = appliance.custody.new_store_key(1).await?;
+        let home = HomeRecord {
+            appliance: id.clone(),
+            generation: made.generation,
+            store_key,
+            signer_point: made.signer.public_point,
+            signer_generation: made.signer.generation,
+            created_at: appliance.now(),
+        };
+        let wanted = crate::custody::Wanted::Unlocked(Some(home.for_custody()));
+        appliance.records.found(home).await?;
+        appliance.custody.want(wanted);
+        appliance.trail.event(EventNote::new(Event::Initialised)).await?;
+        Ok(InitView { appliance: id, generation: made.generation, created: made.created })
+    }
+}
+
+/// 16 random bytes as 32 hex digits.
+fn fresh_id() -> Result<String, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| Error::Arena(ArenaError::Random))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Request for Status {
+    const ACTION: Action = Action::StatusRead;
+    const TRACE: Trace = Trace::Never;
+    type Reply = StatusView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+        Ok(appliance.status().await)
+    }
+}
+
+impl Appliance {
+    /// The state in a word, and what an operator should know of it.
+    pub fn state(&self) -> (&'static str, String) {
+        match self.custody.state() {
+            LinkState::Down(why) => ("token-unavailable", why),
+            LinkState::Locked => ("locked", "an operator locked it: `strongroom unlock`".to_owned()),
+            LinkState::PinRefused(why) => ("pin-refused", why),
+            LinkState::Unfit(why) => ("master-unfit", why),
+            LinkState::Unlocked { .. } if self.records.home().is_none() => {
+                ("not-initialised", "generate the master key: `strongroom init`".to_owned())
+            }
+            LinkState::Unlocked { .. } if self.trail.status().failure.is_some() => {
+                ("trail-unavailable", "the audit trail cannot be written".to_owned())
+            }
+            LinkState::Unlocked { .. } => ("ready", String::new()),
+        }
+    }
+
+    async fn status(&self) -> StatusView {
+        let (state, detail) = self.state();
+        let custody = match self.custody.state() {
+            LinkState::Unlocked { .. } => self.custody.status().await.ok(),
+            _ => None,
+        };
+        let (home, policy) = (self.records.home(), self.policy());
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            state,
+            detail,
+            uptime_seconds: self.standing.uptime_seconds(),
+            appliance: home.as_ref().map(|home| home.appliance.clone()),
+            generation: home.as_ref().map(|home| home.generation),
+            locked_memory: custody.as_ref().map(|custody| custody.arena.clone()),
+            arena_used_bytes: custody.as_ref().map(|custody| custody.arena_used_bytes),
+            loaded_keys: custody.as_ref().map(|custody| custody.loaded_keys),
+            token: custody.and_then(|custody| custody.token).map(|token| TokenView {
+                label: token.label,
+                serial: token.serial,
+                manufacturer: token.manufacturer,
+                model: token.model,
+            }),
+            policy: PolicyView { policies: policy.count(), hash: policy.hash().to_owned() },
+            trail: TrailView {
+                head: self.trail.head().to_string(),
+                writable: self.trail.status().failure.is_none(),
+            },
+        }
+    }
+
+    /// Requests by action and result since the start.
+    pub fn counts(&self) -> std::collections::BTreeMap<(&'static str, &'static str), u64> {
+        self.standing.counts()
+    }
+
+    /// Seconds since the start.
+    pub fn uptime_seconds(&self) -> u64 {
+        self.standing.uptime_seconds()
+    }
+}
+
+impl Request for Doctor {
+    const ACTION: Action = Action::Doctor;
+    const TRACE: Trace = Trace::Never;
+    type Reply = DoctorView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<DoctorView, Error> {
+        let mut checks = match appliance.custody.checks().await {
+            Ok(checks) => checks,
+            Err(error) => vec![Check {
+                name: "custody".to_owned(),
+                verdict: Verdict::Fail,
+                found: error.to_string(),
+                remedy: "[custody] socket; `systemctl status strongroom-custody`".to_owned(),
+            }],
+        };
+        let (state, detail) = appliance.state();
+        if !matches!(state, "ready" | "token-unavailable") {
+            let verdict = if state == "not-initialised" { Verdict::Warn } else { Verdict::Fail };
+            let remedy = detail.clone();
+            checks.push(Check { name: "state".to_owned(), verdict, found: state.to_owned(), remedy });
+        }
+        checks.extend((appliance.house)());
+        Ok(DoctorView { checks: checks.into_iter().map(CheckView::of).collect() })
+    }
+}
+
+impl CheckView {
+    fn of(check: Check) -> Self {
+        let result = match check.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "fail",
+        };
+        Self { name: check.name, result, detail: check.found, setting: check.remedy }
+    }
+}
+
+impl Request for Lock {
+    const ACTION: Action = Action::Lock;
+    const TRACE: Trace = Trace::Before;
+    type Reply = StatusView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+        // The last chance to have the trail signed. A token that is away must not keep it open.
+        if let Err(error) = appliance.trail.checkpoint().await {
+            tracing::warn!(%error, "no checkpoint before the lock");
+        }
+        let by = permit.caller().name();
+        let since = appliance.now();
+        appliance.records.set_locked(Some(LockRecord { since, by })).await?;
+        appliance.custody.lock().await?;
+        appliance.trail.event(EventNote::new(Event::Locked)).await?;
+        Ok(appliance.status().await)
+    }
+}
+
+impl Request for Unlock {
+    const ACTION: Action = Action::Unlock;
+    const TRACE: Trace = Trace::Before;
+    type Reply = StatusView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+        if matches!(appliance.custody.state(), LinkState::Unlocked { .. }) {
+            return Err(Error::NotLocked);
+        }
+        let pin = match &self.pin {
+            Some(SecretBinary(given)) => Some(Pin::copy_from(given.expose())?),
+            None => None,
+        };
+        let home = appliance.records.home().map(|home| home.for_custody());
+        appliance.custody.unlock(home, pin).await?;
+        appliance.records.set_locked(None).await?;
+        appliance.trail.event(EventNote::new(Event::Unlocked)).await?;
+        Ok(appliance.status().await)
+    }
+}
+
+impl Traced for InitView {}
+impl Traced for StatusView {}
+impl Traced for DoctorView {}

@@ -1,0 +1,301 @@
+//! Keys are used: encrypt with the public half, decrypt in custody.
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::binary::{Binary, Disclosed, SecretBinary};
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use super::keys::public_key;
+use super::view::Named;
+use crate::audit::Details;
+use crate::custody::protocol::KeyAddress;
+use crate::key::{EncryptError, MayProcess, MayProtect, Pick, UseError};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::KeyRecord;
+use crate::secret::Plaintext;
+
+/// Body of an encryption.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptBody {
+    pub plaintext: SecretBinary,
+    /// OAEP label; the same is needed to decrypt.
+    #[serde(default)]
+    pub label: Binary,
+}
+
+/// Encrypt with the current version.
+pub type Encrypt = Named<EncryptBody>;
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Encrypted {
+    pub ciphertext: Binary,
+    pub version: u32,
+    pub kid: String,
+}
+
+/// One ciphertext to be opened. Without version and kid it must be of the current version.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecryptItem {
+    pub ciphertext: Binary,
+    #[serde(default)]
+    pub version: Option<u32>,
+    #[serde(default)]
+    pub kid: Option<String>,
+    #[serde(default)]
+    pub label: Binary,
+}
+
+/// Body of a decryption: one ciphertext, or `items` with up to 256 of them.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecryptBody {
+    #[serde(default)]
+    pub ciphertext: Option<Binary>,
+    #[serde(default)]
+    pub version: Option<u32>,
+    #[serde(default)]
+    pub kid: Option<String>,
+    #[serde(default)]
+    pub label: Option<Binary>,
+    #[serde(default)]
+    pub items: Option<Vec<DecryptItem>>,
+}
+
+/// Decrypt in custody.
+pub type Decrypt = Named<DecryptBody>;
+
+#[derive(Serialize, ToSchema)]
+pub struct Decrypted {
+    pub plaintext: Disclosed,
+    pub version: u32,
+    pub kid: String,
+}
+
+/// What became of one item: its result, or its error.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ItemResult {
+    Done(Decrypted),
+    Failed { error: ItemError },
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ItemError {
+    /// The same codes as those of problem documents.
+    #[schema(value_type = String)]
+    pub code: &'static str,
+    pub detail: String,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum DecryptReply {
+    One(Decrypted),
+    Items { items: Vec<ItemResult> },
+}
+
+/// The most items of one request.
+const MOST_ITEMS: usize = 256;
+
+impl Request for Encrypt {
+    const ACTION: Action = Action::KeyEncrypt;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = Encrypted;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        let bytes = self.with.plaintext.0.expose().len() as u64;
+        Details { input_bytes: Some(bytes), ..Details::default() }
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Encrypted, Error> {
+        let record = appliance.key(&self.name).await?;
+        let proof = record.meta.to_protect()?;
+        protect(&record, &proof, &self.with.plaintext.0, &self.with.label)
+    }
+}
+
+/// Encrypts with the version that the proof names.
+pub(super) fn protect(
+    record: &KeyRecord,
+    proof: &MayProtect,
+    plaintext: &Plaintext,
+    label: &Binary,
+) -> Result<Encrypted, Error> {
+    let public = public_key(record, proof.version())?;
+    let algorithm = record.meta.algorithm();
+    let encrypted = public.encrypt(record.meta.mgf1_hash(), plaintext.expose(), &label.0);
+    let ciphertext = encrypted.map_err(|error| match error {
+        EncryptError::TooLong { .. } => Error::TooLong {
+            algorithm: algorithm.as_str(),
+            found: plaintext.expose().len(),
+            most: algorithm.max_plaintext_len(),
+        },
+        _ => Error::Busy,
+    })?;
+    let (version, kid) = (proof.version(), proof.kid().to_owned());
+    Ok(Encrypted { ciphertext: Binary(ciphertext), version, kid })
+}
+
+impl Request for Decrypt {
+    const ACTION: Action = Action::KeyDecrypt;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = DecryptReply;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        let items = self.with.items.as_ref().map(|items| items.len() as u32);
+        Details { version: self.with.version, items, ..Details::default() }
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<DecryptReply, Error> {
+        let asked = self.with.sorted()?;
+        let record = appliance.key(&self.name).await?;
+        match asked {
+            Asked::One(item) => {
+                Ok(DecryptReply::One(appliance.open(&permit, &record, item).await?))
+            }
+            Asked::Items(items) => {
+                let opening = items.into_iter().map(|item| appliance.open(&permit, &record, item));
+                let results = join_all(opening).await;
+                let items = results.into_iter().map(ItemResult::of).collect();
+                Ok(DecryptReply::Items { items })
+            }
+        }
+    }
+}
+
+enum Asked {
+    One(DecryptItem),
+    Items(Vec<DecryptItem>),
+}
+
+impl DecryptBody {
+    /// One ciphertext or several, never both.
+    fn sorted(self) -> Result<Asked, Error> {
+        let invalid = |member, rule: &str| Error::Invalid { member, rule: rule.to_owned() };
+        let DecryptBody { ciphertext, version, kid, label, items } = self;
+        match (ciphertext, items) {
+            (Some(ciphertext), None) => {
+                let label = label.unwrap_or_default();
+                Ok(Asked::One(DecryptItem { ciphertext, version, kid, label }))
+            }
+            (None, Some(_)) if version.is_some() || kid.is_some() || label.is_some() => {
+                Err(invalid("items", "version, kid and label belong inside each item"))
+            }
+            (None, Some(items)) if items.is_empty() || items.len() > MOST_ITEMS => {
+                Err(invalid("items", "1 to 256 of them"))
+            }
+            (None, Some(items)) => Ok(Asked::Items(items)),
+            _ => Err(invalid("ciphertext", "give either ciphertext or items")),
+        }
+    }
+}
+
+impl ItemResult {
+    fn of(result: Result<Decrypted, Error>) -> Self {
+        match result {
+            Ok(done) => ItemResult::Done(done),
+            Err(error) => {
+                let error = ItemError { code: error.code(), detail: error.public_text() };
+                ItemResult::Failed { error }
+            }
+        }
+    }
+}
+
+impl Appliance {
+    /// Opens one ciphertext, if the state of its version allows that.
+    pub(super) async fn open(
+        &self,
+        permit: &Permit,
+        record: &KeyRecord,
+        item: DecryptItem,
+    ) -> Result<Decrypted, Error> {
+        let pick = match (item.version, item.kid.as_deref()) {
+            (Some(version), None) => Pick::Version(version),
+            (None, Some(kid)) => Pick::Kid(kid),
+            (None, None) => Pick::Current,
+            (Some(_), Some(_)) => {
+                let rule = "give either version or kid".to_owned();
+                return Err(Error::Invalid { member: "kid", rule });
+            }
+        };
+        let proof = self.may_process(permit, record, pick).await?;
+        self.process(record, &proof, item.ciphertext.0, item.label.0).await
+    }
+
+    /// The proof that a version may open something; asks policy again where that is a recovery.
+    pub(super) async fn may_process(
+        &self,
+        permit: &Permit,
+        record: &KeyRecord,
+        pick: Pick<'_>,
+    ) -> Result<MayProcess, Error> {
+        match record.meta.to_process(pick, None) {
+            Err(refusal @ UseError::NeedsRecovery { .. }) => {
+                let key = Resource::Key(record.meta.name().clone());
+                match self.permit_also(permit, Action::KeyRecover, &key).await {
+                    Ok(permit) => Ok(record.meta.to_process(pick, permit.for_recovery())?),
+                    Err(Error::Denied) => Err(refusal.into()),
+                    Err(error) => Err(error),
+                }
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Has custody open a ciphertext with the version that the proof names.
+    pub(super) async fn process(
+        &self,
+        record: &KeyRecord,
+        proof: &MayProcess,
+        ciphertext: Vec<u8>,
+        label: Vec<u8>,
+    ) -> Result<Decrypted, Error> {
+        let (name, version) = (proof.key().to_string(), proof.version());
+        let stored = record.version(version).ok_or(UseError::NoKid)?;
+        let sealed = stored.sealed.clone();
+        let mgf1_hash = record.meta.mgf1_hash();
+        let address = KeyAddress { name, version };
+        let plaintext =
+            self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
+        Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid: proof.kid().to_owned() })
+    }
+}
+
+impl Traced for Encrypted {
+    fn details(&self) -> Details {
+        Details { version: Some(self.version), ..Details::default() }
+    }
+}
+
+impl Traced for DecryptReply {
+    fn details(&self) -> Details {
+        match self {
+            DecryptReply::One(one) => Details {
+                version: Some(one.version),
+                output_bytes: Some(one.plaintext.0.expose().len() as u64),
+                ..Details::default()
+            },
+            DecryptReply::Items { items } => {
+                let failed = items.iter().filter(|item| matches!(item, ItemResult::Failed { .. }));
+                Details {
+                    items: Some(items.len() as u32),
+                    failed_items: Some(failed.count() as u32),
+                    ..Details::default()
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Why a request was not done: what lies below, wrapped; `http::problem` alone turns it into codes.
+
+use crate::audit::AuditError;
+use crate::custody::CustodyError;
+use crate::custody::protocol::Fault;
+use crate::key::{LabelsError, RotateError, TransitionError, UseError, WaitingPeriodError};
+use crate::records::RecordError;
+use crate::secret::ArenaError;
+
+/// The outcome of a request that was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("policy does not permit this")]
+    Denied,
+    #[error("there is no {0} of this name")]
+    NotFound(&'static str),
+    #[error("there is a {0} of this name already")]
+    Exists(&'static str),
+    /// `if-match` names another revision than the one that is there.
+    #[error("it has changed since: it is at revision {current}")]
+    Changed { current: u64 },
+    #[error("it does not exist, so it has no revision that could match")]
+    NothingToMatch,
+    #[error("another request changed it at the same time; look again and repeat")]
+    Conflict,
+    #[error("{0}")]
+    Use(#[from] UseError),
+    #[error("{0}")]
+    Transition(#[from] TransitionError),
+    #[error("{0}")]
+    Rotate(#[from] RotateError),
+    #[error("{0}")]
+    Labels(#[from] LabelsError),
+    #[error("{0}")]
+    WaitingPeriod(#[from] WaitingPeriodError),
+    #[error("the plaintext has {found} bytes; a key of {algorithm} holds at most {most}")]
+    TooLong { algorithm: &'static str, found: usize, most: usize },
+    /// Says nothing of what was wrong, on purpose.
+    #[error("decryption failed")]
+    DecryptionFailed,
+    #[error("not a private key that can be imported: {0}")]
+    BadKey(String),
+    /// A member is there, or missing, or has a value that this route does not take.
+    #[error("{member}: {rule}")]
+    Invalid { member: &'static str, rule: String },
+    #[error("this appliance is not initialised")]
+    NotInitialised,
+    #[error("this appliance is initialised already: {0}")]
+    AlreadyInitialised(String),
+    #[error("the appliance is locked")]
+    Locked,
+    #[error("the appliance is not locked")]
+    NotLocked,
+    #[error("the token refused the PIN: {0}")]
+    PinRefused(String),
+    #[error("the master key is not usable: {0}")]
+    Master(String),
+    #[error("there is too much to do at the moment")]
+    Busy,
+    #[error("the trail cannot be written: {0}")]
+    Audit(#[from] AuditError),
+    #[error("{0}")]
+    Record(RecordError),
+    #[error("{0}")]
+    Custody(CustodyError),
+    #[error("locked memory: {0}")]
+    Arena(#[from] ArenaError),
+    /// The request's own task was lost.
+    #[error("the request was abandoned")]
+    Abandoned,
+}
+
+impl From<RecordError> for Error {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::NotInitialised => Error::NotInitialised,
+            RecordError::Conflict => Error::Conflict,
+            RecordError::Custody(error) => error.into(),
+            other => Error::Record(other),
+        }
+    }
+}
+
+impl From<CustodyError> for Error {
+    fn from(error: CustodyError) -> Self {
+        match error {
+            CustodyError::Fault(Fault::DecryptionFailed) => Error::DecryptionFailed,
+            CustodyError::Fault(Fault::Locked) => Error::Locked,
+            CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused(why),
+            CustodyError::Fault(Fault::Master(why)) => Error::Master(why),
+            CustodyError::Fault(Fault::BadKey(why)) => Error::BadKey(why),
+            CustodyError::Fault(Fault::Exists(what)) => Error::AlreadyInitialised(what),
+            CustodyError::Fault(Fault::Busy | Fault::ArenaFull) => Error::Busy,
+            other => Error::Custody(other),
+        }
+    }
+}
+
+impl Error {
+    /// The stable code of the wire and the trail.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Denied => "denied",
+            Error::NotFound(_) => "not-found",
+            Error::Exists(_) => "exists",
+            Error::Changed { .. } | Error::NothingToMatch => "revision-mismatch",
+            Error::Conflict => "conflict",
+            Error::Use(UseError::NoVersion { .. } | UseError::NoKid) => "no-such-version",
+            Error::Use(_) => "key-state",
+            Error::Transition(TransitionError::NoVersion { .. }) => "no-such-version",
+            Error::Transition(_) | Error::Rotate(_) => "key-state",
+            Error::Labels(_) | Error::WaitingPeriod(_) | Error::Invalid { .. } => "invalid",
+            Error::TooLong { .. } => "plaintext-too-long",
+            Error::DecryptionFailed => "decryption-failed",
+            Error::BadKey(_) => "bad-key",
+            Error::NotInitialised => "not-initialised",
+            Error::AlreadyInitialised(_) => "already-initialised",
+            Error::Locked => "locked",
+            Error::NotLocked => "not-locked",
+            Error::PinRefused(_) => "pin-refused",
+            Error::Master(_) => "master-key",
+            Error::Busy => "busy",
+            Error::Audit(_) => "trail-unavailable",
+            Error::Record(RecordError::Broken(_)) => "record-broken",
+            Error::Record(_) => "store-unavailable",
+            Error::Custody(CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_))) => {
+                "token-unavailable"
+            }
+            Error::Custody(CustodyError::Fault(Fault::SealBroken)) => "record-broken",
+            Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal",
+        }
+    }
+
+    /// What a caller is told: all of it where the caller can act on it, and of the appliance's own
+    /// troubles only their kind.
+    pub fn public_text(&self) -> String {
+        match self {
+            Error::Audit(_) => "the audit trail cannot be written, so nothing is done".to_owned(),
+            Error::Record(RecordError::Broken(_)) => {
+                "a stored record does not hold together; it is not served".to_owned()
+            }
+            Error::Record(_) => "the store cannot be used at the moment".to_owned(),
+            Error::Custody(CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_))) => {
+                "the token cannot be used at the moment".to_owned()
+            }
+            Error::PinRefused(_) => "the token refused the PIN; an operator has to act".to_owned(),
+            Error::Master(_) => "the master key cannot be used; an operator has to act".to_owned(),
+            Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal error".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Whether it was refused (by rule) rather than failed (by circumstance).
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Denied)
+    }
+}

@@ -1,0 +1,224 @@
+//! The one way in: judge, have the line written, act, write the outcome.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::error::Error;
+use super::state::{Settings, Standing};
+use crate::audit::{Code, Details, Intent, Outcome, Trail};
+use crate::custody::Client;
+use crate::custody::protocol::Check;
+use crate::identity::Caller;
+use crate::key::Labels;
+use crate::policy::{Action, Context, Permit, Policy, Resource};
+use crate::records::Records;
+
+/// When the intent's line has to be on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    /// Before the act begins: it changes something.
+    Before,
+    /// Before the result leaves; the act, which changes nothing, may run meanwhile.
+    Beside,
+    /// Not at all when permitted, so that it works without a disk: only what tells how the appliance
+    /// does. A refusal has its line all the same.
+    Never,
+}
+
+/// Something that can be asked for.
+pub trait Request: Send + Sized + 'static {
+    const ACTION: Action;
+    const TRACE: Trace;
+    type Reply: Traced + Send + 'static;
+
+    /// What it is done to.
+    fn resource(&self) -> Resource;
+
+    /// What the trail is told before the act.
+    fn details(&self) -> Details {
+        Details::default()
+    }
+
+    /// The labels that a key is to get, for policies that look at them.
+    fn labels(&self) -> Option<&Labels> {
+        None
+    }
+
+    /// The act. Only the gate has a permit to call it with.
+    fn run(
+        self,
+        permit: Permit,
+        appliance: &Appliance,
+    ) -> impl Future<Output = Result<Self::Reply, Error>> + Send;
+}
+
+/// What the trail is told after the act.
+pub trait Traced {
+    fn details(&self) -> Details {
+        Details::default()
+    }
+}
+
+/// Who asks, and under which number that will be found again.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub caller: Caller,
+    pub request_id: Uuid,
+}
+
+/// Everything that acts are done with.
+pub struct Appliance {
+    pub(super) policy: RwLock<Arc<Policy>>,
+    pub(super) trail: Arc<Trail>,
+    pub(super) records: Records,
+    pub(super) custody: Client,
+    pub(super) settings: RwLock<Settings>,
+    pub(super) standing: Standing,
+    pub(super) house: HouseChecks,
+}
+
+/// What an appliance is put together from.
+pub struct Parts {
+    pub policy: Policy,
+    pub trail: Trail,
+    pub records: Records,
+    pub custody: Client,
+    pub settings: Settings,
+    pub house: HouseChecks,
+}
+
+/// Makes those checks of `doctor` that only the floor above can make: directories, clock, limits.
+pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
+
+impl Appliance {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { policy, trail, records, custody, settings, house } = parts;
+        Self {
+            policy: RwLock::new(Arc::new(policy)),
+            trail: Arc::new(trail),
+            records,
+            custody,
+            settings: RwLock::new(settings),
+            standing: Standing::new(),
+            house,
+        }
+    }
+
+    /// Judges, records, acts, records: the way of every request.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where policy does not permit it, [`Error::Audit`] where its line cannot be
+    /// written, else what the act came to.
+    pub async fn perform<R: Request>(&self, call: Call, request: R) -> Result<R::Reply, Error> {
+        let result = self.judge_and_run(&call, request).await;
+        self.standing.count(R::ACTION, result.as_ref().map_or_else(Error::code, |_| "done"));
+        result
+    }
+
+    async fn judge_and_run<R: Request>(
+        &self,
+        call: &Call,
+        request: R,
+    ) -> Result<R::Reply, Error> {
+        let resource = request.resource();
+        let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
+            .with(request.details());
+        let permit = match self.permit(&call.caller, R::ACTION, &resource, request.labels()).await {
+            Ok(permit) => permit,
+            Err(error) => {
+                self.trail.refuse(intent, Code(error.code())).await?;
+                return Err(error);
+            }
+        };
+        match R::TRACE {
+            Trace::Never => request.run(permit, self).await,
+            Trace::Before => {
+                let entry = self.trail.begin(intent).durable().await?;
+                let result = request.run(permit, self).await;
+                self.trail.close(entry, outcome(&result)).durable().await?;
+                result
+            }
+            Trace::Beside => {
+                let pending = self.trail.begin(intent);
+                let result = request.run(permit, self).await;
+                let entry = pending.durable().await?;
+                drop(self.trail.close(entry, outcome(&result)));
+                result
+            }
+        }
+    }
+
+    /// Asks policy; looks up a key's labels where a policy might look at them.
+    async fn permit(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: &Resource,
+        labels: Option<&Labels>,
+    ) -> Result<Permit, Error> {
+        let policy = self.policy();
+        let record = match resource {
+            Resource::Key(name) if labels.is_none() && policy.reads_labels() => {
+                self.records.key(name).await?
+            }
+            _ => None,
+        };
+        let labels = labels.or(record.as_ref().map(|record| record.meta.labels()));
+        policy.permit(caller, action, resource, Context { labels }).map_err(|denied| {
+            tracing::info!(caller = caller.name(), %action, resource = resource.path(),
+                why = %denied.refusal(), "refused by policy");
+            Error::Denied
+        })
+    }
+
+    /// A second question on the way of a permitted act: may its caller do this, too?
+    pub(super) async fn permit_also(
+        &self,
+        permit: &Permit,
+        action: Action,
+        resource: &Resource,
+    ) -> Result<Permit, Error> {
+        self.permit(permit.caller(), action, resource, None).await
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another policy in force; what is under way was judged by the old one.
+    pub fn replace_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// Takes over settings that were loaded anew.
+    pub fn replace_settings(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The trail, for what the daemon itself has to tell it.
+    pub fn trail(&self) -> &Trail {
+        &self.trail
+    }
+
+    /// The time that states and records are dated with.
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
+    match result {
+        Ok(reply) => Outcome::done().with(reply.details()),
+        Err(error) if error.is_refusal() => Outcome::refused(Code(error.code())),
+        Err(error) => Outcome::failed(Code(error.code())),
+    }
+}
+
+impl Traced for () {}

@@ -1,0 +1,333 @@
+//! Keys come to be and are looked at: create, import, list, show, public forms.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::binary::decode_secret;
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use super::view::{KeyView, Named, Page};
+use crate::audit::Details;
+use crate::custody::NewKey;
+use crate::custody::protocol::KeyAddress;
+use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Pick, PublicKey};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{KeyRecord, VersionRecord};
+use crate::secret::{Pkcs8Der, SecretBytes};
+
+/// Generate a key; its first version is active at once.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateKey {
+    #[schema(value_type = String, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
+    pub name: Name,
+    #[schema(value_type = String, example = "RSA-2048")]
+    pub algorithm: Algorithm,
+    /// The hash inside MGF1: `SHA-256` unless said; `SHA-1` for clients that cannot do otherwise.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub mgf1_hash: Mgf1Hash,
+    /// Up to 16 tags.
+    #[serde(default)]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    pub labels: Labels,
+}
+
+/// Body of an import.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportBody {
+    /// PKCS#8 or PKCS#1: PEM text, or DER in base64.
+    #[serde(deserialize_with = "private_key")]
+    #[schema(value_type = String)]
+    pub private_key: Pkcs8Der,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub mgf1_hash: Mgf1Hash,
+    #[serde(default)]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    pub labels: Labels,
+}
+
+/// Take in a private key that was made elsewhere.
+pub type ImportKey = Named<ImportBody>;
+
+/// List the keys, a page at a time.
+pub struct ListKeys(pub Page);
+
+/// Show one key.
+pub struct ShowKey(pub Name);
+
+/// All current public keys, as a JWK set (RFC 7517 §5).
+pub struct Jwks;
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct KeyPage {
+    pub keys: Vec<KeyView>,
+    /// What to give as `after` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next: Option<Name>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct JwksView {
+    #[schema(value_type = Vec<Object>)]
+    pub keys: Vec<Jwk>,
+}
+
+/// Which version of a public key, in which form.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct PublicKeyQuery {
+    /// The current one unless said.
+    pub version: Option<u32>,
+    /// `jwk` (default), `pkcs1-pem` or `spki-pem`.
+    #[param(value_type = Option<String>)]
+    pub format: PublicForm,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PublicForm {
+    #[default]
+    Jwk,
+    Pkcs1Pem,
+    SpkiPem,
+}
+
+/// Fetch a public key: what a client needs to encrypt.
+pub type ShowPublic = Named<PublicKeyQuery>;
+
+/// A public key in the form that was asked for.
+pub enum PublicKeyReply {
+    Jwk { version: u32, jwk: Box<Jwk> },
+    Pem { version: u32, pem: String },
+}
+
+fn private_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pkcs8Der, D::Error> {
+    struct Text;
+    impl serde::de::Visitor<'_> for Text {
+        type Value = Pkcs8Der;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a private key, as PEM text or as DER in base64")
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Pkcs8Der, E> {
+            let bytes = if text.trim_start().starts_with("-----BEGIN") {
+                SecretBytes::copy_from(text.as_bytes()).ok()
+            } else {
+                decode_secret(text)
+            };
+            bytes.map(Pkcs8Der::new).ok_or_else(|| E::custom("neither PEM nor base64"))
+        }
+        fn visit_string<E: serde::de::Error>(self, mut text: String) -> Result<Pkcs8Der, E> {
+            let taken = self.visit_str(&text);
+            zeroize::Zeroize::zeroize(&mut text);
+            taken
+        }
+    }
+    deserializer.deserialize_str(Text)
+}
+
+impl Request for CreateKey {
+    const ACTION: Action = Action::KeyCreate;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        Details { algorithm: Some(self.algorithm), ..Details::default() }
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        appliance.must_be_free(&self.name).await?;
+        let address = first_version(&self.name);
+        let made = appliance.custody.generate_key(address, self.algorithm).await?;
+        appliance.keep_first(self.name, self.mgf1_hash, self.labels, made).await
+    }
+}
+
+impl Request for ImportKey {
+    const ACTION: Action = Action::KeyImport;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.with.labels)
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        let Named { name, with: ImportBody { private_key, mgf1_hash, labels } } = self;
+        appliance.must_be_free(&name).await?;
+        let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
+        appliance.keep_first(name, mgf1_hash, labels, taken).await
+    }
+}
+
+impl Request for ListKeys {
+    const ACTION: Action = Action::KeyList;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = KeyPage;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyPage, Error> {
+        let limit = self.0.limit();
+        let found = appliance.records.keys(self.0.after.as_ref(), limit).await?;
+        let next = (found.len() == limit).then(|| found.last().map(|key| key.meta.name().clone()));
+        let keys = found.iter().map(|key| KeyView::of(&key.meta)).collect();
+        Ok(KeyPage { keys, next: next.flatten() })
+    }
+}
+
+impl Request for ShowKey {
+    const ACTION: Action = Action::KeyShow;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.0.clone())
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        Ok(KeyView::of(&appliance.key(&self.0).await?.meta))
+    }
+}
+
+impl Request for ShowPublic {
+    const ACTION: Action = Action::KeyPublic;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = PublicKeyReply;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        Details { version: self.with.version, ..Details::default() }
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<PublicKeyReply, Error> {
+        let record = appliance.key(&self.name).await?;
+        let pick = self.with.version.map_or(Pick::Current, Pick::Version);
+        let version = record.meta.pick(pick)?.version();
+        let public = public_key(&record, version)?;
+        Ok(match self.with.format {
+            PublicForm::Jwk => {
+                let jwk = Box::new(public.jwk(record.meta.mgf1_hash()));
+                PublicKeyReply::Jwk { version, jwk }
+            }
+            PublicForm::Pkcs1Pem => PublicKeyReply::Pem { version, pem: public.pkcs1_pem() },
+            PublicForm::SpkiPem => PublicKeyReply::Pem { version, pem: public.spki_pem() },
+        })
+    }
+}
+
+impl Request for Jwks {
+    const ACTION: Action = Action::KeyPublic;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = JwksView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<JwksView, Error> {
+        let mut keys = Vec::new();
+        let mut after: Option<Name> = None;
+        loop {
+            let page = appliance.records.keys(after.as_ref(), Page::MOST).await?;
+            for record in &page {
+                if let Some(current) = record.meta.current() {
+                    let public = public_key(record, current.version())?;
+                    keys.push(public.jwk(record.meta.mgf1_hash()));
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == Page::MOST => after = Some(last.meta.name().clone()),
+                _ => return Ok(JwksView { keys }),
+            }
+        }
+    }
+}
+
+impl Traced for KeyView {
+    fn details(&self) -> Details {
+        Details { version: self.versions.last().map(|newest| newest.version), ..Details::default() }
+    }
+}
+
+impl Traced for KeyPage {}
+impl Traced for JwksView {}
+
+impl Traced for PublicKeyReply {
+    fn details(&self) -> Details {
+        let (PublicKeyReply::Jwk { version, .. } | PublicKeyReply::Pem { version, .. }) = self;
+        Details { version: Some(*version), ..Details::default() }
+    }
+}
+
+/// The public key of a version, from its record.
+pub(super) fn public_key(record: &KeyRecord, version: u32) -> Result<PublicKey, Error> {
+    let broken = || {
+        let place = format!("key-version/{}/{version}", record.meta.name());
+        Error::Record(crate::records::RecordError::Broken(place))
+    };
+    let stored = record.version(version).ok_or_else(broken)?;
+    PublicKey::from_spki_der(&stored.public).map_err(|_| broken())
+}
+
+fn first_version(name: &Name) -> KeyAddress {
+    KeyAddress { name: name.to_string(), version: 1 }
+}
+
+impl Appliance {
+    /// The key of this name.
+    pub(super) async fn key(&self, name: &Name) -> Result<std::sync::Arc<KeyRecord>, Error> {
+        self.records.key(name).await?.ok_or(Error::NotFound("key"))
+    }
+
+    async fn must_be_free(&self, name: &Name) -> Result<(), Error> {
+        match self.records.key(name).await? {
+            Some(_) => Err(Error::Exists("key")),
+            None => Ok(()),
+        }
+    }
+
+    async fn keep_first(
+        &self,
+        name: Name,
+        mgf1_hash: Mgf1Hash,
+        labels: Labels,
+        made: NewKey,
+    ) -> Result<KeyView, Error> {
+        let kid = thumbprint(&made.public)?;
+        let meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
+        let first = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
+        let kept = self.records.add_key(meta, first).await.map_err(|error| match error {
+            crate::records::RecordError::Conflict => Error::Exists("key"),
+            other => other.into(),
+        })?;
+        Ok(KeyView::of(&kept.meta))
+    }
+}
+
+/// The `kid` of a public key that custody handed out.
+pub(super) fn thumbprint(public: &[u8]) -> Result<String, Error> {
+    let key = PublicKey::from_spki_der(public);
+    key.map(|key| key.kid()).map_err(|error| Error::BadKey(error.to_string()))
+}

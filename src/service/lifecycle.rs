@@ -1,0 +1,201 @@
+//! Keys change: rotation, and the states of SP 800-57 part 1 §7.
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace};
+use super::keys::thumbprint;
+use super::view::{KeyView, Named};
+use crate::audit::Details;
+use crate::custody::protocol::KeyAddress;
+use crate::key::{Name, Transition, WaitingPeriod};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{KeyRecord, VersionRecord};
+
+/// Why a key changes; a word of a fixed set, so that it can be told to the journal without care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    Unspecified,
+    KeyCompromise,
+    SuspectedCompromise,
+    Superseded,
+    CessationOfOperation,
+    Cryptoperiod,
+    Maintenance,
+    Mistake,
+}
+
+/// Body of a change of state.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeBody {
+    /// The version to change; all that can take the step unless said.
+    pub version: Option<u32>,
+    pub reason: Option<Reason>,
+}
+
+/// Body of a destruction.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DestroyBody {
+    pub version: Option<u32>,
+    pub reason: Option<Reason>,
+    /// Days to wait, 1 to 365; the configured ones unless said.
+    #[schema(value_type = Option<u16>)]
+    pub waiting_period_days: Option<u16>,
+}
+
+/// Body of a rotation.
+pub struct Rotate {
+    pub name: Name,
+    pub with: ChangeBody,
+}
+
+/// Declares the request structs whose act is one [`Transition`].
+macro_rules! transitions {
+    ($($(#[$doc:meta])* $name:ident: $action:ident, $transition:ident;)*) => {$(
+        $(#[$doc])*
+        pub struct $name {
+            pub name: Name,
+            pub with: ChangeBody,
+        }
+
+        impl From<Named<ChangeBody>> for $name {
+            fn from(Named { name, with }: Named<ChangeBody>) -> Self {
+                Self { name, with }
+            }
+        }
+
+        impl Request for $name {
+            const ACTION: Action = Action::$action;
+            const TRACE: Trace = Trace::Before;
+            type Reply = KeyView;
+
+            fn resource(&self) -> Resource {
+                Resource::Key(self.name.clone())
+            }
+
+            fn details(&self) -> Details {
+                Details { version: self.with.version, ..Details::default() }
+            }
+
+            async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+                appliance.step(&self.name, self.with.version, Transition::$transition).await
+            }
+        }
+    )*};
+}
+
+transitions! {
+    /// Halt a version, or all active ones, for the time being.
+    Suspend: KeySuspend, Suspend;
+    /// Let suspended versions work again.
+    Resume: KeyResume, Resume;
+    /// End the cryptoperiod of a version, or of all.
+    Deactivate: KeyDeactivate, Deactivate;
+    /// Stop a version, or all, at once: somebody else knows it, or may.
+    Compromise: KeyCompromise, Compromise;
+    /// Cancel a destruction that waits.
+    Restore: KeyRestore, Restore;
+}
+
+/// Destroy a version, or the key, after a waiting period.
+pub type Destroy = Named<DestroyBody>;
+
+impl From<Named<ChangeBody>> for Rotate {
+    fn from(Named { name, with }: Named<ChangeBody>) -> Self {
+        Self { name, with }
+    }
+}
+
+impl Request for Destroy {
+    const ACTION: Action = Action::KeyDestroy;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        Details { version: self.with.version, ..Details::default() }
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        let period = match self.with.waiting_period_days {
+            Some(days) => WaitingPeriod::of_days(days)?,
+            None => appliance.settings().destroy_wait_days,
+        };
+        let step = Transition::ScheduleDestruction(period);
+        appliance.step(&self.name, self.with.version, step).await
+    }
+}
+
+impl Request for Rotate {
+    const ACTION: Action = Action::KeyRotate;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        if self.with.version.is_some() {
+            let rule = "a rotation makes a new version and takes none".to_owned();
+            return Err(Error::Invalid { member: "version", rule });
+        }
+        let old = appliance.key(&self.name).await?;
+        old.meta.may_rotate()?;
+        let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let address = KeyAddress { name: self.name.to_string(), version };
+        let made = appliance.custody.generate_key(address, old.meta.algorithm()).await?;
+        let mut new = KeyRecord::clone(&old);
+        new.meta.rotate(thumbprint(&made.public)?, appliance.now())?;
+        let record = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
+        new.versions.push(std::sync::Arc::new(record));
+        let kept = appliance.records.change_key(&old, new).await?;
+        appliance.forget_opened(&self.name).await;
+        Ok(KeyView::of(&kept.meta))
+    }
+}
+
+impl Appliance {
+    /// Takes a step with one version of a key, or with all that can take it.
+    pub(super) async fn step(
+        &self,
+        name: &Name,
+        version: Option<u32>,
+        transition: Transition,
+    ) -> Result<KeyView, Error> {
+        let old = self.key(name).await?;
+        let mut new = KeyRecord::clone(&old);
+        let changed = new.meta.apply(version, transition, self.now())?;
+        if transition == Transition::Destroy {
+            for version in changed {
+                shred(&mut new, version);
+            }
+        }
+        let kept = self.records.change_key(&old, new).await?;
+        self.forget_opened(name).await;
+        Ok(KeyView::of(&kept.meta))
+    }
+
+    /// Has custody wipe what it holds open of a key. Should custody be away, it holds nothing.
+    pub(super) async fn forget_opened(&self, name: &Name) {
+        if let Err(error) = self.custody.drop_keys(Some(name.as_str()), None).await {
+            tracing::warn!(key = %name, %error, "custody could not be told to forget a key");
+        }
+    }
+}
+
+/// Takes the sealed key, and with it its wrapped data key, out of a version's record.
+fn shred(record: &mut KeyRecord, version: u32) {
+    let index = usize::try_from(version).ok().and_then(|version| version.checked_sub(1));
+    if let Some(slot) = index.and_then(|index| record.versions.get_mut(index)) {
+        let emptied = VersionRecord { sealed: Vec::new(), ..slot.as_ref().clone() };
+        *slot = std::sync::Arc::new(emptied);
+    }
+}

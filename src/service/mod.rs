@@ -1,0 +1,42 @@
+//! Acts: one struct per request, one way in.
+//!
+//! A request struct is the body of the wire, the argument of the act and what the trail is told about,
+//! all at once. [`Appliance::perform`] judges it, has its line written, runs it and writes the outcome;
+//! there is no other way to [`Request::run`].
+
+mod appliance;
+mod binary;
+mod crypt;
+mod error;
+mod gate;
+mod keys;
+mod lifecycle;
+mod secrets;
+mod state;
+mod sweep;
+mod trail;
+mod view;
+
+pub use appliance::{CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock};
+pub use binary::{Binary, Disclosed, SecretBinary};
+pub use crypt::{
+    Decrypt, DecryptBody, DecryptItem, DecryptReply, Decrypted, Encrypt, EncryptBody, Encrypted,
+    ItemError, ItemResult,
+};
+pub use error::Error;
+pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
+pub use keys::{
+    CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm, PublicKeyQuery,
+    PublicKeyReply, ShowKey, ShowPublic,
+};
+pub use lifecycle::{
+    ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,
+    Suspend,
+};
+pub use secrets::{
+    DeleteSecret, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed, SecretPage,
+    SecretView, ShowSecret,
+};
+pub use state::{Settings, Standing};
+pub use trail::{AuditPage, ReadAudit, ReadPublicKey};
+pub use view::{KeyView, Named, Page, VersionView};

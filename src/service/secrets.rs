@@ -1,0 +1,308 @@
+//! Secrets: ciphertexts that clients made, kept and opened for whoever may.
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::binary::{Binary, Disclosed, SecretBinary};
+use super::crypt::protect;
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use super::view::{Named, Page};
+use crate::audit::Details;
+use crate::key::{Name, Pick};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{At, KeyRecord, RecordError, SecretRecord};
+
+/// Body of a put: a ciphertext that the client made, or a plaintext that the daemon encrypts.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PutBody {
+    /// The key that it is, or is to be, encrypted for.
+    #[schema(value_type = String)]
+    pub key: Name,
+    #[serde(default)]
+    pub ciphertext: Option<Binary>,
+    #[serde(default)]
+    pub plaintext: Option<SecretBinary>,
+    /// The version that the ciphertext was made for; the current one unless said.
+    #[serde(default)]
+    pub version: Option<u32>,
+    #[serde(default)]
+    pub kid: Option<String>,
+    /// Open it at once, and keep it only if that works.
+    #[serde(default)]
+    pub verify: bool,
+    /// From the `if-match` header: the revision that must be there.
+    #[serde(skip)]
+    pub if_match: Option<u64>,
+}
+
+/// Store a secret, new or in the place of what is there.
+pub type PutSecret = Named<PutBody>;
+
+/// List the secrets, a page at a time.
+pub struct ListSecrets(pub Page);
+
+/// Show what is known of a secret, never its value.
+pub struct ShowSecret(pub Name);
+
+/// Open a secret.
+pub struct RevealSecret(pub Name);
+
+/// Delete a secret.
+pub struct DeleteSecret {
+    pub name: Name,
+    /// From the `if-match` header.
+    pub if_match: Option<u64>,
+}
+
+/// A secret as it is shown.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SecretView {
+    #[schema(value_type = String)]
+    pub name: Name,
+    #[schema(value_type = String)]
+    pub key: Name,
+    pub version: u32,
+    pub kid: String,
+    /// Grows with every change; what `if-match` is held against.
+    pub revision: u64,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+    /// Who stored it last.
+    pub updated_by: String,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SecretPage {
+    pub secrets: Vec<SecretView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next: Option<Name>,
+}
+
+/// What was stored, and whether the name is new.
+pub struct PutReply {
+    pub created: bool,
+    pub secret: SecretView,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Revealed {
+    pub plaintext: Disclosed,
+    #[serde(flatten)]
+    pub secret: SecretView,
+}
+
+impl SecretView {
+    fn of(At { revision, record }: At<SecretRecord>) -> Self {
+        let SecretRecord { name, key, version, kid, created_at, updated_at, updated_by, .. } =
+            record;
+        Self { name, key, version, kid, revision, created_at, updated_at, updated_by }
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            key: Some(self.key.clone()),
+            version: Some(self.version),
+            revision: Some(self.revision),
+            ..Details::default()
+        }
+    }
+}
+
+impl Request for PutSecret {
+    const ACTION: Action = Action::SecretPut;
+    const TRACE: Trace = Trace::Before;
+    type Reply = PutReply;
+
+    fn resource(&self) -> Resource {
+        Resource::Secret(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        Details { key: Some(self.with.key.clone()), ..Details::default() }
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<PutReply, Error> {
+        let Named { name, with: body } = self;
+        let known = appliance.records.secret(&name).await?;
+        must_match(body.if_match, known.as_ref())?;
+        let key = appliance.key(&body.key).await?;
+        // Whoever stores for a key could as well encrypt with it: nothing gets round the key's policy.
+        let of_key = Resource::Key(body.key.clone());
+        drop(appliance.permit_also(&permit, Action::KeyEncrypt, &of_key).await?);
+        let kept = appliance.ciphertext_to_keep(&permit, &key, body).await?;
+        let now = appliance.now();
+        let record = SecretRecord {
+            created_at: known.as_ref().map_or(now, |known| known.record.created_at),
+            name,
+            key: key.meta.name().clone(),
+            version: kept.version,
+            kid: kept.kid,
+            ciphertext: BASE64_STANDARD.encode(&kept.ciphertext.0),
+            updated_at: now,
+            updated_by: permit.caller().name(),
+        };
+        let revision = appliance.records.put_secret(known.map(|at| at.revision), &record).await?;
+        let created = record.created_at == record.updated_at;
+        Ok(PutReply { created, secret: SecretView::of(At { revision, record }) })
+    }
+}
+
+impl Appliance {
+    /// The ciphertext that a put asks for: the client's, once its version may protect or process, or
+    /// one made here.
+    async fn ciphertext_to_keep(
+        &self,
+        permit: &Permit,
+        key: &KeyRecord,
+        body: PutBody,
+    ) -> Result<super::crypt::Encrypted, Error> {
+        let invalid = |member, rule: &str| {
+            Err(Error::Invalid { member, rule: rule.to_owned() })
+        };
+        match (body.ciphertext, body.plaintext) {
+            (None, Some(plaintext)) => {
+                if body.version.is_some() || body.kid.is_some() || body.verify {
+                    return invalid("plaintext", "version, kid and verify go with a ciphertext");
+                }
+                protect(key, &key.meta.to_protect()?, &plaintext.0, &Binary::default())
+            }
+            (Some(ciphertext), None) => {
+                let pick = match (body.version, body.kid.as_deref()) {
+                    (Some(version), None) => Pick::Version(version),
+                    (None, Some(kid)) => Pick::Kid(kid),
+                    (None, None) => Pick::Current,
+                    (Some(_), Some(_)) => {
+                        return invalid("kid", "give either version or kid");
+                    }
+                };
+                let proof = self.may_process(permit, key, pick).await?;
+                if ciphertext.0.len() != key.meta.algorithm().ciphertext_len() {
+                    let len = key.meta.algorithm().ciphertext_len();
+                    return invalid("ciphertext", &format!("a key of this size makes {len} bytes"));
+                }
+                if body.verify {
+                    let bytes = ciphertext.0.clone();
+                    drop(self.process(key, &proof, bytes, Vec::new()).await?);
+                }
+                let (version, kid) = (proof.version(), proof.kid().to_owned());
+                Ok(super::crypt::Encrypted { ciphertext, version, kid })
+            }
+            _ => invalid("ciphertext", "give either ciphertext or plaintext"),
+        }
+    }
+}
+
+/// Holds `if-match` against what is there.
+fn must_match(if_match: Option<u64>, known: Option<&At<SecretRecord>>) -> Result<(), Error> {
+    match (if_match, known) {
+        (Some(wanted), Some(known)) if wanted != known.revision => {
+            Err(Error::Changed { current: known.revision })
+        }
+        (Some(_), None) => Err(Error::NothingToMatch),
+        _ => Ok(()),
+    }
+}
+
+impl Request for ListSecrets {
+    const ACTION: Action = Action::SecretList;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = SecretPage;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<SecretPage, Error> {
+        let limit = self.0.limit();
+        let found = appliance.records.secrets(self.0.after.as_ref(), limit).await?;
+        let next = (found.len() == limit).then(|| found.last().map(|at| at.record.name.clone()));
+        let secrets = found.into_iter().map(SecretView::of).collect();
+        Ok(SecretPage { secrets, next: next.flatten() })
+    }
+}
+
+impl Request for ShowSecret {
+    const ACTION: Action = Action::SecretShow;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = SecretView;
+
+    fn resource(&self) -> Resource {
+        Resource::Secret(self.0.clone())
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<SecretView, Error> {
+        let found = appliance.records.secret(&self.0).await?;
+        found.map(SecretView::of).ok_or(Error::NotFound("secret"))
+    }
+}
+
+impl Request for RevealSecret {
+    const ACTION: Action = Action::SecretReveal;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = Revealed;
+
+    fn resource(&self) -> Resource {
+        Resource::Secret(self.0.clone())
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Revealed, Error> {
+        let found = appliance.records.secret(&self.0).await?.ok_or(Error::NotFound("secret"))?;
+        let name = &found.record.key;
+        // A stored ciphertext is a ciphertext: to see it opened, one must be allowed to decrypt.
+        let of_key = Resource::Key(name.clone());
+        drop(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
+        let key = appliance.key(name).await?;
+        let pick = Pick::Version(found.record.version);
+        let proof = appliance.may_process(&permit, &key, pick).await?;
+        let ciphertext = BASE64_STANDARD
+            .decode(&found.record.ciphertext)
+            .map_err(|_| RecordError::Broken(format!("secret/{}", self.0)))?;
+        let opened = appliance.process(&key, &proof, ciphertext, Vec::new()).await?;
+        Ok(Revealed { plaintext: opened.plaintext, secret: SecretView::of(found) })
+    }
+}
+
+impl Request for DeleteSecret {
+    const ACTION: Action = Action::SecretDelete;
+    const TRACE: Trace = Trace::Before;
+    type Reply = ();
+
+    fn resource(&self) -> Resource {
+        Resource::Secret(self.name.clone())
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<(), Error> {
+        let found = appliance.records.secret(&self.name).await?;
+        must_match(self.if_match, found.as_ref())?;
+        let known = found.ok_or(Error::NotFound("secret"))?.revision;
+        Ok(appliance.records.delete_secret(&self.name, known).await?)
+    }
+}
+
+impl Traced for PutReply {
+    fn details(&self) -> Details {
+        self.secret.details()
+    }
+}
+
+impl Traced for SecretPage {}
+
+impl Traced for SecretView {
+    fn details(&self) -> Details {
+        SecretView::details(self)
+    }
+}
+
+impl Traced for Revealed {
+    fn details(&self) -> Details {
+        let bytes = self.plaintext.0.expose().len() as u64;
+        Details { output_bytes: Some(bytes), ..self.secret.details() }
+    }
+}

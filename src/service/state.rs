@@ -1,0 +1,53 @@
+//! How the appliance stands: counts for metrics, and the settings that acts look at.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::WaitingPeriod;
+use crate::policy::Action;
+
+/// The `[keys]` part of the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Days between the request to destroy a key and its destruction, 1 to 365.
+    pub destroy_wait_days: WaitingPeriod,
+    /// Seconds between two looks for destructions that fell due.
+    pub sweep_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { destroy_wait_days: WaitingPeriod::default(), sweep_seconds: 60 }
+    }
+}
+
+/// What is counted since the start.
+pub struct Standing {
+    started: Instant,
+    counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+}
+
+impl Standing {
+    pub(super) fn new() -> Self {
+        Self { started: Instant::now(), counts: Mutex::new(BTreeMap::new()) }
+    }
+
+    pub(super) fn count(&self, action: Action, result: &'static str) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry((action.as_str(), result)).or_default() += 1;
+    }
+
+    /// Requests by action and result (`done` or the code of the error).
+    pub fn counts(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Seconds since the start.
+    pub fn uptime_seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}

@@ -1,0 +1,83 @@
+//! Carries out destructions that fell due, also those that did while the daemon was down.
+
+use uuid::Uuid;
+
+use super::error::Error;
+use super::gate::{Appliance, Call, Request, Trace};
+use super::view::{KeyView, Page};
+use crate::audit::{Code, Details, Intent, Outcome};
+use crate::identity::Caller;
+use crate::key::{Name, Transition};
+use crate::policy::{Action, Permit, Resource};
+
+/// The part of Strongroom that acts here, as it stands in the trail: `system:sweep`.
+const PART: &str = "sweep";
+
+/// Destroy one version whose waiting period is over.
+struct DestroyDue {
+    name: Name,
+    version: u32,
+}
+
+impl Request for DestroyDue {
+    const ACTION: Action = Action::KeyDestroy;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        Details { version: Some(self.version), ..Details::default() }
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        appliance.step(&self.name, Some(self.version), Transition::Destroy).await
+    }
+}
+
+impl Appliance {
+    /// Looks through all keys and destroys what is due; returns how many versions were.
+    ///
+    /// # Errors
+    /// What ended the sweep early; what it did stays done, the next one goes on.
+    pub async fn sweep(&self) -> Result<usize, Error> {
+        let mut destroyed = 0;
+        let mut after: Option<Name> = None;
+        loop {
+            let page = self.records.keys(after.as_ref(), Page::MOST).await?;
+            for key in &page {
+                for version in key.meta.due(self.now()) {
+                    let name = key.meta.name().clone();
+                    self.destroy_due(DestroyDue { name, version }).await?;
+                    destroyed += 1;
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == Page::MOST => after = Some(last.meta.name().clone()),
+                _ => return Ok(destroyed),
+            }
+        }
+    }
+
+    /// The same way as every request, but for the judging: it was permitted when it was scheduled.
+    async fn destroy_due(&self, request: DestroyDue) -> Result<(), Error> {
+        let call = Call { caller: Caller::System(PART), request_id: Uuid::now_v7() };
+        let resource = request.resource();
+        let intent = Intent::new(call.request_id, &call.caller, Action::KeyDestroy, &resource)
+            .with(request.details());
+        let (name, version) = (request.name.clone(), request.version);
+        let entry = self.trail.begin(intent).durable().await?;
+        let permit = Permit::of_system(PART, Action::KeyDestroy, resource);
+        let result = request.run(permit, self).await;
+        let outcome = match &result {
+            Ok(_) => Outcome::done(),
+            Err(error) => Outcome::failed(Code(error.code())),
+        };
+        self.trail.close(entry, outcome).durable().await?;
+        result?;
+        tracing::info!(key = %name, version, "destroyed, its waiting period being over");
+        Ok(())
+    }
+}

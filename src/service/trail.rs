@@ -1,0 +1,101 @@
+//! The trail is read: its lines, and the public key that its checkpoints are verified with.
+
+use std::sync::Arc;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use crate::audit::Filter;
+use crate::policy::{Action, Permit, Resource};
+
+/// Read lines of the trail.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ReadAudit {
+    /// Lines after this sequence number.
+    pub after: Option<u64>,
+    /// At most this many, 1 to 1000; 100 unless said.
+    pub limit: Option<usize>,
+    /// Only lines about this action, like `key:decrypt`.
+    pub action: Option<String>,
+    /// Only lines of this caller, like `unix:1000`.
+    pub caller: Option<String>,
+    /// Only lines about this, like `key/payments`.
+    pub resource: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AuditPage {
+    /// The lines, byte for byte as they are hashed.
+    #[schema(value_type = Vec<Object>)]
+    pub lines: Vec<Box<RawValue>>,
+    /// What to give as `after` to go on; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+}
+
+/// Fetch the public key of the trail's signing key.
+pub struct ReadPublicKey;
+
+impl Request for ReadAudit {
+    const ACTION: Action = Action::AuditRead;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = AuditPage;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<AuditPage, Error> {
+        let filter = Filter {
+            action: self.action,
+            caller: self.caller,
+            resource: self.resource,
+            ..Filter::default()
+        };
+        let limit = self.limit.unwrap_or(100).clamp(1, 1000);
+        let (trail, after) = (Arc::clone(&appliance.trail), self.after.unwrap_or(0));
+        let read = tokio::task::spawn_blocking(move || trail.read(&filter, after, limit));
+        let page = read.await.map_err(|_| Error::Abandoned)??;
+        Ok(AuditPage { lines: page.lines, next: page.next })
+    }
+}
+
+impl Request for ReadPublicKey {
+    const ACTION: Action = Action::AuditRead;
+    const TRACE: Trace = Trace::Never;
+    type Reply = String;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<String, Error> {
+        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        Ok(spki_pem(&home.signer_point))
+    }
+}
+
+/// SubjectPublicKeyInfo of a P-256 point (RFC 5480 §2), in PEM (RFC 7468 §13).
+fn spki_pem(point: &[u8]) -> String {
+    /// AlgorithmIdentifier id-ecPublicKey with prime256v1, and the head of the bit string.
+    const HEAD: [u8; 26] = [
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08,
+        0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    let text = BASE64_STANDARD.encode([&HEAD, point].concat());
+    let mut pem = "-----BEGIN PUBLIC KEY-----\n".to_owned();
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem + "-----END PUBLIC KEY-----\n"
+}
+
+impl Traced for AuditPage {}
+impl Traced for String {}

@@ -1,0 +1,120 @@
+//! What callers are shown of keys: never a key.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::key::{KeyMeta, Name, VersionMeta};
+
+/// A request about one named thing, with what came in the body or the query.
+pub struct Named<T> {
+    pub name: Name,
+    pub with: T,
+}
+
+/// Which page of a list.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct Page {
+    /// At most this many, 1 to 1000; 100 unless said.
+    pub limit: Option<usize>,
+    /// The last name of the page before.
+    #[param(value_type = Option<String>)]
+    pub after: Option<Name>,
+}
+
+impl Page {
+    /// The most entries of a page.
+    pub const MOST: usize = 1000;
+
+    /// How many entries this page may have, within bounds.
+    pub fn limit(&self) -> usize {
+        self.limit.unwrap_or(100).clamp(1, Self::MOST)
+    }
+}
+
+/// A key as it is shown.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct KeyView {
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// `RSA-2048`, `RSA-3072` or `RSA-4096`.
+    pub algorithm: &'static str,
+    /// The hash inside MGF1: `SHA-256`, or `SHA-1` where the key was made so.
+    pub mgf1_hash: &'static str,
+    /// State of the key as a whole (SP 800-57 part 1 §7).
+    pub state: &'static str,
+    /// What the operator tagged it with.
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    pub labels: crate::key::Labels,
+    /// The version that protects; absent where none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_version: Option<u32>,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    pub versions: Vec<VersionView>,
+}
+
+/// A version of a key as it is shown.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct VersionView {
+    pub version: u32,
+    /// `pre-active`, `active`, `suspended`, `deactivated`, `compromised` or `destroyed`.
+    pub state: &'static str,
+    /// RFC 7638 thumbprint of the public key.
+    pub kid: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub activated_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub suspended_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub deactivated_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub compromised_at: Option<Timestamp>,
+    /// When a destruction that waits falls due; `restore` cancels it until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub destroy_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub destroyed_at: Option<Timestamp>,
+}
+
+impl KeyView {
+    pub fn of(meta: &KeyMeta) -> Self {
+        Self {
+            name: meta.name().clone(),
+            algorithm: meta.algorithm().as_str(),
+            mgf1_hash: meta.mgf1_hash().as_str(),
+            state: meta.state().as_str(),
+            labels: meta.labels().clone(),
+            current_version: meta.current().map(VersionMeta::version),
+            created_at: meta.created_at(),
+            versions: meta.versions().iter().map(VersionView::of).collect(),
+        }
+    }
+}
+
+impl VersionView {
+    fn of(meta: &VersionMeta) -> Self {
+        Self {
+            version: meta.version(),
+            state: meta.state().as_str(),
+            kid: meta.kid().to_owned(),
+            created_at: meta.created_at(),
+            activated_at: meta.activated_at(),
+            suspended_at: meta.suspended_at(),
+            deactivated_at: meta.deactivated_at(),
+            compromised_at: meta.compromised_at(),
+            destroy_at: meta.destroy_at(),
+            destroyed_at: meta.destroyed_at(),
+        }
+    }
+}
