@@ -17,6 +17,7 @@
 mod calls;
 mod failure;
 mod keys;
+mod pool;
 mod sessions;
 mod slot;
 mod template;
@@ -108,10 +109,9 @@ impl Pkcs11Token {
         let known = self.known().masters.get(&generation).cloned();
         match known {
             Some(master) => Ok(master),
-            None => self.check_master(generation)?.ok_or_else(|| {
-                let key = KeyName::Master(generation);
-                TokenError::KeyMissing { key, place: self.place.clone() }.into()
-            }),
+            None => self
+                .check_master(generation)?
+                .ok_or_else(|| self.missing(KeyName::Master(generation))),
         }
     }
 
@@ -170,7 +170,7 @@ impl Pkcs11Token {
         match work(&*self.use_master(generation)?) {
             Err(failure) if failure.is_stale_handle() => {
                 let master = self.check_master(generation)?;
-                master.map_or(Err(failure), |master| work(&master))
+                work(&*master.ok_or_else(|| self.missing(KeyName::Master(generation)))?)
             }
             result => result,
         }
@@ -206,10 +206,9 @@ impl Pkcs11Token {
         let known = self.known().signers.get(&generation).copied();
         match known {
             Some(signer) => Ok(signer),
-            None => self.check_signer(generation)?.ok_or_else(|| {
-                let key = KeyName::Signer(generation);
-                TokenError::KeyMissing { key, place: self.place.clone() }.into()
-            }),
+            None => self
+                .check_signer(generation)?
+                .ok_or_else(|| self.missing(KeyName::Signer(generation))),
         }
     }
 
@@ -221,6 +220,10 @@ impl Pkcs11Token {
             None => self.known().signers.remove(&generation),
         };
         Ok(found)
+    }
+
+    fn missing(&self, key: KeyName) -> Failure {
+        TokenError::KeyMissing { key, place: self.place.clone() }.into()
     }
 
     fn exists(&self, key: KeyName) -> Failure {
@@ -335,9 +338,10 @@ impl Token for Pkcs11Token {
             self.sessions.run(|session| keys::sign(session, signer.private, sha256))
         };
         self.say(match self.use_signer(generation).and_then(sign) {
-            Err(failure) if failure.is_stale_handle() => {
-                self.check_signer(generation).and_then(|signer| signer.map_or(Err(failure), sign))
-            }
+            Err(failure) if failure.is_stale_handle() => self
+                .check_signer(generation)
+                .and_then(|signer| signer.ok_or_else(|| self.missing(KeyName::Signer(generation))))
+                .and_then(sign),
             result => result,
         })
     }

@@ -1,13 +1,9 @@
-//! One session that stays logged in, and a small pool beside it that is handed out in turn.
+//! One session that stays logged in, and a small pool beside it that does the work.
 //!
 //! The login belongs to the token, not to a session, and ends with the last one: so an anchor session
 //! is opened first, logged in, and never used for anything else.
 
-use std::{
-    collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{sync::Mutex, time::Duration};
 
 use cryptoki::{
     context::Pkcs11,
@@ -15,7 +11,10 @@ use cryptoki::{
     slot::Slot,
 };
 
-use super::failure::Failure;
+use super::{
+    failure::Failure,
+    pool::{Pool, TimedOut},
+};
 use crate::token::{Place, TokenError};
 
 /// Sessions of one logged-in token.
@@ -23,21 +22,9 @@ pub(super) struct Sessions {
     module: Pkcs11,
     slot: Slot,
     place: Place,
-    size: usize,
-    wait: Duration,
-    pool: Mutex<Pool>,
-    turn: Condvar,
-    // Dropped last: fields go in the order they are written in.
+    pool: Pool<Session>,
+    // Dropped last: fields go in the order they are written in. The lock makes it shareable.
     _anchor: Mutex<Session>,
-}
-
-struct Pool {
-    idle: Vec<Session>,
-    /// Sessions that exist, idle or handed out.
-    open: usize,
-    /// Who waits, in order of arrival.
-    queue: VecDeque<u64>,
-    tickets: u64,
 }
 
 impl Sessions {
@@ -53,22 +40,13 @@ impl Sessions {
         let anchor = module.open_ro_session(slot)?;
         login(&anchor)?;
         require_login(&anchor)?;
-        let pool = Pool { idle: Vec::new(), open: 0, queue: VecDeque::new(), tickets: 0 };
-        Ok(Self {
-            module,
-            slot,
-            place,
-            size,
-            wait,
-            pool: Mutex::new(pool),
-            turn: Condvar::new(),
-            _anchor: Mutex::new(anchor),
-        })
+        let pool = Pool::new(size, wait);
+        Ok(Self { module, slot, place, pool, _anchor: Mutex::new(anchor) })
     }
 
-    /// How many sessions are handed out at most.
+    /// How many sessions work at once, at most.
     pub(super) fn size(&self) -> usize {
-        self.size
+        self.pool.size()
     }
 
     /// Runs `work` in a session of the pool, first come first served.
@@ -79,13 +57,14 @@ impl Sessions {
         &self,
         work: impl FnOnce(&Session) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut lease = Lease { of: self, session: self.take()?, keep: false };
-        let session = match &lease.session {
-            Some(session) => session,
-            None => &*lease.session.insert(self.module.open_ro_session(self.slot)?),
-        };
-        let result = work(session);
-        lease.keep = result.as_ref().err().is_none_or(Failure::spares_session);
+        let mut loan = self.pool.lend().map_err(|TimedOut| {
+            let waited_ms = self.pool.wait().as_millis().try_into().unwrap_or(u64::MAX);
+            TokenError::Busy { place: self.place.clone(), waited_ms }
+        })?;
+        let result = work(loan.item(|| self.module.open_ro_session(self.slot))?);
+        if result.as_ref().err().is_none_or(Failure::spares_session) {
+            loan.keep();
+        }
         result
     }
 
@@ -95,58 +74,6 @@ impl Sessions {
         work: impl FnOnce(&Session) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         work(&self.module.open_rw_session(self.slot)?)
-    }
-
-    /// Waits for its turn: an idle session, or `None` with the right to open one.
-    fn take(&self) -> Result<Option<Session>, Failure> {
-        let deadline = Instant::now() + self.wait;
-        let mut pool = self.lock();
-        let ticket = pool.tickets;
-        pool.tickets += 1;
-        pool.queue.push_back(ticket);
-        loop {
-            let free = !pool.idle.is_empty() || pool.open < self.size;
-            if free && pool.queue.front() == Some(&ticket) {
-                pool.queue.pop_front();
-                let session = pool.idle.pop();
-                pool.open += usize::from(session.is_none());
-                self.turn.notify_all();
-                return Ok(session);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                pool.queue.retain(|waiting| *waiting != ticket);
-                self.turn.notify_all();
-                let waited_ms = self.wait.as_millis().try_into().unwrap_or(u64::MAX);
-                return Err(TokenError::Busy { place: self.place.clone(), waited_ms }.into());
-            }
-            pool = self.turn.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A session on loan.
-struct Lease<'a> {
-    of: &'a Sessions,
-    session: Option<Session>,
-    keep: bool,
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        let session = self.session.take().filter(|_| self.keep);
-        // Here, a session that is not kept has been closed already, so the token has room again.
-        let mut pool = self.of.lock();
-        match session {
-            Some(session) => pool.idle.push(session),
-            None => pool.open -= 1,
-        }
-        drop(pool);
-        self.of.turn.notify_all();
     }
 }
 

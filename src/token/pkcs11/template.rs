@@ -64,6 +64,8 @@ pub(super) fn new_signer_public(key: KeyName) -> Vec<Attribute> {
         Attribute::Private(false),
         Attribute::Modifiable(false),
         Attribute::Verify(true),
+        Attribute::Encrypt(false),
+        Attribute::Wrap(false),
         Attribute::EcParams(P256.to_vec()),
     ]);
     template
@@ -106,13 +108,16 @@ fn named(key: KeyName) -> Vec<Attribute> {
     vec![id(key), Attribute::Label(key.to_string().into_bytes())]
 }
 
-fn kept_inside() -> [Attribute; 5] {
+/// `CKA_COPYABLE` too: kryoptic lets a copy of a key that cannot be modified differ from it, so that
+/// a copy of the master could wrap, or be modified after all.
+fn kept_inside() -> [Attribute; 6] {
     [
         Attribute::Token(true),
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
         Attribute::Modifiable(false),
+        Attribute::Copyable(false),
     ]
 }
 
@@ -121,18 +126,28 @@ fn always_inside() -> [Attribute; 3] {
     [Attribute::AlwaysSensitive(true), Attribute::NeverExtractable(true), Attribute::Local(true)]
 }
 
-/// Without `CKA_WRAP` and `CKA_UNWRAP` spelled out, and without the list of mechanisms, a token lets
-/// the key wrap others, or encrypt block by block, where that was never meant.
-fn master_uses() -> [Attribute; 5] {
+/// What is not spelled out is the token's choice: SoftHSM lets a key verify, wrap and work block by
+/// block unless told otherwise.
+fn master_uses() -> [Attribute; 8] {
     [
         Attribute::Encrypt(true),
         Attribute::Decrypt(true),
         Attribute::Wrap(false),
         Attribute::Unwrap(false),
+        Attribute::Sign(false),
+        Attribute::Verify(false),
+        Attribute::Derive(false),
         Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]),
     ]
 }
 
-fn signer_uses() -> [Attribute; 2] {
-    [Attribute::Sign(true), Attribute::AllowedMechanisms(vec![MechanismType::ECDSA])]
+fn signer_uses() -> [Attribute; 6] {
+    [
+        Attribute::Sign(true),
+        Attribute::SignRecover(false),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+        Attribute::AllowedMechanisms(vec![MechanismType::ECDSA]),
+    ]
 }
