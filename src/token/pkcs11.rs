@@ -8,6 +8,7 @@
 //! - **A login ends silently.** When anyone logs out, handles of private keys die
 //!   (`CKR_KEY_HANDLE_INVALID`) and finding them gives nothing, without an error. Handles are looked
 //!   up again once, and "nothing" is believed only in a session that says it is logged in.
+//! - **A token that is gone may look empty**: see `believe_absent`.
 //! - **A forged ciphertext may look like a dead token**: SoftHSM returns `CKR_GENERAL_ERROR` for both,
 //!   kryoptic `CKR_ENCRYPTED_DATA_INVALID` for the first. Where the value is vague, the canary decides.
 //! - **SoftHSM takes IVs of any length and tags of any length**: the lengths are ours to enforce.
@@ -17,16 +18,16 @@
 mod calls;
 mod failure;
 mod keys;
+mod known;
 mod pool;
 mod sessions;
 mod slot;
 mod template;
 
 use std::{
-    collections::HashMap,
     mem,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -36,16 +37,16 @@ use cryptoki::{
     object::ObjectHandle,
     slot::{Limit, Slot},
 };
-use cryptoki_sys::CKR_USER_ALREADY_LOGGED_IN;
+use cryptoki_sys::{CKR_FUNCTION_FAILED, CKR_USER_ALREADY_LOGGED_IN, CKR_USER_NOT_LOGGED_IN};
 
 use super::{
-    Fault, KeyName, MasterInfo, Place, Settings, SignerInfo, Token, TokenError, TokenInfo,
-    WrappedKey, error::Cause,
+    KeyName, MasterInfo, Place, Settings, SignerInfo, Token, TokenError, TokenInfo, WrappedKey,
 };
 use crate::secret::{DataKey, Pin};
 use calls::Calls;
 use failure::Failure;
-use keys::{Canary, Master, Signer};
+use keys::Signer;
+use known::Known;
 use sessions::Sessions;
 
 /// The token behind a PKCS#11 module.
@@ -55,17 +56,11 @@ pub struct Pkcs11Token {
     module: Pkcs11,
     module_path: String,
     slot: Slot,
+    serial: String,
     place: Place,
     known: Mutex<Known>,
     /// Held while a key is made, so that two callers cannot both find none.
     making: Mutex<()>,
-}
-
-/// Keys that were found and checked, by generation.
-#[derive(Default)]
-struct Known {
-    masters: HashMap<u32, Arc<Master>>,
-    signers: HashMap<u32, Signer>,
 }
 
 impl Pkcs11Token {
@@ -94,144 +89,36 @@ impl Pkcs11Token {
             module,
             module_path,
             slot,
+            serial: info.serial_number().to_owned(),
             place,
             known: Mutex::default(),
             making: Mutex::default(),
         })
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The master of a generation, from memory or found and checked now.
-    fn use_master(&self, generation: u32) -> Result<Arc<Master>, Failure> {
-        let known = self.known().masters.get(&generation).cloned();
-        match known {
-            Some(master) => Ok(master),
-            None => self
-                .check_master(generation)?
-                .ok_or_else(|| self.missing(KeyName::Master(generation))),
-        }
-    }
-
-    /// Finds the master in the token and checks all that can be checked; makes its canary the first time.
-    fn check_master(&self, generation: u32) -> Result<Option<Arc<Master>>, Failure> {
-        let found = self
-            .sessions
-            .run(|session| keys::find_master(&self.calls, session, &self.place, generation))?;
-        let Some((handle, info)) = found else {
-            self.known().masters.remove(&generation);
-            return Ok(None);
-        };
-        let before = self.known().masters.get(&generation).cloned();
-        let canary = match before {
-            Some(before) if before.info.check_value != info.check_value => {
-                let why = "it is another key than before (its check value differs)".to_owned();
-                let key = KeyName::Master(generation);
-                return Err(TokenError::KeyUnfit { key, place: self.place.clone(), why }.into());
-            }
-            Some(before) if before.handle == handle => return Ok(Some(before)),
-            Some(before) => before.canary.clone(),
-            None => Arc::new(self.new_canary(generation, handle)?),
-        };
-        let master = Arc::new(Master { handle, info, canary });
-        self.known().masters.insert(generation, master.clone());
-        Ok(Some(master))
-    }
-
-    fn new_canary(&self, generation: u32, handle: ObjectHandle) -> Result<Canary, Failure> {
-        let key = DataKey::generate()?;
-        let wrapped = self.sessions.run(|session| {
-            keys::encrypt(&self.calls, session, handle, generation, Canary::AAD, &key)
-        })?;
-        let canary = Canary { key, wrapped };
-        self.try_canary(handle, &canary)?;
-        Ok(canary)
-    }
-
-    fn try_canary(&self, handle: ObjectHandle, canary: &Canary) -> Result<(), Failure> {
-        let opened = self.sessions.run(|session| {
-            keys::decrypt(&self.calls, session, handle, Canary::AAD, &canary.wrapped)
-        })?;
-        if opened.same_as(&canary.key) {
-            Ok(())
-        } else {
-            Err(Failure::answer("C_Decrypt", "the canary opens to something else"))
-        }
-    }
-
-    /// Runs `work` with the master; where its handle turns out to be dead, finds it again, once.
-    fn with_master<T>(
-        &self,
-        generation: u32,
-        work: impl Fn(&Master) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        match work(&*self.use_master(generation)?) {
-            Err(failure) if failure.is_stale_handle() => {
-                let master = self.check_master(generation)?;
-                work(&*master.ok_or_else(|| self.missing(KeyName::Master(generation)))?)
-            }
-            result => result,
-        }
-    }
-
-    fn open_wrapped(
-        &self,
-        master: &Master,
-        aad: &[u8],
-        wrapped: &WrappedKey,
-    ) -> Result<DataKey, Failure> {
-        let open = || {
-            self.sessions
-                .run(|session| keys::decrypt(&self.calls, session, master.handle, aad, wrapped))
-        };
-        let failure = match open() {
-            Err(failure) if failure.is_vague() => failure,
-            Err(failure) if failure.is_data() => return Err(TokenError::Rejected.into()),
-            result => return result,
-        };
-        // Is it the wrapped key, or the token? A blob that is known to be good tells; and if that one
-        // opens, one more try tells a bad moment from a bad blob.
-        if self.try_canary(master.handle, &master.canary).is_err() {
-            return Err(failure);
-        }
-        match open() {
-            Err(again) if again.is_vague() || again.is_data() => Err(TokenError::Rejected.into()),
-            result => result,
-        }
-    }
-
-    fn use_signer(&self, generation: u32) -> Result<Signer, Failure> {
-        let known = self.known().signers.get(&generation).copied();
-        match known {
-            Some(signer) => Ok(signer),
-            None => self
-                .check_signer(generation)?
-                .ok_or_else(|| self.missing(KeyName::Signer(generation))),
-        }
-    }
-
-    fn check_signer(&self, generation: u32) -> Result<Option<Signer>, Failure> {
-        let found =
-            self.sessions.run(|session| keys::find_signer(session, &self.place, generation))?;
-        match found {
-            Some(signer) => self.known().signers.insert(generation, signer),
-            None => self.known().signers.remove(&generation),
-        };
-        Ok(found)
-    }
-
-    fn missing(&self, key: KeyName) -> Failure {
-        TokenError::KeyMissing { key, place: self.place.clone() }.into()
-    }
-
     fn exists(&self, key: KeyName) -> Failure {
         TokenError::KeyExists { key, place: self.place.clone() }.into()
     }
 
+    /// Takes back what was just made and is unfit; why it is unfit is what the caller is told.
+    fn unmake(&self, key: KeyName, made: &[ObjectHandle]) {
+        if let Err(failure) = self.sessions.run_writing(|session| keys::unmake(session, made)) {
+            let error = failure.at(&self.place);
+            tracing::warn!(%key, %error, "an unfit key was made and could not be removed");
+        }
+    }
+
+    /// In full words; and where the module is vague, with the login looked at: kryoptic returns
+    /// `CKR_GENERAL_ERROR` for a handle that died with it.
     fn say<T>(&self, result: Result<T, Failure>) -> Result<T, TokenError> {
-        result.map_err(|failure| failure.at(&self.place))
+        result.map_err(|failure| {
+            let gone = |again: &Failure| again.code() == Some(CKR_USER_NOT_LOGGED_IN);
+            let login = failure.is_transient().then(|| self.sessions.run(sessions::require_login));
+            match login {
+                Some(Err(again)) if gone(&again) => again.at(&self.place),
+                _ => failure.at(&self.place),
+            }
+        })
     }
 }
 
@@ -263,7 +150,7 @@ impl Token for Pkcs11Token {
             match self.check_master(generation) {
                 Ok(Some(master)) => Ok(master.info),
                 bad => {
-                    self.sessions.run_writing(|session| keys::unmake(session, &[made]))?;
+                    self.unmake(key, &[made]);
                     Err(bad.err().unwrap_or_else(|| vanished("C_GenerateKey")))
                 }
             }
@@ -321,7 +208,7 @@ impl Token for Pkcs11Token {
             match self.check_signer(generation) {
                 Ok(Some(signer)) => Ok(signer.info),
                 bad => {
-                    self.sessions.run_writing(|session| keys::unmake(session, &made))?;
+                    self.unmake(key, &made);
                     Err(bad.err().unwrap_or_else(|| vanished("C_GenerateKeyPair")))
                 }
             }
@@ -347,21 +234,15 @@ impl Token for Pkcs11Token {
     }
 
     fn canary(&self, generation: u32) -> Result<(), TokenError> {
-        let tried =
-            self.with_master(generation, |master| self.try_canary(master.handle, &master.canary));
-        tried.map_err(|failure| match failure {
-            // The blob is good, so this is never about the data.
-            Failure::Call { call, code } if failure_is_data(code) => {
-                let cause = Cause::Code(super::ckr::row(code), code);
-                TokenError::Unavailable(Box::new(Fault { place: self.place.clone(), call, cause }))
-            }
-            other => other.at(&self.place),
-        })
+        self.say(self.with_master(generation, |master| {
+            let tried = self.try_canary(master.handle, &master.canary);
+            tried.map_err(|failure| match failure {
+                // The blob is good, so this is never about the data.
+                failure if failure.is_data() => Failure::call("C_Decrypt", CKR_FUNCTION_FAILED),
+                failure => failure,
+            })
+        }))
     }
-}
-
-fn failure_is_data(code: u64) -> bool {
-    super::ckr::row(code).class == super::ckr::Class::Data
 }
 
 fn vanished(call: &str) -> Failure {

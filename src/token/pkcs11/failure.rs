@@ -8,7 +8,7 @@ use cryptoki_sys::{
 use crate::{
     secret::ArenaError,
     token::{
-        Fault, Place, TokenError,
+        Fault, KeyName, Place, TokenError,
         ckr::{self, Class},
         error::Cause,
     },
@@ -21,6 +21,8 @@ pub(super) enum Failure {
     Call { call: String, code: CK_RV },
     /// A function returned `CKR_OK` and something that cannot be used.
     Answer { call: String, what: String },
+    /// A key that was found before is not found any more.
+    Lost(KeyName),
     /// Something that has its words already.
     Token(TokenError),
 }
@@ -51,7 +53,7 @@ impl Failure {
     pub(super) fn spares_session(&self) -> bool {
         match self {
             Self::Call { .. } => self.is_data(),
-            Self::Answer { .. } => false,
+            Self::Answer { .. } | Self::Lost(_) => false,
             Self::Token(_) => true,
         }
     }
@@ -67,6 +69,11 @@ impl Failure {
         matches!(self.code(), Some(CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED))
     }
 
+    /// The module says that the same call may succeed another time.
+    pub(super) fn is_transient(&self) -> bool {
+        self.code().is_some_and(|code| ckr::row(code).class == Class::Transient)
+    }
+
     /// A handle from earlier means nothing any more: the key has to be found again.
     pub(super) fn is_stale_handle(&self) -> bool {
         matches!(self.code(), Some(CKR_KEY_HANDLE_INVALID | CKR_OBJECT_HANDLE_INVALID))
@@ -80,6 +87,13 @@ impl Failure {
                 place: place.clone(),
                 call,
                 cause: Cause::Answer(what),
+            })),
+            Self::Lost(key) => TokenError::Fatal(Box::new(Fault {
+                place: place.clone(),
+                call: "C_FindObjects".to_owned(),
+                cause: Cause::Answer(format!(
+                    "the key \"{key}\" was there and is not found any more"
+                )),
             })),
             Self::Call { code: CKR_PIN_INCORRECT, .. } => TokenError::PinIncorrect(place.clone()),
             Self::Call { code: CKR_PIN_LOCKED, .. } => TokenError::PinLocked(place.clone()),

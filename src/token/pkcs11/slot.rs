@@ -47,6 +47,9 @@ pub(super) fn may_try_pin(info: &TokenInfo, place: &Place) -> Result<(), TokenEr
     if info.user_pin_final_try() {
         return Err(TokenError::PinFinalTry(place.clone()));
     }
+    if info.user_pin_count_low() {
+        tracing::warn!(%place, "a wrong PIN was tried on the token since the last login");
+    }
     Ok(())
 }
 
