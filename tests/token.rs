@@ -17,13 +17,19 @@ use cryptoki::{
     types::AuthPin,
 };
 use strongroom::{
-    secret::DataKey,
+    secret::{self, DataKey, Use},
     token::{Token, fault::FaultToken, pkcs11::Pkcs11Token, read_pin},
 };
 use support::{Kind, TestToken};
 
+/// The locked memory that PINs and keys lie in, as custody has it.
+fn arena() {
+    secret::start(&secret::Settings::default(), Use::Custody).expect("an arena");
+}
+
 /// Opens a token as Strongroom does.
 fn open(token: &TestToken) -> Pkcs11Token {
+    arena();
     let settings = token.settings();
     let pin = read_pin(&settings, None).expect("a PIN");
     Pkcs11Token::open(&settings, &pin).expect("opened")
@@ -52,6 +58,7 @@ fn stranger(token: &TestToken) -> Session {
 
 #[test]
 fn the_token_in_memory_conforms() {
+    arena();
     conformance::run(&FaultToken::new());
 }
 

@@ -3,17 +3,19 @@
 use std::{
     fs::{File, OpenOptions},
     io::Read,
+    num::NonZeroUsize,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use zeroize::Zeroize;
-
 use super::Settings;
-use crate::secret::{ArenaError, Pin};
+use crate::secret::{ArenaError, IoBuffer, Pin};
 
 /// The longest PIN taken, in bytes; tokens allow far less.
 const MAX_LEN: usize = 255;
+
+/// Room for the longest PIN, a newline, and one byte to see that there is more.
+const BUFFER: NonZeroUsize = NonZeroUsize::new(MAX_LEN + 2).expect("not zero");
 
 /// Why there is no PIN.
 #[derive(Debug, thiserror::Error)]
@@ -67,21 +69,17 @@ pub fn read_pin(settings: &Settings, credentials: Option<&Path>) -> Result<Pin, 
 }
 
 fn read(path: &Path, allowed: u32) -> Result<Pin, PinError> {
-    let mut file = open_checked(path, allowed | 0o400)?;
-    // By way of the stack: the kernel refuses to read straight into secret memory.
-    let mut buffer = [0u8; MAX_LEN + 2];
-    let result = fill(&mut file, &mut buffer)
-        .map_err(|source| PinError::Unreadable { path: path.into(), source })
-        .and_then(|len| {
-            let bytes = &buffer[..len];
-            let pin = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-            if pin.is_empty() || pin.len() > MAX_LEN {
-                return Err(PinError::Length { path: path.into() });
-            }
-            Ok(Pin::copy_from(pin)?)
-        });
-    buffer.zeroize();
-    result
+    let unreadable = |source| PinError::Unreadable { path: path.into(), source };
+    let mut file = open_checked(path, allowed)?;
+    // By way of a locked buffer: the kernel refuses to read straight into the arena.
+    let mut buffer = IoBuffer::new(BUFFER).map_err(|errno| unreadable(errno.into()))?;
+    let len = fill(&mut file, &mut buffer).map_err(unreadable)?;
+    let bytes = buffer.get(..len).unwrap_or_default();
+    let pin = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    if pin.is_empty() || pin.len() > MAX_LEN {
+        return Err(PinError::Length { path: path.into() });
+    }
+    Ok(Pin::copy_from(pin)?)
 }
 
 /// Opens without following a link and judges the very file that was opened.
@@ -123,8 +121,14 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
+    use crate::secret::{self, Use};
+
+    fn arena() {
+        secret::start(&secret::Settings::default(), Use::Custody).expect("an arena");
+    }
 
     fn pin_of(content: &[u8], mode: u32) -> Result<Vec<u8>, PinError> {
+        arena();
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pin");
         fs::write(&path, content).expect("written");
@@ -190,6 +194,7 @@ mod tests {
 
     #[test]
     fn a_credential_goes_before_the_file_and_must_be_a_name() {
+        arena();
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("token-pin");
         fs::write(&path, "from systemd\n").expect("written");

@@ -13,7 +13,7 @@ use strongroom::{
 };
 
 use crate::{
-    open, stranger,
+    arena, open, stranger,
     support::{Kind, TestToken},
 };
 
@@ -119,6 +119,7 @@ fn one_of_many_makes_the_master() {
 fn a_full_pool_is_busy_and_recovers() {
     let name = "adversity::a_full_pool_is_busy_and_recovers";
     let Some(token) = TestToken::in_own_process(name, Kind::SoftHsm) else { return };
+    arena();
     let settings = Settings { pool_size: 1, wait_ms: 0, ..token.settings() };
     let pin = read_pin(&settings, None).expect("a PIN");
     let opened = Pkcs11Token::open(&settings, &pin).expect("opened");
@@ -140,6 +141,7 @@ fn a_full_pool_is_busy_and_recovers() {
 
 #[test]
 fn planned_mishaps_happen_as_often_as_planned() {
+    arena();
     let token = FaultToken::new();
     token.create_master(1).expect("made");
     let key = DataKey::generate().expect("a key");

@@ -10,6 +10,7 @@ use strongroom::{
 use crate::support::{Kind, PIN, TestToken};
 
 fn open(settings: &Settings, pin: &str) -> Result<Pkcs11Token, TokenError> {
+    crate::arena();
     Pkcs11Token::open(settings, &Pin::copy_from(pin.as_bytes()).expect("a PIN"))
 }
 

@@ -5,7 +5,9 @@
 //! there already, with its state, and handles of cryptoki's sessions and objects are valid for it.
 //!
 //! What the module copies on its own side is out of reach: SoftHSM keeps secrets in locked memory
-//! that it wipes; others may not.
+//! that it wipes; others may not. And a module that hands our buffers to the kernel as they are
+//! (`write(2)` to a network HSM) fails with EFAULT where the arena is secret memory: such a module
+//! needs the arena's kind `mlock`.
 #![allow(unsafe_code)] // PKCS#11 is a C interface; every call here passes slices that outlive it
 
 use std::{ffi::c_void, mem::ManuallyDrop, path::Path, ptr};

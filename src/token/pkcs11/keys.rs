@@ -144,8 +144,8 @@ pub(super) fn decrypt(
     let mut room = SecretBytes::zeroed(WrappedKey::CIPHERTEXT_LEN)?;
     let data = &wrapped.ciphertext;
     let len = calls.gcm_decrypt(session, master, &wrapped.iv, aad, data, room.expose_mut())?;
-    let plaintext = room.expose().get(..len).unwrap_or_default();
-    DataKey::from_bytes(SecretBytes::copy_from(plaintext)?)
+    room.truncate(len);
+    DataKey::from_bytes(room)
         .ok_or_else(|| Failure::answer("C_Decrypt", format!("{len} bytes are no data key")))
 }
 
