@@ -4,6 +4,8 @@
 mod adversity;
 #[path = "token/conformance.rs"]
 mod conformance;
+#[path = "token/memory.rs"]
+mod memory;
 #[path = "token/opening.rs"]
 mod opening;
 #[path = "support/token.rs"]
