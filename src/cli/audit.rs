@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Session;
+use super::audit_verify::Verify;
 use super::client;
 use super::output::{Output, cell, plain, table};
 use super::problem::Failure;
@@ -25,6 +26,9 @@ pub enum Audit {
     Show(Show),
     Tail(Tail),
     Export(Export),
+    /// Print the public key of the trail's signatures, PEM
+    PublicKey,
+    Verify(Verify),
 }
 
 /// Show lines of the trail
@@ -69,7 +73,7 @@ pub struct Tail {
 #[derive(Args)]
 #[command(after_help = "Example:
   strongroom audit export --to trail.jsonl --public-key trail.pem
-  strongroom audit verify trail.jsonl --public-key trail.pem
+  strongroom audit verify trail.jsonl --public-key trail.pem --in-use
 Check the public key by another way than the one the trail came.")]
 pub struct Export {
     /// The file to write, or a directory to write trail.jsonl into; nothing is overwritten
@@ -107,8 +111,19 @@ impl Audit {
             Audit::Show(show) => show.run(session),
             Audit::Tail(tail) => tail.run(session),
             Audit::Export(export) => export.run(session),
+            Audit::PublicKey => public_key(session),
+            Audit::Verify(verify) => verify.run(&session.out),
         }
     }
+}
+
+fn public_key(session: &Session) -> Result<(), Failure> {
+    let reply = session.client.get("/v1/audit/public-key")?;
+    if session.out.is_json() {
+        let pem = String::from_utf8_lossy(&reply.body);
+        return session.out.document(&serde_json::json!({ "public_key": pem }));
+    }
+    session.out.bytes(&reply.body)
 }
 
 impl Show {

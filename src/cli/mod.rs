@@ -5,6 +5,7 @@
 
 mod appliance;
 mod audit;
+mod audit_verify;
 mod client;
 mod house;
 mod input;
@@ -51,7 +52,7 @@ Examples:
   strongroom key create payments
   printf %s \"$TOKEN\" | strongroom secret put stripe --key payments
   strongroom secret reveal stripe
-  strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem";
+  strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem --in-use";
 
 /// An HSM-backed key-management appliance.
 ///

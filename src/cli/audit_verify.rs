@@ -1,0 +1,79 @@
+//! `strongroom audit verify`: the files of a trail and a public key, and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args, ValueHint};
+
+use super::input::Source;
+use super::output::{Output, plain};
+use super::problem::Failure;
+use crate::audit::{Expectations, Head, Report, VerifyError, VerifyKey, verify, verify_files};
+
+/// Verify a trail offline, from its files and the public key of its signatures
+///
+/// Names what was flipped, dropped, reordered, cut off, rolled back or brought in from elsewhere, and
+/// intents without an outcome; exits with 1 when there is any of it. Lines after the last checkpoint are
+/// proved only by a head that was kept elsewhere (--head): `strongroom status` shows the newest.
+#[derive(Args)]
+#[command(group = ArgGroup::new("trail").required(true).args(["dir", "files"]))]
+#[command(after_help = "Examples:
+  strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem --in-use
+  strongroom audit verify trail.jsonl --public-key trail.pem --in-use --head 4711:9f86…")]
+pub struct Verify {
+    /// The files of the trail, or of an export, in their order
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    files: Vec<PathBuf>,
+    /// The directory of the trail
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+    /// The public key of the trail's signatures, PEM; one for each generation
+    #[arg(long, value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
+    public_key: Vec<PathBuf>,
+    /// A line and its hash that are known from elsewhere; may be given several times
+    #[arg(long, value_name = "SEQ:HASH")]
+    head: Vec<Head>,
+    /// The trail was in use when it was read: deeds at its end may still be under way
+    #[arg(long)]
+    in_use: bool,
+    /// It need not begin with line 1: older files were put away
+    #[arg(long)]
+    partial: bool,
+}
+
+impl Verify {
+    pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
+        let keys: Vec<VerifyKey> =
+            self.public_key.iter().map(|path| key(path)).collect::<Result<_, _>>()?;
+        let expectations =
+            Expectations { known: self.head, in_use: self.in_use, partial: self.partial };
+        let report = match &self.dir {
+            Some(dir) => verify(dir, &keys, &expectations),
+            None => verify_files(&self.files, &keys, &expectations),
+        };
+        let report = report.map_err(|error: VerifyError| {
+            Failure::failed(error.to_string(), "check the path and who may read it")
+        })?;
+        tell(out, &report)?;
+        if report.is_sound() { Ok(()) } else { Err(Failure::Told) }
+    }
+}
+
+fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
+    if out.is_json() {
+        return out.document(&serde_json::json!(report));
+    }
+    let text = report.to_string();
+    let lines: Vec<String> = text.lines().map(|line| format!("{}\n", plain(line))).collect();
+    out.text(&lines.concat())
+}
+
+fn key(path: &Path) -> Result<VerifyKey, Failure> {
+    let bytes = Source::File(path.to_owned()).bytes()?;
+    let pem = std::str::from_utf8(&bytes).unwrap_or_default();
+    VerifyKey::from_pem(pem).map_err(|error| {
+        Failure::failed(
+            format!("{}: {error}", path.display()),
+            "fetch it with `strongroom audit public-key`, and compare it with the one you kept",
+        )
+    })
+}

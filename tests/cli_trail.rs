@@ -1,0 +1,103 @@
+//! The real binary as an auditor uses it: a real trail, its public key, and no daemon.
+
+#[path = "trail/tools.rs"]
+#[allow(dead_code)] // its other users mutate more
+mod tools;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use aws_lc_rs::signature::KeyPair;
+use strongroom::audit::VerifyKey;
+
+use tools::{Bench, lines, write_lines};
+
+fn verify(arguments: &[&str], paths: &[&Path]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+    command.args(["audit", "verify"]).args(arguments).args(paths).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A trail, its directory, and its public key in a file.
+async fn trail() -> (Bench, String, String) {
+    let bench = Bench::with_trail(12).await;
+    let key = bench.directory.path().join("trail.pem");
+    let pem = VerifyKey::pem_of_point(bench.key.public_key().as_ref()).unwrap();
+    fs::write(&key, pem).unwrap();
+    let directory = bench.settings().directory.to_str().unwrap().to_owned();
+    (bench, directory, key.to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_sound_trail_is_sound_as_a_directory_and_as_one_file() {
+    let (bench, directory, key) = trail().await;
+    let head = bench.head.to_string();
+    let output = verify(&["--public-key", &key, "--head", &head, "--dir", &directory], &[]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
+    assert!(said.contains(&format!("head        {head}")) && said.ends_with("sound\n"), "{said}");
+
+    let export = bench.directory.path().join("export.jsonl");
+    fs::write(&export, lines(&bench).join("\n") + "\n").unwrap();
+    let output = verify(&["--public-key", &key, "--output", "json"], &[&export]);
+    assert_eq!(output.status.code(), Some(0));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (report["lines"].as_u64(), report["findings"].as_array().unwrap().len()),
+        (Some(bench.head.seq), 0)
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_named_and_the_code_is_one() {
+    let (bench, directory, key) = trail().await;
+    let head = bench.head.to_string();
+    let whole = lines(&bench);
+
+    let mut flipped = whole.clone();
+    flipped[6] = flipped[6].replacen("\"time\":\"2", "\"time\":\"3", 1);
+    write_lines(&bench, &flipped);
+    let output = verify(&["--public-key", &key, "--dir", &directory], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("line 7 was changed"), "{}", text(&output.stdout));
+    assert!(output.stderr.is_empty());
+
+    write_lines(&bench, &whole[..whole.len() - 2]);
+    let without = verify(&["--public-key", &key, "--dir", &directory], &[]);
+    assert_eq!(without.status.code(), Some(0), "a clean cut shows against a head alone");
+    let with = verify(&["--public-key", &key, "--dir", &directory, "--head", &head], &[]);
+    assert_eq!(with.status.code(), Some(1));
+    assert!(text(&with.stdout).contains("its end was cut off"));
+
+    write_lines(&bench, &whole);
+    let (_other, _, foreign) = trail().await;
+    let output = verify(&["--public-key", &foreign, "--dir", &directory], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("signature"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_verified_is_told_apart_from_wrong_use() {
+    let (bench, directory, key) = trail().await;
+    let empty = tempfile::tempdir().unwrap();
+    let empty = empty.path().to_str().unwrap();
+    let not_a_key = bench.settings().directory.join("trail-00000000000000000001.jsonl");
+    let not_a_key = not_a_key.to_str().unwrap();
+    let cases: [(&[&str], i32); 6] = [
+        (&["--public-key", &key], 2),
+        (&["--dir", &directory], 2),
+        (&["--public-key", &key, "--dir", &directory, "--head", "12:zz"], 2),
+        (&["--public-key", &key, "--dir", &directory, "also.jsonl"], 2),
+        (&["--public-key", &key, "--dir", empty], 1),
+        (&["--public-key", not_a_key, "--dir", &directory], 1),
+    ];
+    for (arguments, code) in cases {
+        let output = verify(arguments, &[]);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+}
