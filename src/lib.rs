@@ -8,7 +8,7 @@
 //! A module names only floors below its own (`tests/floors.rs` checks it):
 //!
 //! ```text
-//! 7  main · daemon · config     puts the parts together
+//! 7  main · daemon              puts the parts together
 //! 6  http · cli                 speaks: routes and problem documents; the commands
 //! 5  service                    acts: one struct per request; the one way in
 //! 4  audit · records            remembers: the trail · keeps: records sealed under their address
@@ -17,6 +17,8 @@
 //! 1  identity · key             knows: who asks · what a key is and may do
 //! 0  secret                     holds bytes that must not be seen
 //! ```
+
+#![deny(unsafe_code)]
 
 pub mod audit;
 pub mod cli;

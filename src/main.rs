@@ -2,16 +2,32 @@
 
 use std::process::ExitCode;
 
-use strongroom::cli::{self, Failure, House, Work};
+use strongroom::cli::{self, Config, House, Policy, Work};
+use strongroom::daemon;
 
 fn main() -> ExitCode {
     let (global, work) = cli::parse().work();
     match work {
         Work::Errand(errand) => cli::run(&global, errand),
         Work::House(House::Doctor(doctor)) if doctor.config.is_none() => cli::doctor(&global),
-        Work::House(_) => cli::finish(
-            &global,
-            Err(Failure::failed("this build has no daemon", "use a full build")),
-        ),
+        Work::House(house) => keep(house),
+    }
+}
+
+/// What the floor of the daemon does itself.
+fn keep(house: House) -> ExitCode {
+    let sound = |result: Result<String, _>| daemon::told(result.map(|text| (text, true)));
+    let ended = |result: Result<(), _>| daemon::told(result.map(|()| (String::new(), true)));
+    match house {
+        House::Serve(serve) => ended(daemon::serve(&serve)),
+        House::Custody(custody) => ended(daemon::custody(&custody)),
+        House::Doctor(doctor) => {
+            let path = doctor.config.unwrap_or_default();
+            daemon::told(daemon::doctor(&path))
+        }
+        House::Policy(Policy::Check(from)) => sound(daemon::check_policy(&from)),
+        House::Policy(Policy::Explain(asked)) => daemon::told(daemon::explain(&asked)),
+        House::Config(Config::Check { config }) => sound(daemon::check_config(&config)),
+        House::Config(Config::Show { config }) => sound(daemon::show_config(config.as_deref())),
     }
 }

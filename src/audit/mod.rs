@@ -4,7 +4,7 @@
 //! [`Entry`], the line is on disk and the deed may show. [`Trail::close`] takes the entry back with the
 //! outcome. Where the intent cannot be written there is no entry, and so no deed.
 //!
-//! [`verify`] reads the files alone, with nothing but the public key.
+//! [`verify()`] reads the files alone, with nothing but the public key.
 
 mod check;
 mod entry;
@@ -26,7 +26,7 @@ pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
 pub use read::{Filter, Page};
 pub use report::{Finding, FindingKind, Report};
-pub use tend::{HeadKeeper, SignError, Signature, Signer};
+pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer};
 pub use trail::{Closing, Entry, PendingEntry, Status, Trail};
 pub use verify::{Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files};
 

@@ -30,6 +30,24 @@ pub fn examine(
     checks
 }
 
+/// All of them in a process that is not custody: the token is opened for it, with one try of the PIN.
+pub fn examine_locked(
+    settings: &token::Settings,
+    credentials: Option<&Path>,
+    arena: &crate::secret::ArenaReport,
+) -> Vec<Check> {
+    let opened =
+        read_pin(settings, credentials).map_err(|error| error.to_string()).and_then(|pin| {
+            let opened = token::pkcs11::Pkcs11Token::open(settings, &pin);
+            opened.map_err(|error| error.to_string())
+        });
+    let token = match &opened {
+        Ok(token) => Ok((token as &dyn Token, Some(1))),
+        Err(why) => Err(why.as_str()),
+    };
+    examine(settings, credentials, arena, token)
+}
+
 fn module(settings: &token::Settings) -> Check {
     let path = settings.module.display().to_string();
     match std::fs::metadata(&settings.module) {

@@ -21,6 +21,7 @@ mod wire;
 pub use asking::{CheckpointSignature, Initialised, NewKey};
 pub use cache::Settings as CacheSettings;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
+pub use doctor::examine_locked;
 pub use process::{Settings, Spawn, StartError};
 pub use start::{Ready, resolve};
 

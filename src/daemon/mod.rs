@@ -1,3 +1,52 @@
-//! The daemon put together: logs, and what serves under them.
+//! The daemon's two processes, put together from their parts: start, signals, reload, graceful stop.
 
+mod child;
+mod config;
+mod custody;
+mod front;
+mod house;
+mod inspect;
 pub mod logging;
+mod start;
+mod trail_keeping;
+
+pub use custody::custody;
+pub use inspect::{check_config, check_policy, doctor, explain, show_config, told};
+pub use start::serve;
+
+use config::ConfigError;
+
+/// Why a process did not start, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Logging(#[from] logging::LoggingError),
+    #[error("{0}")]
+    Custody(#[from] crate::custody::StartError),
+    #[error("{0}; see [store] of the configuration")]
+    Store(#[from] crate::store::StoreError),
+    #[error("{0}")]
+    Records(#[from] crate::records::RecordError),
+    #[error(
+        "{0}; see [audit] of the configuration. A trail that was cut or rolled back is put back from \
+         a copy, or accepted as it is with on_break = \"record\""
+    )]
+    Trail(#[from] crate::audit::AuditError),
+    #[error("{0}; see [policy] of the configuration, and try `strongroom policy check`")]
+    Policy(#[from] crate::policy::PolicyError),
+    #[error("{0}")]
+    Listen(#[from] crate::http::ListenError),
+    #[error("locked memory: {0}")]
+    Arena(#[from] crate::secret::ArenaError),
+    #[error("{0}")]
+    Harden(#[from] crate::secret::HardenError),
+    #[error("{during}: {cause}")]
+    Io { during: &'static str, cause: std::io::Error },
+}
+
+/// Turns an I/O error into ours.
+fn io(during: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
+    move |cause| DaemonError::Io { during, cause }
+}

@@ -27,9 +27,8 @@ pub async fn read(
     body: Body,
     bounds: Bounds,
 ) -> Result<Zeroizing<Vec<u8>>, Problem> {
-    let announced = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let announced =
+        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > bounds.bytes) {
         return Err(Problem::too_large(bounds.bytes));
     }
@@ -44,7 +43,11 @@ pub async fn read(
     Ok(bytes)
 }
 
-async fn collect(mut body: Body, bytes: &mut Zeroizing<Vec<u8>>, most: usize) -> Result<(), Problem> {
+async fn collect(
+    mut body: Body,
+    bytes: &mut Zeroizing<Vec<u8>>,
+    most: usize,
+) -> Result<(), Problem> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Problem::malformed("the body broke off"))?;
         let Some(data) = frame.data_ref() else { continue };

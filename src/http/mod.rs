@@ -1,6 +1,6 @@
 //! Speaks HTTP: the routes of `/v1`, the Unix socket they are served on, problem documents.
 //!
-//! Limits come before parsing, parsing before judging; what is done is `service`'s. [`problem`] is the
+//! Limits come before parsing, parsing before judging; what is done is `service`'s. `problem` is the
 //! only file that knows status codes of errors.
 
 mod body;

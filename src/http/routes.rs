@@ -19,7 +19,8 @@ use crate::policy::{Action, Context, Resource};
 use crate::service::{
     Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
     ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadPublicKey,
-    Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status, Suspend, Unlock,
+    Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status, Suspend,
+    Unlock,
 };
 
 /// Routes and their description, growing together.
@@ -79,7 +80,11 @@ fn keys(routes: Routes) -> Routes {
         .add::<ShowPublic, false>(GET, "/v1/keys/{key}/public", "Fetch a public key")
         .add::<Jwks, false>(GET, "/v1/jwks.json", "Fetch all current public keys as a JWK set")
         .add::<Encrypt, false>(POST, "/v1/keys/{key}/encrypt", "Encrypt with the current version")
-        .add::<Decrypt, false>(POST, "/v1/keys/{key}/decrypt", "Decrypt one ciphertext, or up to 256")
+        .add::<Decrypt, false>(
+            POST,
+            "/v1/keys/{key}/decrypt",
+            "Decrypt one ciphertext, or up to 256",
+        )
 }
 
 fn key_states(routes: Routes) -> Routes {

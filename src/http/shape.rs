@@ -63,9 +63,10 @@ impl Incoming<'_> {
     /// The revision in `if-match`: one strong entity tag (RFC 9110 §13.1.1).
     fn if_match(&self) -> Result<Option<u64>, Problem> {
         let Some(value) = self.headers.get(http::header::IF_MATCH) else { return Ok(None) };
-        let tag = value.to_str().ok().and_then(|text| {
-            text.trim().strip_prefix('"')?.strip_suffix('"')?.parse().ok()
-        });
+        let tag = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.trim().strip_prefix('"')?.strip_suffix('"')?.parse().ok());
         tag.map(Some).ok_or_else(|| Problem::malformed("if-match has to be a revision, like \"3\""))
     }
 }
@@ -83,7 +84,10 @@ pub trait FromWire: Request {
 
 type Described = (OperationBuilder, ComponentsBuilder);
 
-fn takes_body<B: ToSchema>(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+fn takes_body<B: ToSchema>(
+    operation: OperationBuilder,
+    components: ComponentsBuilder,
+) -> Described {
     let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(B::name().into_owned(), B::schema())];
     B::schemas(&mut schemas);
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(B::name()))).build();

@@ -182,7 +182,9 @@ impl Appliance {
     pub fn state(&self) -> (&'static str, String) {
         match self.custody.state() {
             LinkState::Down(why) => ("token-unavailable", why),
-            LinkState::Locked => ("locked", "an operator locked it: `strongroom unlock`".to_owned()),
+            LinkState::Locked => {
+                ("locked", "an operator locked it: `strongroom unlock`".to_owned())
+            }
             LinkState::PinRefused(why) => ("pin-refused", why),
             LinkState::Unfit(why) => ("master-unfit", why),
             LinkState::Unlocked { .. } if self.records.home().is_none() => {
@@ -260,7 +262,12 @@ impl Request for Doctor {
         if !matches!(state, "ready" | "token-unavailable") {
             let verdict = if state == "not-initialised" { Verdict::Warn } else { Verdict::Fail };
             let remedy = detail.clone();
-            checks.push(Check { name: "state".to_owned(), verdict, found: state.to_owned(), remedy });
+            checks.push(Check {
+                name: "state".to_owned(),
+                verdict,
+                found: state.to_owned(),
+                remedy,
+            });
         }
         checks.extend((appliance.house)());
         Ok(DoctorView { checks: checks.into_iter().map(CheckView::of).collect() })

@@ -268,8 +268,7 @@ impl Appliance {
         let sealed = stored.sealed.clone();
         let mgf1_hash = record.meta.mgf1_hash();
         let address = KeyAddress { name, version };
-        let plaintext =
-            self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
+        let plaintext = self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
         Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid: proof.kid().to_owned() })
     }
 }

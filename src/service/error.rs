@@ -123,9 +123,9 @@ impl Error {
             Error::Audit(_) => "trail-unavailable",
             Error::Record(RecordError::Broken(_)) => "record-broken",
             Error::Record(_) => "store-unavailable",
-            Error::Custody(CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_))) => {
-                "token-unavailable"
-            }
+            Error::Custody(
+                CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_)),
+            ) => "token-unavailable",
             Error::Custody(CustodyError::Fault(Fault::SealBroken)) => "record-broken",
             Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal",
         }
@@ -140,9 +140,9 @@ impl Error {
                 "a stored record does not hold together; it is not served".to_owned()
             }
             Error::Record(_) => "the store cannot be used at the moment".to_owned(),
-            Error::Custody(CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_))) => {
-                "the token cannot be used at the moment".to_owned()
-            }
+            Error::Custody(
+                CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_)),
+            ) => "the token cannot be used at the moment".to_owned(),
             Error::PinRefused(_) => "the token refused the PIN; an operator has to act".to_owned(),
             Error::Master(_) => "the master key cannot be used; an operator has to act".to_owned(),
             Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal error".to_owned(),

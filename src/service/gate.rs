@@ -117,11 +117,7 @@ impl Appliance {
         result
     }
 
-    async fn judge_and_run<R: Request>(
-        &self,
-        call: &Call,
-        request: R,
-    ) -> Result<R::Reply, Error> {
+    async fn judge_and_run<R: Request>(&self, call: &Call, request: R) -> Result<R::Reply, Error> {
         let resource = request.resource();
         let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
             .with(request.details());

@@ -17,7 +17,9 @@ mod sweep;
 mod trail;
 mod view;
 
-pub use appliance::{CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock};
+pub use appliance::{
+    CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
+};
 pub use binary::{Binary, Disclosed, SecretBinary};
 pub use crypt::{
     Decrypt, DecryptBody, DecryptItem, DecryptReply, Decrypted, Encrypt, EncryptBody, Encrypted,
@@ -26,8 +28,8 @@ pub use crypt::{
 pub use error::Error;
 pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
 pub use keys::{
-    CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm, PublicKeyQuery,
-    PublicKeyReply, ShowKey, ShowPublic,
+    CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm,
+    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic,
 };
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,

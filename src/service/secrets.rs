@@ -163,9 +163,7 @@ impl Appliance {
         key: &KeyRecord,
         body: PutBody,
     ) -> Result<super::crypt::Encrypted, Error> {
-        let invalid = |member, rule: &str| {
-            Err(Error::Invalid { member, rule: rule.to_owned() })
-        };
+        let invalid = |member, rule: &str| Err(Error::Invalid { member, rule: rule.to_owned() });
         match (body.ciphertext, body.plaintext) {
             (None, Some(plaintext)) => {
                 if body.version.is_some() || body.kid.is_some() || body.verify {

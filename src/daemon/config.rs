@@ -1,0 +1,114 @@
+//! The configuration file: one strict TOML struct of what each module asks for, and nothing below
+//! knows that there is a file.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::logging;
+use crate::{audit, custody, http, policy, records, service, store, token};
+
+/// All settings; every one has a default. `config/strongroom.toml` explains each.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub listen: http::ListenSettings,
+    pub limits: http::Limits,
+    pub token: token::Settings,
+    pub custody: custody::Settings,
+    pub store: store::sled_store::Settings,
+    pub records: records::Settings,
+    pub audit: audit::Settings,
+    pub policy: policy::Settings,
+    pub keys: service::Settings,
+    pub log: logging::Settings,
+}
+
+/// A configuration that was read, and the SHA-256 of its text, for the trail.
+pub struct Loaded {
+    pub config: Config,
+    pub digest: [u8; 32],
+}
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the configuration {} cannot be read: {error}", path.display())]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    #[error("the configuration {} is not sound:\n{error}", path.display())]
+    Malformed { path: PathBuf, error: Box<toml::de::Error> },
+    #[error("the configuration {}: {what}", path.display())]
+    Unfit { path: PathBuf, what: String },
+}
+
+impl Config {
+    /// Reads and checks a file. Relative paths in it start at the working directory.
+    pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+        let config: Config = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
+        match config.fault() {
+            Some(what) => Err(ConfigError::Unfit { path: path.to_owned(), what }),
+            None => Ok(Loaded { config, digest: Sha256::digest(&text).into() }),
+        }
+    }
+
+    /// What no single module can see.
+    fn fault(&self) -> Option<String> {
+        let arena = self.custody.arena.size_bytes;
+        if self.custody.cache.max_bytes > arena / 4 * 3 {
+            return Some(format!(
+                "[custody.cache] max_bytes = {} leaves no room to work in an arena of {arena} \
+                 bytes; it may take three quarters of [custody.arena] size_bytes",
+                self.custody.cache.max_bytes
+            ));
+        }
+        let positive = [
+            ("[limits] connections", self.limits.connections),
+            ("[limits] connections_per_uid", self.limits.connections_per_uid),
+            ("[limits] body_bytes", self.limits.body_bytes),
+            ("[limits] json_depth", self.limits.json_depth),
+        ];
+        let zero = positive.iter().find(|(_, value)| *value == 0);
+        zero.map(|(name, _)| format!("{name} must be at least 1"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shipped file, as it is and with the settings that stand behind a `#` switched on.
+    #[test]
+    fn the_shipped_file_has_every_key_with_its_default() {
+        let text = include_str!("../../config/strongroom.toml");
+        let shipped: toml::Table = toml::from_str(text).unwrap();
+        let mut defaults = toml::Table::try_from(Config::default()).unwrap();
+        // Which groups have which role is an example in the file and nothing by default.
+        let mut shipped_rest = shipped.clone();
+        for table in [&mut shipped_rest, &mut defaults] {
+            table["policy"].as_table_mut().unwrap().remove("roles");
+        }
+        assert_eq!(shipped_rest, defaults);
+        let config: Config = toml::from_str(text).unwrap();
+        assert_eq!(config.fault(), None);
+        for optional in ["group", "label", "serial", "pin_credential", "pin_file", "front_user"] {
+            assert!(text.contains(&format!("# {optional} = ")), "{optional}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_or_unfit_is_refused() {
+        for text in
+            ["[listen]\nsockt = 1", "[nothing]", "listen = 3", "[keys]\ndestroy_wait_days = 0"]
+        {
+            assert!(toml::from_str::<Config>(text).is_err(), "{text}");
+        }
+        let greedy: Config = toml::from_str("[custody.cache]\nmax_bytes = 4194304").unwrap();
+        assert!(greedy.fault().unwrap().contains("max_bytes"));
+    }
+}

@@ -1,0 +1,54 @@
+//! The custody process: configuration, logs, socket, signals; then `custody` serves.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::config::Config;
+use super::{DaemonError, logging};
+use crate::cli::Custody;
+use crate::custody::Ready;
+
+/// Runs custody until it is told to end; it ends from within, so it only returns with an error.
+pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
+    let Config { token, mut custody, log, .. } = Config::load(&arguments.config)?.config;
+    let _logs = logging::start(&log)?;
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    // Every thread that starts later inherits this; one of them waits for the signals.
+    signals
+        .thread_block()
+        .map_err(|errno| DaemonError::Io { during: "blocking signals", cause: errno.into() })?;
+    if let Some(path) = &arguments.listen {
+        custody.socket.clone_from(path);
+    }
+    let passed = match arguments.listen_fd {
+        Some(number) => Some(take_descriptor(number)),
+        None => passed_socket(),
+    };
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let ready = Ready::start(custody, token, credentials, passed)?;
+    tracing::info!(arena = %ready.arena(), "custody is ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let stop = move || {
+        let _ = signals.wait();
+    };
+    ready.serve(stop, || {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    })?;
+    Ok(())
+}
+
+/// The listening socket that systemd handed in, if it did.
+fn passed_socket() -> Option<OwnedFd> {
+    sd_notify::listen_fds().ok()?.next().map(take_descriptor)
+}
+
+#[allow(unsafe_code)] // a number becomes an owner
+fn take_descriptor(number: i32) -> OwnedFd {
+    // SAFETY: the supervisor, or whoever typed --listen-fd, handed the descriptor to this process, and
+    // nothing else in it uses that number.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

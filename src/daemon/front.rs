@@ -1,0 +1,133 @@
+//! The front, put together: store, custody's link, trail, records, policy, and the service over them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::{Config, Loaded};
+use super::trail_keeping::{CustodySigner, InStore};
+use super::{DaemonError, house};
+use crate::audit::{Event, EventNote, Trail};
+use crate::custody::{self, Client, LinkSettings, LinkState, Wanted};
+use crate::policy::Policy;
+use crate::records::{self, Records};
+use crate::service::{Appliance, Parts};
+use crate::store::Store;
+use crate::store::sled_store::SledStore;
+
+/// The parts that the start, the reload and the stop have to reach.
+pub struct Front {
+    pub appliance: Arc<Appliance>,
+    pub custody: Client,
+}
+
+impl Front {
+    /// Opens everything that lies on disk and begins to look for custody. Needs a runtime around it.
+    ///
+    /// # Errors
+    /// Whatever would have it serve without trail, store or policy: it does not start then.
+    pub async fn open(loaded: &Loaded) -> Result<Self, DaemonError> {
+        let config = &loaded.config;
+        let policy = Policy::load(&config.policy)?;
+        let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.store)?);
+        let custody = Client::start(link(config)?, wanted(store.as_ref())?);
+        let known = records::read_head(store.as_ref())?;
+        let known = known
+            .map(|head| head.parse())
+            .transpose()
+            .map_err(|_| records::RecordError::Broken("appliance/head".to_owned()))?;
+        let signer = Arc::new(CustodySigner(custody.clone()));
+        let keeper = Arc::new(InStore(Arc::clone(&store)));
+        let trail = Trail::open(&config.audit, known, signer, keeper)?;
+        let digest = policy_digest(&policy);
+        trail.event(EventNote::new(Event::Start)).await?;
+        trail.event(EventNote::of(Event::ConfigLoaded, loaded.digest)).await?;
+        trail.event(EventNote::of(Event::PolicyLoaded, digest)).await?;
+        let records = Records::open(store, custody.clone(), &config.records)?;
+        let appliance = Arc::new(Appliance::new(Parts {
+            policy,
+            trail,
+            records,
+            custody: custody.clone(),
+            settings: config.keys.clone(),
+            house: house::checks(config),
+        }));
+        Ok(Self { appliance, custody })
+    }
+
+    /// Starts what goes on beside the requests: the trail's checkpoints, the sweep, the watch over the
+    /// token.
+    pub fn tend(&self, config: &Config) {
+        let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.trail().tend().await });
+        tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
+        tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
+    }
+}
+
+/// The hash of a policy as the trail takes it.
+pub fn policy_digest(policy: &Policy) -> [u8; 32] {
+    policy.hash().parse().map_or([0; 32], |crate::audit::Hash(digest)| digest)
+}
+
+fn link(config: &Config) -> Result<LinkSettings, DaemonError> {
+    Ok(LinkSettings {
+        socket: config.custody.socket.clone(),
+        deadline: Duration::from_millis(config.custody.deadline_ms),
+        custody_uid: custody::resolve(config.custody.custody_user.as_deref())?,
+    })
+}
+
+/// What custody has to be brought to: what an operator locked stays locked.
+fn wanted(store: &dyn Store) -> Result<Wanted, DaemonError> {
+    if records::read_locked(store)?.is_some() {
+        return Ok(Wanted::Locked);
+    }
+    let home = records::read_home(store)?;
+    Ok(Wanted::Unlocked(home.map(|home| home.for_custody())))
+}
+
+/// Carries out destructions as they fall due, from the start on.
+async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
+    loop {
+        if appliance.state().0 == "ready"
+            && let Err(error) = appliance.sweep().await
+        {
+            tracing::warn!(%error, "the sweep for due destructions ended early; it is repeated");
+        }
+        let pause = if appliance.state().0 == "ready" { seconds.max(1) } else { 1 };
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+    }
+}
+
+/// Tells trail and journal when the token goes and when it comes back.
+async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
+    let mut states = custody.watch();
+    let mut was_there = matches!(*states.borrow_and_update(), LinkState::Unlocked { .. });
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        let is_there = matches!(state, LinkState::Unlocked { .. });
+        let event = match (&state, was_there) {
+            (LinkState::Unlocked { token, .. }, false) => {
+                tracing::info!(token = token.label, serial = token.serial, "the token is there");
+                Event::TokenBack
+            }
+            (LinkState::Down(why), true) => {
+                tracing::error!(why, "the token is away; requests wait, then get 503");
+                Event::TokenLost
+            }
+            (LinkState::PinRefused(why) | LinkState::Unfit(why), _) => {
+                tracing::error!(why, "the token cannot be used; an operator has to act");
+                was_there = is_there;
+                continue;
+            }
+            _ => {
+                was_there = is_there;
+                continue;
+            }
+        };
+        was_there = is_there;
+        if let Err(error) = appliance.trail().event(EventNote::new(event)).await {
+            tracing::warn!(%error, "the trail could not be told of the token");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The checks of `doctor` that are the front's: directories, clock, limits.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
+
+use super::config::Config;
+use crate::custody::protocol::{Check, Verdict};
+use crate::service::HouseChecks;
+
+/// Descriptors that the front needs besides one per connection.
+const OWN_DESCRIPTORS: u64 = 64;
+
+/// Less room than this on the trail's or the store's disk is worth a warning, in bytes.
+const LOW: u64 = 256 * 1024 * 1024;
+
+/// All of them, over what the configuration says.
+pub fn checks(config: &Config) -> HouseChecks {
+    let config = config.clone();
+    Box::new(move || {
+        let mut checks = vec![
+            directory("store", &config.store.path, "[store] path"),
+            directory("trail", &config.audit.directory, "[audit] directory"),
+            room("room for the store", &config.store.path, "[store] path"),
+            room("room for the trail", &config.audit.directory, "[audit] directory"),
+            clock(),
+            descriptors(config.limits.connections),
+        ];
+        checks.push(roles(&config));
+        checks
+    })
+}
+
+fn directory(name: &str, path: &Path, setting: &str) -> Check {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_dir() => {
+            check(name, Verdict::Fail, format!("{shown} is no directory"), setting)
+        }
+        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+            let mode = found.permissions().mode() & 0o777;
+            check(name, Verdict::Fail, format!("{shown} has mode {mode:03o}"), "chmod 700")
+        }
+        Ok(_) => check(name, Verdict::Ok, format!("{shown}, its owner's alone"), ""),
+        Err(error) => check(name, Verdict::Fail, format!("{shown}: {error}"), setting),
+    }
+}
+
+fn room(name: &str, path: &Path, setting: &str) -> Check {
+    match statvfs(path) {
+        Ok(disk) => {
+            let free = disk.blocks_available() * disk.fragment_size();
+            let found = format!("{} MiB free", free / (1024 * 1024));
+            let verdict = if free < LOW { Verdict::Warn } else { Verdict::Ok };
+            check(name, verdict, found, setting)
+        }
+        Err(error) => check(name, Verdict::Fail, error.to_string(), setting),
+    }
+}
+
+/// A clock that stands before this program was made is wrong.
+fn clock() -> Check {
+    /// 2025-01-01T00:00:00Z.
+    const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+    let now = jiff::Timestamp::now();
+    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) if since >= EARLIEST => check("clock", Verdict::Ok, format!("{now:.0}"), ""),
+        _ => check("clock", Verdict::Fail, format!("{now:.0}"), "the system's time service"),
+    }
+}
+
+fn descriptors(connections: usize) -> Check {
+    let needed = connections as u64 + OWN_DESCRIPTORS;
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, _)) if soft >= needed => {
+            check("open files", Verdict::Ok, format!("{soft} allowed"), "")
+        }
+        Ok((soft, _)) => check(
+            "open files",
+            Verdict::Warn,
+            format!("{soft} allowed, {needed} needed for {connections} connections"),
+            "LimitNOFILE= of the unit, or [limits] connections",
+        ),
+        Err(error) => check("open files", Verdict::Fail, error.to_string(), "LimitNOFILE="),
+    }
+}
+
+fn roles(config: &Config) -> Check {
+    let (roles, setting) = (&config.policy.roles, "[policy.roles] of the configuration");
+    let text = match toml::Value::try_from(roles) {
+        Ok(toml::Value::Table(table)) => table.keys().cloned().collect::<Vec<_>>().join(", "),
+        _ => String::new(),
+    };
+    if text.is_empty() {
+        check("roles", Verdict::Warn, "nobody has a role".to_owned(), setting)
+    } else {
+        check("roles", Verdict::Ok, text, "")
+    }
+}
+
+fn check(name: &str, verdict: Verdict, found: String, remedy: &str) -> Check {
+    let remedy = if verdict == Verdict::Ok { "" } else { remedy };
+    Check { name: name.to_owned(), verdict, found, remedy: remedy.to_owned() }
+}

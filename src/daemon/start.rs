@@ -1,0 +1,171 @@
+//! `strongroom serve`: starts the front, follows the signals, and leaves in order.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::child::CustodyChild;
+use super::config::{Config, Loaded};
+use super::front::{Front, policy_digest};
+use super::logging::{self, Logs};
+use super::{DaemonError, io};
+use crate::audit::{Event, EventNote};
+use crate::cli::Serve;
+use crate::custody::Spawn;
+use crate::http::{self, Server};
+use crate::policy::Policy;
+use crate::secret::{self, Use, arena};
+
+/// Locked memory of the front: plaintexts and PINs that pass through.
+const FRONT_ARENA: usize = 1024 * 1024;
+
+/// How long requests that are under way may take when it is time to stop.
+const PATIENCE: Duration = Duration::from_millis(2500);
+
+/// Runs the front until SIGTERM or SIGINT.
+pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
+    let loaded = Config::load(&arguments.config)?;
+    let logs = logging::start(&loaded.config.log)?;
+    let arena = arena::Settings { size_bytes: FRONT_ARENA, ..loaded.config.custody.arena.clone() };
+    let arena = secret::start(&arena, Use::Front)?;
+    secret::harden_process()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, "the front starts");
+    // Without the runtime's environment of systemd, custody is the front's own child.
+    let child = match loaded.config.custody.spawn {
+        Spawn::Never => None,
+        Spawn::Auto if sd_notify::booted().unwrap_or(false) && under_systemd() => None,
+        Spawn::Auto | Spawn::Always => Some(CustodyChild::start(&arguments.config)?),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)))
+        .thread_name("front")
+        .enable_all()
+        .build()
+        .map_err(io("starting the runtime"))?;
+    let result = runtime.block_on(run(&arguments.config, &loaded, &logs));
+    // Deeds that still run get no more time: their lines say that they were interrupted.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    if let Some(child) = child {
+        child.stop();
+    }
+    result
+}
+
+/// Whether this process is a unit's main process.
+fn under_systemd() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+async fn run(path: &Path, loaded: &Loaded, logs: &Logs) -> Result<(), DaemonError> {
+    let config = &loaded.config;
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
+    let front = Front::open(loaded).await?;
+    front.tend(config);
+    let listener = match passed_socket() {
+        Some(listener) => listener,
+        None => http::bind(&config.listen)?,
+    };
+    let appliance = Arc::clone(&front.appliance);
+    let server = Server::new(listener, appliance, config.limits.clone())
+        .map_err(io("taking over the socket"))?;
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(server.run(stopped));
+    tracing::info!(socket = %config.listen.socket.display(), "callers are served");
+    notify(&[NotifyState::Ready]);
+    let mut beat = tokio::time::interval(watchdog_period());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(path, config, &front, logs).await,
+            _ = beat.tick() => notify(&[NotifyState::Watchdog]),
+        }
+    }
+    tracing::info!("what is under way is finished, then the front ends");
+    notify(&[NotifyState::Stopping]);
+    stop.send_replace(true);
+    if tokio::time::timeout(PATIENCE, serving).await.is_err() {
+        tracing::warn!("some requests took too long to end; they are given up");
+    }
+    front.appliance.trail().stop().await?;
+    Ok(())
+}
+
+/// Takes over what can be changed while running; a file that is not sound changes nothing.
+async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
+    notify(&[NotifyState::Reloading]);
+    let loaded = Config::load(path).map_err(DaemonError::from);
+    let loaded = loaded.and_then(|loaded| {
+        let policy = Policy::load(&loaded.config.policy)?;
+        Ok((loaded, policy))
+    });
+    let events = match loaded {
+        Ok((Loaded { config, digest }, policy)) => {
+            let events = [
+                EventNote::of(Event::ConfigLoaded, digest),
+                EventNote::of(Event::PolicyLoaded, policy_digest(&policy)),
+            ];
+            tracing::info!(policies = policy.count(), "configuration and policy are loaded anew");
+            front.appliance.replace_policy(policy);
+            front.appliance.replace_settings(config.keys.clone());
+            logs.change_level(config.log.level);
+            tell_what_waits(running, &config);
+            events.to_vec()
+        }
+        Err(error) => {
+            tracing::error!(%error, "nothing is loaded; what was in force stays in force");
+            vec![EventNote::new(match error {
+                DaemonError::Policy(_) => Event::PolicyRefused,
+                _ => Event::ConfigRefused,
+            })]
+        }
+    };
+    for event in events {
+        if let Err(error) = front.appliance.trail().event(event).await {
+            tracing::warn!(%error, "the trail could not be told of the reload");
+        }
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Names the sections that changed and take effect only at the next start.
+fn tell_what_waits(running: &Config, new: &Config) {
+    let (Ok(running), Ok(new)) = (toml::Table::try_from(running), toml::Table::try_from(new))
+    else {
+        return;
+    };
+    for (section, value) in &new {
+        let live = matches!(section.as_str(), "policy" | "keys" | "log");
+        if !live && running.get(section) != Some(value) {
+            tracing::warn!(section, "changed, and takes effect at the next start");
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+/// Twice as often as systemd asks for, or rarely where it does not ask.
+fn watchdog_period() -> Duration {
+    let wanted = sd_notify::watchdog_enabled().map(|period| period / 2);
+    wanted.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(10))
+}
+
+/// The listening socket that systemd handed in, if it did.
+#[allow(unsafe_code)] // a number becomes an owner
+fn passed_socket() -> Option<UnixListener> {
+    let number = sd_notify::listen_fds().ok()?.next()?;
+    // SAFETY: systemd handed the descriptor to this process, and nothing else in it uses that number.
+    Some(UnixListener::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
