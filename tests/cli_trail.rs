@@ -73,6 +73,14 @@ async fn what_is_wrong_is_named_and_the_code_is_one() {
     assert_eq!(with.status.code(), Some(1));
     assert!(text(&with.stdout).contains("its end was cut off"));
 
+    write_lines(&bench, &whole[..whole.len() - 1]);
+    let open = verify(&["--public-key", &key, "--dir", &directory], &[]);
+    assert_eq!(open.status.code(), Some(1));
+    assert!(text(&open.stdout).contains("has no outcome"));
+    assert!(text(&open.stderr).contains("--in-use"));
+    let in_use = verify(&["--public-key", &key, "--dir", &directory, "--in-use"], &[]);
+    assert_eq!(in_use.status.code(), Some(0));
+
     write_lines(&bench, &whole);
     let (_other, _, foreign) = trail().await;
     let output = verify(&["--public-key", &foreign, "--dir", &directory], &[]);

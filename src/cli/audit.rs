@@ -1,24 +1,22 @@
 //! `strongroom audit …`: the trail, as the daemon shows it.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Session;
+use super::audit_export::Export;
 use super::audit_verify::Verify;
 use super::client;
 use super::output::{Output, cell, plain, table};
 use super::problem::Failure;
 
 /// Lines asked for at a time.
-const PAGE: u64 = 500;
+pub const PAGE: u64 = 500;
 
 /// Show, follow, export and verify the trail
 #[derive(Subcommand)]
@@ -69,24 +67,9 @@ pub struct Tail {
     filter: Filter,
 }
 
-/// Write the whole trail into a file, for an auditor who has no daemon
-#[derive(Args)]
-#[command(after_help = "Example:
-  strongroom audit export --to trail.jsonl --public-key trail.pem
-  strongroom audit verify trail.jsonl --public-key trail.pem --in-use
-Check the public key by another way than the one the trail came.")]
-pub struct Export {
-    /// The file to write, or a directory to write trail.jsonl into; nothing is overwritten
-    #[arg(long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
-    to: PathBuf,
-    /// Write the public key of the trail's signatures here
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    public_key: Option<PathBuf>,
-}
-
 /// Which lines.
-#[derive(Args)]
-struct Filter {
+#[derive(Args, Default)]
+pub struct Filter {
     /// Only this action: key:decrypt
     #[arg(long, value_name = "ACTION")]
     action: Option<String>,
@@ -100,9 +83,9 @@ struct Filter {
 
 /// One page of the trail; a line stays the text it is, because its bytes are what is hashed.
 #[derive(Deserialize)]
-struct Page {
-    lines: Vec<Box<RawValue>>,
-    next: Option<u64>,
+pub struct Page {
+    pub lines: Vec<Box<RawValue>>,
+    pub next: Option<u64>,
 }
 
 impl Audit {
@@ -207,57 +190,8 @@ impl Ours {
     }
 }
 
-impl Export {
-    fn run(self, session: &Session) -> Result<(), Failure> {
-        let path = if self.to.is_dir() { self.to.join("trail.jsonl") } else { self.to };
-        let everything = Filter { action: None, caller: None, resource: None };
-        let mut file = BufWriter::new(create(&path)?);
-        let mut count = 0;
-        let mut after = Some(0);
-        while let Some(from) = after {
-            let (page, _) = page(session, from, PAGE, &everything)?;
-            count += page.lines.len();
-            for line in &page.lines {
-                file.write_all(line.get().as_bytes())
-                    .and_then(|()| file.write_all(b"\n"))
-                    .map_err(|error| unwritable(&path, &error))?;
-            }
-            after = page.next.filter(|&next| next > from);
-        }
-        file.into_inner()
-            .map_err(|error| error.into_error())
-            .and_then(|file| file.sync_all())
-            .map_err(|error| unwritable(&path, &error))?;
-        session.out.note(&format!("{count} lines in {}", path.display()));
-        if let Some(path) = self.public_key {
-            let reply = session.client.get("/v1/audit/public-key")?;
-            create(&path)?.write_all(&reply.body).map_err(|error| unwritable(&path, &error))?;
-            session.out.note(&format!("the public key in {}", path.display()));
-        }
-        Ok(())
-    }
-}
-
-/// A new file, private to this user; what is there is never overwritten.
-fn create(path: &Path) -> Result<File, Failure> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| unwritable(path, &error))
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::failed(
-        format!("{} cannot be written: {error}", path.display()),
-        "choose a path that is free and that this user may write",
-    )
-}
-
 /// One page, and the name of the exchange that brought it.
-fn page(
+pub(super) fn page(
     session: &Session,
     after: u64,
     limit: u64,

@@ -7,7 +7,9 @@ use clap::{ArgGroup, Args, ValueHint};
 use super::input::Source;
 use super::output::{Output, plain};
 use super::problem::Failure;
-use crate::audit::{Expectations, Head, Report, VerifyError, VerifyKey, verify, verify_files};
+use crate::audit::{
+    Expectations, FindingKind, Head, Report, VerifyError, VerifyKey, verify, verify_files,
+};
 
 /// Verify a trail offline, from its files and the public key of its signatures
 ///
@@ -18,7 +20,7 @@ use crate::audit::{Expectations, Head, Report, VerifyError, VerifyKey, verify, v
 #[command(group = ArgGroup::new("trail").required(true).args(["dir", "files"]))]
 #[command(after_help = "Examples:
   strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem --in-use
-  strongroom audit verify trail.jsonl --public-key trail.pem --in-use --head 4711:9f86…")]
+  strongroom audit verify trail.jsonl --public-key trail.pem --head 4711:9f86…")]
 pub struct Verify {
     /// The files of the trail, or of an export, in their order
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -54,6 +56,14 @@ impl Verify {
             Failure::failed(error.to_string(), "check the path and who may read it")
         })?;
         tell(out, &report)?;
+        let only_open = report.findings.iter().all(|finding| {
+            matches!(finding.kind, FindingKind::IntentWithoutOutcome | FindingKind::Torn)
+        });
+        if !report.is_sound() && only_open && !self.in_use {
+            out.note(
+                "if the trail was in use when it was read, --in-use allows for deeds under way",
+            );
+        }
         if report.is_sound() { Ok(()) } else { Err(Failure::Told) }
     }
 }

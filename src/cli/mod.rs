@@ -5,6 +5,7 @@
 
 mod appliance;
 mod audit;
+mod audit_export;
 mod audit_verify;
 mod client;
 mod house;
