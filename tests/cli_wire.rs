@@ -234,11 +234,12 @@ fn changes_of_state_say_what_they_are_about() {
         ("POST /v1/keys/k/suspend", 200, "{}"),
         ("DELETE /v1/secrets/s", 204, ""),
     ]);
-    let destroy = ["key", "destroy", "k", "--version", "1", "--after", "2w", "--reason", "old"];
+    let destroy =
+        ["key", "destroy", "k", "--version", "1", "--after", "2w", "--reason", "superseded"];
     assert_eq!(peer.run(&destroy, b"yes\n").status.code(), Some(2), "nobody confirmed it");
     assert!(peer.asked().is_empty());
     assert_done(&peer.run(&[&destroy[..], &["--yes"]].concat(), b""));
-    let expected = json!({"version": 1, "reason": "old", "waiting_period_days": 14});
+    let expected = json!({"version": 1, "reason": "superseded", "waiting_period_days": 14});
     assert_eq!(peer.last().json(), expected);
     assert_done(&peer.run(&["key", "suspend", "k"], b""));
     assert_eq!(peer.last().json(), json!({}));
@@ -280,12 +281,12 @@ fn lists_are_read_to_their_end() {
 #[test]
 fn a_doctor_that_finds_something_ends_with_one() {
     let report = r#"{"checks":[{"name":"token","result":"ok"},
-        {"name":"clock","result":"fail","detail":"not set","setting":"ntp","file":"timesyncd.conf"}]}"#;
+        {"name":"clock","result":"fail","detail":"not set","setting":"NTP= in timesyncd.conf"}]}"#;
     let peer = Peer::new(&[("GET /v1/doctor", 200, report)]);
     let output = peer.run(&["doctor"], b"");
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stdout);
-    assert!(said.contains("FAIL  clock  not set  → setting ntp in timesyncd.conf"), "{said}");
+    assert!(said.contains("FAIL  clock  not set  → NTP= in timesyncd.conf"), "{said}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::Session;
 use super::input::{self, Source};
+use super::key_state::Why;
 use super::output::{cell, facts, plain, table};
 use super::problem::Failure;
 
@@ -44,17 +45,16 @@ impl Status {
 /// Close the appliance: opened keys and the PIN are forgotten, and nothing is opened until `unlock`
 #[derive(Args)]
 pub struct Lock {
-    /// Why, for the trail
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    #[command(flatten)]
+    why: Why,
 }
 
 impl Lock {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
-        let mut body = serde_json::Map::new();
-        if let Some(reason) = self.reason {
-            body.insert("reason".to_owned(), Value::String(reason));
-        }
+        let body = match self.why.reason {
+            Some(reason) => json!({ "reason": reason }),
+            None => json!({}),
+        };
         let reply = session.client.post("/v1/lock", &body)?;
         session.out.reply(&reply, |value| format!("locked\n{}", facts_or_nothing(value)))
     }
@@ -115,16 +115,15 @@ pub(super) fn doctor(session: &Session) -> Result<(), Failure> {
     if checks.iter().any(|check| mark(check) == "FAIL") { Err(Failure::Told) } else { Ok(()) }
 }
 
-/// The lines of a doctor's report from `{name, result, detail, setting, file}` objects.
+/// The lines of a doctor's report from `{name, result, detail, setting}` objects.
 fn checks_text(checks: &[Value]) -> String {
     let text = |check: &Value, name: &str| check.get(name).map_or(String::new(), |v| cell(name, v));
     let rows: Vec<Vec<String>> = checks
         .iter()
         .map(|check| {
-            let mends = match (text(check, "setting"), text(check, "file")) {
-                (setting, _) if setting.is_empty() => String::new(),
-                (setting, file) if file.is_empty() => format!("  → setting {setting}"),
-                (setting, file) => format!("  → setting {setting} in {file}"),
+            let mends = match text(check, "setting") {
+                setting if setting.is_empty() => String::new(),
+                setting => format!("  → {setting}"),
             };
             let detail = format!("{}{mends}", text(check, "detail"));
             vec![mark(check).to_owned(), text(check, "name"), detail]
@@ -158,14 +157,12 @@ mod tests {
         let checks = [
             json!({"name": "token", "result": "ok", "detail": "SoftHSM"}),
             json!({"name": "memory", "result": "fail", "detail": "64 KiB",
-                   "setting": "LimitMEMLOCK", "file": "strongroom.service"}),
+                   "setting": "LimitMEMLOCK in strongroom.service"}),
             json!({"name": "clock"}),
         ];
         let text = checks_text(&checks);
         assert!(text.contains("ok    token   SoftHSM\n"), "{text}");
-        assert!(
-            text.contains("FAIL  memory  64 KiB  → setting LimitMEMLOCK in strongroom.service")
-        );
+        assert!(text.contains("FAIL  memory  64 KiB  → LimitMEMLOCK in strongroom.service"));
         assert!(text.contains("FAIL  clock"), "a check without a result is not ok");
     }
 }

@@ -14,6 +14,7 @@ use super::audit_verify::Verify;
 use super::client;
 use super::output::{Output, cell, plain, table};
 use super::problem::Failure;
+use crate::audit::Head;
 
 /// Lines asked for at a time.
 pub const PAGE: u64 = 500;
@@ -147,8 +148,8 @@ impl Tail {
     /// Prints the last lines and returns the number of the very last.
     fn begin(&self, session: &Session, ours: &mut Ours) -> Result<u64, Failure> {
         let mut last: VecDeque<Box<RawValue>> = VecDeque::new();
-        let mut seen = 0;
-        let mut after = Some(0);
+        let mut seen = self.near_the_end(session, ours);
+        let mut after = Some(seen);
         while let Some(from) = after {
             let (page, id) = page(session, from, PAGE, &self.filter)?;
             ours.remember(id);
@@ -162,6 +163,19 @@ impl Tail {
         }
         print(&session.out, &Vec::from(last), true)?;
         Ok(seen)
+    }
+}
+
+impl Tail {
+    /// From where to look for the last lines: near the head where every line counts, else, and where the
+    /// head is not told, from the beginning.
+    fn near_the_end(&self, session: &Session, ours: &mut Ours) -> u64 {
+        let Filter { action: None, caller: None, resource: None } = &self.filter else { return 0 };
+        let Ok(reply) = session.client.get("/v1/status") else { return 0 };
+        ours.remember(reply.request_id.clone());
+        let status = reply.value().unwrap_or_default();
+        let head = status.pointer("/trail/head").and_then(|head| head.as_str()?.parse().ok());
+        head.map_or(0, |head: Head| head.seq.saturating_sub(self.lines as u64))
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::input::{self, Source};
-use super::key_state::{Change, Destroy};
+use super::key_state::{Change, Destroy, Rotate};
 use super::output::{columns, facts};
 use super::problem::Failure;
 use crate::key::{Labels, Name};
@@ -22,7 +22,7 @@ pub enum Key {
     Encrypt(Encrypt),
     Decrypt(Decrypt),
     /// Make a new version that protects from now on; older ones still open what they protected
-    Rotate(Change),
+    Rotate(Rotate),
     /// Stop using a key or a version until `resume`
     Suspend(Change),
     /// Use a suspended key or version again
@@ -188,7 +188,7 @@ impl Key {
             Key::Public(public) => public.run(session),
             Key::Encrypt(encrypt) => encrypt.run(session),
             Key::Decrypt(decrypt) => decrypt.run(session),
-            Key::Rotate(change) => change.run(session, "rotate", None),
+            Key::Rotate(rotate) => rotate.run(session),
             Key::Suspend(change) => change.run(session, "suspend", None),
             Key::Resume(change) => change.run(session, "resume", None),
             Key::Deactivate(change) => {

@@ -9,6 +9,43 @@ use super::problem::Failure;
 use super::terminal;
 use crate::key::{Name, WaitingPeriod};
 
+/// The reasons that the daemon knows.
+const REASONS: [&str; 8] = [
+    "unspecified",
+    "key-compromise",
+    "suspected-compromise",
+    "superseded",
+    "cessation-of-operation",
+    "cryptoperiod",
+    "maintenance",
+    "mistake",
+];
+
+/// Why something is done.
+#[derive(Args)]
+pub struct Why {
+    /// Why
+    #[arg(long, value_name = "REASON", value_parser = REASONS)]
+    pub(super) reason: Option<String>,
+}
+
+/// A rotation.
+#[derive(Args)]
+pub struct Rotate {
+    /// The key
+    name: Name,
+    #[command(flatten)]
+    why: Why,
+}
+
+impl Rotate {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let Self { name, why } = self;
+        let change = Change { name, version: None, why, yes: true };
+        change.run(session, "rotate", None)
+    }
+}
+
 /// A change of state, of the whole key or of one version.
 #[derive(Args)]
 pub struct Change {
@@ -17,9 +54,8 @@ pub struct Change {
     /// One version only
     #[arg(long, value_name = "N")]
     version: Option<u32>,
-    /// Why, for the trail
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    #[command(flatten)]
+    why: Why,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -32,7 +68,7 @@ pub struct Change {
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom key destroy payments --version 1
-  strongroom key destroy payments --after 7d --reason \"left the product\" --yes")]
+  strongroom key destroy payments --after 7d --reason superseded --yes")]
 pub struct Destroy {
     #[command(flatten)]
     change: Change,
@@ -60,7 +96,7 @@ impl Change {
 
     fn body(&self) -> Map<String, Value> {
         let version = self.version.map(|version| ("version".to_owned(), json!(version)));
-        let reason = self.reason.as_ref().map(|reason| ("reason".to_owned(), json!(reason)));
+        let reason = self.why.reason.as_ref().map(|reason| ("reason".to_owned(), json!(reason)));
         version.into_iter().chain(reason).collect()
     }
 
@@ -113,6 +149,14 @@ fn days(text: &str) -> Result<WaitingPeriod, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::Reason;
+
+    #[test]
+    fn the_daemon_knows_every_reason() {
+        for reason in REASONS {
+            assert!(serde_json::from_value::<Reason>(json!(reason)).is_ok(), "{reason}");
+        }
+    }
 
     #[test]
     fn periods() {
