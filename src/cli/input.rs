@@ -103,7 +103,7 @@ pub fn locked(bytes: &[u8]) -> Result<SecretBytes, Failure> {
 
 /// The smallest arena there is: a command holds one value at a time.
 fn start_arena() -> Result<(), ArenaError> {
-    let settings = Settings { size_bytes: Settings::MIN_SIZE, ..Settings::default() };
+    let settings = Settings::default();
     secret::start(&settings, Use::Front).map(|_| ())
 }
 
