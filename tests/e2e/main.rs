@@ -1,0 +1,10 @@
+//! End to end: the real binary, its real socket, a real SoftHSM token of each test's own.
+
+#[path = "../support/appliance.rs"]
+#[allow(dead_code)] // each test binary uses another part of it
+mod appliance;
+#[path = "../support/token.rs"]
+#[allow(dead_code)] // each test binary uses another part of it
+mod token;
+
+mod main_job;

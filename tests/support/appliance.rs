@@ -1,0 +1,405 @@
+//! A whole Strongroom of a test's own: its token, its directories, the real binary, its real socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::token::TestToken;
+
+/// How long anything may take that has to happen; a test fails after it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running appliance. Its processes end with it.
+pub struct Appliance {
+    token: TestToken,
+    directory: tempfile::TempDir,
+    front: Option<Child>,
+}
+
+/// A reply of the API.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    /// Status line and headers, as they came.
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Appliance {
+    /// One that is initialised, with this user in every role.
+    pub fn new() -> Self {
+        let appliance = Self::uninitialised();
+        appliance.post("/v1/init", &json!({})).expect_status(201);
+        appliance
+    }
+
+    /// One that was only started.
+    pub fn uninitialised() -> Self {
+        Self::configured(|_| {})
+    }
+
+    /// One that was only started, with a configuration that `change` has changed.
+    pub fn configured(change: impl FnOnce(&mut toml::Table)) -> Self {
+        let directory = tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
+        let mut appliance = Self { token: TestToken::new(), directory, front: None };
+        let mut config = appliance.default_config();
+        change(&mut config);
+        appliance.write_config(&config);
+        appliance.start();
+        appliance
+    }
+
+    fn default_config(&self) -> toml::Table {
+        let at = |name: &str| self.path(name).display().to_string();
+        let uid = nix::unistd::getuid().as_raw();
+        let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/config/policy");
+        let text = format!(
+            r#"
+            [listen]
+            socket = "{socket}"
+            mode = "0666"
+            [token]
+            module = "{module}"
+            label = "{label}"
+            pin_file = "{pin}"
+            [custody]
+            socket = "{custody}"
+            [store]
+            path = "{store}"
+            [audit]
+            directory = "{trail}"
+            [policy]
+            directory = "{policy}"
+            [policy.roles.operator]
+            users = [{uid}]
+            [policy.roles.service]
+            users = [{uid}]
+            [policy.roles.auditor]
+            users = [{uid}]
+            [log]
+            target = "stderr"
+            level = "debug"
+            "#,
+            socket = at("s.sock"),
+            module = self.token.module().display(),
+            label = self.token.label(),
+            pin = self.token.pin_file().display(),
+            custody = at("custody.sock"),
+            store = at("store"),
+            trail = at("trail"),
+        );
+        text.parse().expect("TOML")
+    }
+
+    /// The configuration as it is on disk.
+    pub fn config(&self) -> toml::Table {
+        std::fs::read_to_string(self.config_file()).expect("readable").parse().expect("TOML")
+    }
+
+    pub fn write_config(&self, config: &toml::Table) {
+        std::fs::write(self.config_file(), config.to_string()).expect("written");
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.path("strongroom.toml")
+    }
+
+    /// A path in the appliance's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("s.sock")
+    }
+
+    pub fn trail(&self) -> PathBuf {
+        self.path("trail")
+    }
+
+    pub fn token(&self) -> &TestToken {
+        &self.token
+    }
+
+    /// Starts the daemon and waits until it answers and custody has settled.
+    pub fn start(&mut self) {
+        self.spawn();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let front = self.front.as_mut().expect("just started");
+            if let Some(status) = front.try_wait().expect("waits") {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            let settled = UnixStream::connect(self.socket()).is_ok()
+                && self.get("/v1/status").json()["state"] != "token-unavailable";
+            if settled {
+                return;
+            }
+            assert!(Instant::now() < until, "the daemon does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub fn spawn(&mut self) {
+        assert!(self.front.is_none(), "it runs already");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log"));
+        let (name, conf) = self.token.environment();
+        let child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+            .args(["serve", "--config"])
+            .arg(self.config_file())
+            .env(name, conf)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("a log"))
+            .spawn();
+        self.front = Some(child.expect("the daemon starts"));
+    }
+
+    /// Everything that both processes have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    pub fn front_pid(&self) -> u32 {
+        self.front.as_ref().expect("it runs").id()
+    }
+
+    /// The process that the front has started.
+    pub fn custody_pid(&self) -> u32 {
+        let front = self.front_pid();
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            for task in std::fs::read_dir(format!("/proc/{front}/task")).expect("it runs").flatten() {
+                let children = std::fs::read_to_string(task.path().join("children"));
+                if let Some(pid) = children.unwrap_or_default().split_whitespace().next() {
+                    return pid.parse().expect("a number");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the front has no child:\n{}", self.log());
+    }
+
+    /// SIGTERM, and its end; panics where that is no success. Returns how long it took.
+    pub fn stop(&mut self) -> Duration {
+        let started = Instant::now();
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let status = self.front.take().expect("it runs").wait().expect("waits");
+        assert!(status.success(), "it ended with {status}:\n{}", self.log());
+        started.elapsed()
+    }
+
+    /// kill -9 of the front; custody goes with it.
+    pub fn kill(&mut self) {
+        let mut front = self.front.take().expect("it runs");
+        front.kill().expect("killed");
+        front.wait().expect("waits");
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.front_pid() as i32);
+        nix::sys::signal::kill(pid, signal).expect("signalled");
+    }
+
+    /// Waits until the log has this text behind its first `from` bytes.
+    pub fn wait_for_log(&self, from: usize, text: &str) {
+        wait_until(&format!("\"{text}\" in the log"), || {
+            self.log().get(from..).is_some_and(|log| log.contains(text))
+        });
+    }
+
+    /// Waits until the status names this state.
+    pub fn wait_for_state(&self, state: &str) {
+        wait_until(&format!("the state {state}"), || {
+            UnixStream::connect(self.socket()).is_ok()
+                && self.get("/v1/status").json()["state"] == state
+        });
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.request("GET", path, "", b"")
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Reply {
+        self.request("POST", path, JSON, body.to_string().as_bytes())
+    }
+
+    pub fn put(&self, path: &str, body: &Value) -> Reply {
+        self.request("PUT", path, JSON, body.to_string().as_bytes())
+    }
+
+    pub fn delete(&self, path: &str, body: &Value) -> Reply {
+        self.request("DELETE", path, JSON, body.to_string().as_bytes())
+    }
+
+    /// One request on a connection of its own. `headers` are whole lines.
+    pub fn request(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n\
+             content-length: {}\r\n{headers}\r\n",
+            body.len()
+        );
+        Reply::parse(&self.raw(&[head.as_bytes(), body].concat()))
+    }
+
+    /// Writes bytes to a new connection and reads to its end.
+    pub fn raw(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = UnixStream::connect(self.socket()).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        // A server that refuses early may close before all was written; its answer counts.
+        let _ = stream.write_all(bytes);
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        reply
+    }
+
+    /// The real command against this daemon.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        self.cli_with(arguments, b"")
+    }
+
+    /// The same with something on stdin.
+    pub fn cli_with(&self, arguments: &[&str], stdin: &[u8]) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+            .args(arguments)
+            .env("STRONGROOM_SOCKET", self.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        // A command that reads nothing may have ended by now.
+        let _ = child.stdin.take().expect("piped").write_all(stdin);
+        child.wait_with_output().expect("waits")
+    }
+
+    /// Creates a key and returns its public half as SPKI PEM.
+    pub fn create_key(&self, name: &str) -> String {
+        let body = json!({ "name": name, "algorithm": "RSA-2048" });
+        self.post("/v1/keys", &body).expect_status(201);
+        let public = self.get(&format!("/v1/keys/{name}/public?format=spki-pem"));
+        public.expect_status(200).text()
+    }
+}
+
+/// The header line of a JSON body.
+pub const JSON: &str = "content-type: application/json\r\n";
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        if let Some(mut front) = self.front.take() {
+            let _ = front.kill();
+            let _ = front.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("the daemon's last lines:");
+            for line in tail.into_iter().rev() {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no reply: {:?}", String::from_utf8_lossy(bytes)));
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("no status: {head}"));
+        let mut body = bytes[end + 4..].to_vec();
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            body = unchunk(&body);
+        }
+        Self { status, head, body }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    /// A header's value, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.eq_ignore_ascii_case(name)).then(|| value.trim().to_owned())
+        })
+    }
+
+    #[track_caller]
+    pub fn expect_status(&self, status: u16) -> &Self {
+        assert_eq!(self.status, status, "{}\n{}", self.head, self.text());
+        self
+    }
+
+    /// Expects a problem document of this status and code.
+    #[track_caller]
+    pub fn expect_problem(&self, status: u16, code: &str) -> &Self {
+        self.expect_status(status);
+        assert_eq!(self.header("content-type").as_deref(), Some("application/problem+json"));
+        let document = self.json();
+        assert_eq!(document["code"], code, "{}", self.text());
+        assert_eq!(document["status"], status);
+        assert_eq!(document["request_id"].as_str(), self.header("x-request-id").as_deref());
+        self
+    }
+}
+
+fn unchunk(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = rest.windows(2).position(|window| window == b"\r\n") {
+        let size = std::str::from_utf8(&rest[..end]).ok();
+        let size = size.and_then(|text| usize::from_str_radix(text, 16).ok()).unwrap_or(0);
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+    body
+}
+
+/// Polls until `is` is true; panics after [`PATIENCE`].
+#[track_caller]
+pub fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Encrypts with `openssl pkeyutl`: RSAES-OAEP, SHA-256, MGF1-SHA-256.
+pub fn openssl_encrypt(public_pem: &str, plaintext: &[u8], directory: &Path) -> Vec<u8> {
+    let file = directory.join("public.pem");
+    std::fs::write(&file, public_pem).expect("written");
+    let mut child = Command::new("openssl")
+        .args(["pkeyutl", "-encrypt", "-pubin", "-inkey"])
+        .arg(&file)
+        .args(["-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha256"])
+        .args(["-pkeyopt", "rsa_mgf1_md:sha256"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl is installed");
+    child.stdin.take().expect("piped").write_all(plaintext).expect("written");
+    let output = child.wait_with_output().expect("waits");
+    assert!(output.status.success(), "openssl failed");
+    output.stdout
+}
