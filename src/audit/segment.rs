@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::AuditError;
 
@@ -132,11 +133,16 @@ pub(super) fn claim(directory: &Path) -> Result<File, AuditError> {
     let path = directory.join("lock");
     let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
     let lock = lock.map_err(|error| of_io("opening the lock", &error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(AuditError::InUse),
-        Err(TryLockError::Error(error)) => Err(of_io("locking", &error)),
+    for _ in 0..20 {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            // A process that was just forked keeps the locks of its parent until it runs its own
+            // program, and one that ends takes a moment.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
+            Err(TryLockError::Error(error)) => return Err(of_io("locking", &error)),
+        }
     }
+    Err(AuditError::InUse)
 }
 
 pub(super) fn sync_directory(directory: &Path) -> Result<(), AuditError> {

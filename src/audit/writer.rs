@@ -56,6 +56,9 @@ struct Queue {
     jobs: Vec<Job>,
     /// Somebody waits: do not linger.
     urgent: bool,
+    /// A stop was handed in: nothing new is begun.
+    stopping: bool,
+    /// The writer has ended.
     closed: bool,
 }
 
@@ -92,12 +95,16 @@ impl Shared {
     /// happened yet is `refusable`: it is turned away when too much waits.
     pub fn push(&self, job: Job, urgent: bool, refusable: bool) {
         let mut queue = self.lock();
-        if queue.closed || (refusable && queue.jobs.len() >= self.backlog) {
-            let error = if queue.closed { AuditError::Closed } else { AuditError::Busy };
+        let error = if queue.closed || (refusable && queue.stopping) {
+            Some(AuditError::Closed)
+        } else {
+            (refusable && queue.jobs.len() >= self.backlog).then_some(AuditError::Busy)
+        };
+        if let Some(error) = error {
             drop(queue);
-            job.refuse(&error);
-            return;
+            return job.refuse(&error);
         }
+        queue.stopping |= matches!(job, Job::Stop);
         queue.jobs.push(job);
         if urgent && !queue.urgent {
             queue.urgent = true;

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 use super::batch::{Planned, Slot};
 use super::sled_store::Settings;
@@ -38,9 +39,11 @@ impl Engine {
             .cache_capacity(settings.cache_bytes)
             .flush_every_ms(None);
         // sled panics on some damaged files.
-        let db = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| StoreError::Corrupt { what: "sled cannot read its file" })?
-            .map_err(of_sled)?;
+        let db = retrying(|| {
+            catch_unwind(AssertUnwindSafe(|| config.open()))
+                .map_err(|_| StoreError::Corrupt { what: "sled cannot read its file" })?
+                .map_err(of_sled)
+        })?;
         migrate(&db, &MIGRATIONS)?;
         let tree = db.open_tree("records").map_err(of_sled)?;
         let log = File::open(settings.path.join("db"))
@@ -195,11 +198,24 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(path.join("lock"))
         .map_err(|error| of_io("opening the lock", &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    retrying(|| match file.try_lock() {
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
         Err(TryLockError::Error(error)) => Err(of_io("locking", &error)),
+    })?;
+    Ok(file)
+}
+
+/// Tries for up to a second while somebody else holds a lock: a process that was just forked keeps
+/// those of its parent until it runs its own program, and one that ends takes a moment.
+fn retrying<T>(attempt: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    for _ in 0..20 {
+        match attempt() {
+            Err(StoreError::InUse) => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
     }
+    attempt()
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
@@ -221,7 +237,10 @@ pub(super) fn of_io(during: &'static str, error: &io::Error) -> StoreError {
 
 fn of_sled(error: sled::Error) -> StoreError {
     match error {
-        // sled keeps the kind and loses the number.
+        // sled keeps the kind and loses the number; its lock has no kind of its own.
+        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
+            StoreError::InUse
+        }
         sled::Error::Io(error) => of_io("working on sled's file", &error),
         sled::Error::Corruption { .. } => StoreError::Corrupt { what: "sled found a bad checksum" },
         sled::Error::ReportableBug(_) => StoreError::Corrupt { what: "sled is inconsistent" },
