@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
-use crate::audit::Filter;
+use crate::audit::{Filter, VerifyKey};
 use crate::policy::{Action, Permit, Resource};
+use crate::records::RecordError;
 
 /// Read lines of the trail.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -77,24 +77,9 @@ impl Request for ReadPublicKey {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<String, Error> {
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        Ok(spki_pem(&home.signer_point))
+        let pem = VerifyKey::pem_of_point(&home.signer_point);
+        pem.ok_or_else(|| Error::Record(RecordError::Broken("appliance/home".to_owned())))
     }
-}
-
-/// SubjectPublicKeyInfo of a P-256 point (RFC 5480 §2), in PEM (RFC 7468 §13).
-fn spki_pem(point: &[u8]) -> String {
-    /// AlgorithmIdentifier id-ecPublicKey with prime256v1, and the head of the bit string.
-    const HEAD: [u8; 26] = [
-        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08,
-        0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-    ];
-    let text = BASE64_STANDARD.encode([&HEAD, point].concat());
-    let mut pem = "-----BEGIN PUBLIC KEY-----\n".to_owned();
-    for line in text.as_bytes().chunks(64) {
-        pem.push_str(&String::from_utf8_lossy(line));
-        pem.push('\n');
-    }
-    pem + "-----END PUBLIC KEY-----\n"
 }
 
 impl Traced for AuditPage {}

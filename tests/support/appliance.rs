@@ -44,7 +44,8 @@ impl Appliance {
 
     /// One that was only started, with a configuration that `change` has changed.
     pub fn configured(change: impl FnOnce(&mut toml::Table)) -> Self {
-        let directory = tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
+        let directory =
+            tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
         let mut appliance = Self { token: TestToken::new(), directory, front: None };
         let mut config = appliance.default_config();
         change(&mut config);
@@ -174,7 +175,8 @@ impl Appliance {
         let front = self.front_pid();
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
-            for task in std::fs::read_dir(format!("/proc/{front}/task")).expect("it runs").flatten() {
+            for task in std::fs::read_dir(format!("/proc/{front}/task")).expect("it runs").flatten()
+            {
                 let children = std::fs::read_to_string(task.path().join("children"));
                 if let Some(pid) = children.unwrap_or_default().split_whitespace().next() {
                     return pid.parse().expect("a number");
