@@ -82,6 +82,8 @@ pub struct Details {
     /// How many items a batch had, and how many of them failed.
     pub items: Option<u32>,
     pub failed_items: Option<u32>,
+    /// Why, as the caller said it.
+    pub reason: Option<Code>,
 }
 
 /// A stable word for why something was not done, as the API's errors carry it: `decryption-failed`.
@@ -250,6 +252,7 @@ impl Details {
             output_bytes: self.output_bytes,
             items: self.items,
             failed_items: self.failed_items,
+            reason: self.reason.map(|reason| plain(reason.0)),
             ..line
         }
     }

@@ -89,6 +89,9 @@ pub struct Line<'a> {
     pub items: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_items: Option<u32>,
+    /// Why, as the caller said it: a word from a fixed set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'a str>,
     /// Event: version of the program.

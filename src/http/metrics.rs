@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::service::Appliance;
+use crate::service::MetricsView;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Requests {
@@ -21,21 +21,21 @@ struct State {
 }
 
 /// The whole page; made anew at every scrape, from counts that are kept anyway.
-pub fn render(appliance: &Appliance) -> String {
+pub fn render(view: &MetricsView) -> String {
     let mut registry = Registry::with_prefix("strongroom");
     let requests = Family::<Requests, Counter>::default();
-    for ((action, result), count) in appliance.counts() {
+    for (&(action, result), &count) in &view.requests {
         requests.get_or_create(&Requests { action, result }).inc_by(count);
     }
     registry.register("requests", "Requests by action and result since the start", requests);
     let state = Family::<State, Gauge>::default();
-    state.get_or_create(&State { state: appliance.state().0 }).set(1);
+    state.get_or_create(&State { state: view.state }).set(1);
     registry.register("state", "1 at the state that the appliance is in", state);
     let uptime = Gauge::<i64>::default();
-    uptime.set(i64::try_from(appliance.uptime_seconds()).unwrap_or(i64::MAX));
+    uptime.set(i64::try_from(view.uptime_seconds).unwrap_or(i64::MAX));
     registry.register("uptime_seconds", "Seconds since the start", uptime);
     let lines = Gauge::<i64>::default();
-    lines.set(i64::try_from(appliance.trail().head().seq).unwrap_or(i64::MAX));
+    lines.set(i64::try_from(view.trail_lines).unwrap_or(i64::MAX));
     registry.register("trail_lines", "Sequence number of the trail's newest line", lines);
     let mut page = String::new();
     // Writing into memory cannot fail.

@@ -7,10 +7,11 @@ use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::body;
+use super::{body, metrics};
 use crate::service::{
     AuditPage, DecryptReply, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
-    PublicKeyReply, PutReply, Revealed, SecretPage, SecretView, StatusView,
+    MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage, SecretView,
+    StatusView,
 };
 
 /// A reply that a route gives.
@@ -44,7 +45,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// Text of another type than JSON.
-pub fn text(kind: &'static str, text: String) -> Response {
+fn text(kind: &'static str, text: String) -> Response {
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -113,11 +114,18 @@ impl IntoReply for PublicKeyReply {
     }
 }
 
-/// The trail's public key.
-impl IntoReply for String {
+impl IntoReply for PublicKeyPem {
     type Shown = Empty;
     fn into_reply(self, _created: bool) -> Response {
-        text("application/x-pem-file", self)
+        text("application/x-pem-file", self.0)
+    }
+}
+
+impl IntoReply for MetricsView {
+    type Shown = Empty;
+    fn into_reply(self, _created: bool) -> Response {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        text(kind, metrics::render(&self))
     }
 }
 

@@ -9,18 +9,16 @@ use axum::routing::{MethodFilter, get, on};
 use http::StatusCode;
 use utoipa::openapi::HttpMethod;
 
-use super::metrics;
 use super::openapi::Description;
 use super::perform::{Front, perform};
 use super::problem::Problem;
-use super::reply::{IntoReply, json, text};
+use super::reply::{IntoReply, json};
 use super::shape::FromWire;
-use crate::policy::{Action, Context, Resource};
 use crate::service::{
     Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
-    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadPublicKey,
-    Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status, Suspend,
-    Unlock,
+    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, Metrics, PutSecret, ReadAudit,
+    ReadPublicKey, Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status,
+    Suspend, Unlock,
 };
 
 /// Routes and their description, growing together.
@@ -60,7 +58,6 @@ pub fn router(front: Front) -> Router {
         .router
         .route("/v1/health", get(health))
         .route("/v1/openapi.json", get(move || async move { json(StatusCode::OK, &*document) }))
-        .route("/metrics", get(show_metrics))
         .fallback(|Extension(call): Extension<Call>| async move {
             Problem::no_route().reply(call.request_id)
         })
@@ -111,6 +108,7 @@ fn appliance(routes: Routes) -> Routes {
         .add::<Init, true>(POST, "/v1/init", "Generate master key, signing key and store key")
         .add::<Status, false>(GET, "/v1/status", "Show how the appliance does")
         .add::<Doctor, false>(GET, "/v1/doctor", "Check everything that the work depends on")
+        .add::<Metrics, false>(GET, "/metrics", "Show what is counted, as OpenMetrics text")
         .add::<Lock, false>(POST, "/v1/lock", "Wipe all keys and refuse work until unlock")
         .add::<Unlock, false>(POST, "/v1/unlock", "Work again")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
@@ -122,18 +120,5 @@ async fn health(State(front): State<Front>, Extension(call): Extension<Call>) ->
     match front.appliance.state() {
         ("ready", _) => json(StatusCode::OK, &serde_json::json!({ "ready": true })),
         _ => Problem::not_ready("not ready").reply(call.request_id),
-    }
-}
-
-async fn show_metrics(State(front): State<Front>, Extension(call): Extension<Call>) -> Response {
-    let policy = front.appliance.policy();
-    let (action, on) = (Action::MetricsRead, Resource::Appliance);
-    match policy.permit(&call.caller, action, &on, Context::default()) {
-        Ok(permit) => {
-            drop(permit);
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            text(kind, metrics::render(&front.appliance))
-        }
-        Err(_) => Problem::from(crate::service::Error::Denied).reply(call.request_id),
     }
 }

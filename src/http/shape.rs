@@ -12,9 +12,9 @@ use super::problem::Problem;
 use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
-    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
-    PutBody, ReadAudit, ReadPublicKey, Request, Restore, Resume, RevealSecret, Rotate, ShowKey,
-    ShowSecret, Status, Suspend, Unlock,
+    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Metrics, Named, Page,
+    PublicKeyQuery, PutBody, ReadAudit, ReadPublicKey, Request, Restore, Resume, RevealSecret,
+    Rotate, ShowKey, ShowSecret, Status, Suspend, Unlock,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -192,6 +192,7 @@ macro_rules! shape {
 shape!(body Init);
 shape!(nothing Status);
 shape!(nothing Doctor);
+shape!(nothing Metrics);
 shape!(body Lock);
 shape!(body Unlock);
 shape!(body CreateKey);

@@ -1,5 +1,7 @@
 //! The appliance itself: init, status, doctor, lock, unlock.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -7,7 +9,7 @@ use super::binary::SecretBinary;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::lifecycle::Reason;
-use crate::audit::{Event, EventNote};
+use crate::audit::{Details, Event, EventNote};
 use crate::custody::protocol::{Check, Fault, Verdict};
 use crate::custody::{CustodyError, LinkState};
 use crate::policy::{Action, Permit, Resource};
@@ -81,6 +83,20 @@ pub struct TrailView {
     pub head: String,
     /// Whether lines can be written now.
     pub writable: bool,
+}
+
+/// What is counted and how the appliance stands, for a monitor.
+pub struct Metrics;
+
+#[derive(Debug, Clone)]
+pub struct MetricsView {
+    /// Requests by action and result (`done` or a code) since the start.
+    pub requests: BTreeMap<(&'static str, &'static str), u64>,
+    /// The state's word, as in the status.
+    pub state: &'static str,
+    pub uptime_seconds: u64,
+    /// Sequence number of the trail's newest durable line.
+    pub trail_lines: u64,
 }
 
 /// Check everything that the work depends on, from inside.
@@ -227,15 +243,24 @@ impl Appliance {
             },
         }
     }
+}
 
-    /// Requests by action and result since the start.
-    pub fn counts(&self) -> std::collections::BTreeMap<(&'static str, &'static str), u64> {
-        self.standing.counts()
+impl Request for Metrics {
+    const ACTION: Action = Action::MetricsRead;
+    const TRACE: Trace = Trace::Never;
+    type Reply = MetricsView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
     }
 
-    /// Seconds since the start.
-    pub fn uptime_seconds(&self) -> u64 {
-        self.standing.uptime_seconds()
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MetricsView, Error> {
+        Ok(MetricsView {
+            requests: appliance.standing.counts(),
+            state: appliance.state().0,
+            uptime_seconds: appliance.standing.uptime_seconds(),
+            trail_lines: appliance.trail.head().seq,
+        })
     }
 }
 
@@ -294,6 +319,10 @@ impl Request for Lock {
         Resource::Appliance
     }
 
+    fn details(&self) -> Details {
+        Details { reason: self.reason.map(Reason::code), ..Details::default() }
+    }
+
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
         // The last chance to have the trail signed. A token that is away must not keep it open.
         if let Err(error) = appliance.trail.checkpoint().await {
@@ -336,3 +365,4 @@ impl Request for Unlock {
 impl Traced for InitView {}
 impl Traced for StatusView {}
 impl Traced for DoctorView {}
+impl Traced for MetricsView {}

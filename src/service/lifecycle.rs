@@ -7,13 +7,13 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace};
 use super::keys::thumbprint;
 use super::view::{KeyView, Named};
-use crate::audit::Details;
+use crate::audit::{Code, Details};
 use crate::custody::protocol::KeyAddress;
 use crate::key::{Name, Transition, WaitingPeriod};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{KeyRecord, VersionRecord};
 
-/// Why a key changes; a word of a fixed set, so that it can be told to the journal without care.
+/// Why a key changes; a word of a fixed set, so that it can be told to the trail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
@@ -25,6 +25,27 @@ pub enum Reason {
     Cryptoperiod,
     Maintenance,
     Mistake,
+}
+
+impl Reason {
+    /// The word of the wire, for the trail.
+    pub(super) fn code(self) -> Code {
+        Code(match self {
+            Reason::Unspecified => "unspecified",
+            Reason::KeyCompromise => "key-compromise",
+            Reason::SuspectedCompromise => "suspected-compromise",
+            Reason::Superseded => "superseded",
+            Reason::CessationOfOperation => "cessation-of-operation",
+            Reason::Cryptoperiod => "cryptoperiod",
+            Reason::Maintenance => "maintenance",
+            Reason::Mistake => "mistake",
+        })
+    }
+}
+
+/// What the trail is told of a change before it is made.
+fn details(version: Option<u32>, reason: Option<Reason>) -> Details {
+    Details { version, reason: reason.map(Reason::code), ..Details::default() }
 }
 
 /// Body of a change of state.
@@ -78,7 +99,7 @@ macro_rules! transitions {
             }
 
             fn details(&self) -> Details {
-                Details { version: self.with.version, ..Details::default() }
+                details(self.with.version, self.with.reason)
             }
 
             async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
@@ -120,7 +141,7 @@ impl Request for Destroy {
     }
 
     fn details(&self) -> Details {
-        Details { version: self.with.version, ..Details::default() }
+        details(self.with.version, self.with.reason)
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
@@ -140,6 +161,10 @@ impl Request for Rotate {
 
     fn resource(&self) -> Resource {
         Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        details(None, self.with.reason)
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {

@@ -18,7 +18,8 @@ mod trail;
 mod view;
 
 pub use appliance::{
-    CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
+    CheckView, Doctor, DoctorView, Init, InitView, Lock, Metrics, MetricsView, Status, StatusView,
+    Unlock,
 };
 pub use binary::{Binary, Disclosed, SecretBinary};
 pub use crypt::{
@@ -40,5 +41,5 @@ pub use secrets::{
     SecretView, ShowSecret,
 };
 pub use state::{Settings, Standing};
-pub use trail::{AuditPage, ReadAudit, ReadPublicKey};
+pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};
 pub use view::{KeyView, Named, Page, VersionView};

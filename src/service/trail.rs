@@ -39,6 +39,9 @@ pub struct AuditPage {
     pub next: Option<u64>,
 }
 
+/// A P-256 public key: SubjectPublicKeyInfo in PEM.
+pub struct PublicKeyPem(pub String);
+
 /// Fetch the public key of the trail's signing key.
 pub struct ReadPublicKey;
 
@@ -69,18 +72,19 @@ impl Request for ReadAudit {
 impl Request for ReadPublicKey {
     const ACTION: Action = Action::AuditRead;
     const TRACE: Trace = Trace::Never;
-    type Reply = String;
+    type Reply = PublicKeyPem;
 
     fn resource(&self) -> Resource {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<String, Error> {
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<PublicKeyPem, Error> {
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         let pem = VerifyKey::pem_of_point(&home.signer_point);
-        pem.ok_or_else(|| Error::Record(RecordError::Broken("appliance/home".to_owned())))
+        pem.map(PublicKeyPem)
+            .ok_or_else(|| Error::Record(RecordError::Broken("appliance/home".to_owned())))
     }
 }
 
 impl Traced for AuditPage {}
-impl Traced for String {}
+impl Traced for PublicKeyPem {}
