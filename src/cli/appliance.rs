@@ -115,15 +115,16 @@ pub(super) fn doctor(session: &Session) -> Result<(), Failure> {
     if checks.iter().any(|check| mark(check) == "FAIL") { Err(Failure::Told) } else { Ok(()) }
 }
 
-/// The lines of a doctor's report from `{name, result, detail, setting}` objects.
+/// The lines of a doctor's report from `{name, result, detail, setting, file}` objects.
 fn checks_text(checks: &[Value]) -> String {
     let text = |check: &Value, name: &str| check.get(name).map_or(String::new(), |v| cell(name, v));
     let rows: Vec<Vec<String>> = checks
         .iter()
         .map(|check| {
-            let mends = match text(check, "setting") {
-                setting if setting.is_empty() => String::new(),
-                setting => format!("  → {setting}"),
+            let mends = match (text(check, "setting"), text(check, "file")) {
+                (setting, _) if setting.is_empty() => String::new(),
+                (setting, file) if file.is_empty() => format!("  → {setting}"),
+                (setting, file) => format!("  → {setting} in {file}"),
             };
             let detail = format!("{}{mends}", text(check, "detail"));
             vec![mark(check).to_owned(), text(check, "name"), detail]

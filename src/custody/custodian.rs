@@ -105,13 +105,21 @@ impl Custodian {
 
     /// Carries out what [`Custodian::quick`] handed on; may wait for the token.
     pub fn slow(&self, verb: Verb) -> Answer {
+        let unlocking = matches!(verb, Verb::Unlock { .. });
         let answer = match verb {
             Verb::Unlock { appliance, pin } => self.unlock(appliance, pin),
             Verb::Doctor => Ok(Reply::Checks(self.examine())),
             Verb::Init { appliance, resume } => self.init(appliance, resume),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
         };
-        if let Err(Fault::TokenUnavailable(_)) = answer {
+        // A module that did not open cannot be trusted to open anew in this process; a refused PIN
+        // waits for an operator instead.
+        let past_use = match &answer {
+            Err(Fault::TokenUnavailable(_)) => true,
+            Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => false,
+            Err(_) => unlocking,
+        };
+        if past_use {
             self.past_use.store(true, Ordering::Release);
         }
         answer

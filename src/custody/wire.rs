@@ -23,6 +23,8 @@ pub enum WireError {
     Closed,
     #[error("nothing to read, or no room to write")]
     WouldBlock,
+    #[error("another user than custody's listens there: see [custody] custody_user")]
+    Stranger,
     #[error("a packet that does not hold a message")]
     Malformed,
     #[error("a message longer than a packet may be")]

@@ -1,5 +1,6 @@
 //! The front, put together: store, custody's link, trail, records, policy, and the service over them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ impl Front {
     ///
     /// # Errors
     /// Whatever would have it serve without trail, store or policy: it does not start then.
-    pub async fn open(loaded: &Loaded) -> Result<Self, DaemonError> {
+    pub async fn open(path: &Path, loaded: &Loaded) -> Result<Self, DaemonError> {
         let config = &loaded.config;
         let policy = Policy::load(&config.policy)?;
         let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.store)?);
@@ -50,6 +51,7 @@ impl Front {
             custody: custody.clone(),
             settings: config.keys.clone(),
             house: house::checks(config),
+            config_file: path.display().to_string(),
         }));
         Ok(Self { appliance, custody })
     }

@@ -101,8 +101,12 @@ pub fn doctor(path: &Path) -> Result<(String, bool), DaemonError> {
             Verdict::Warn => "warn",
             Verdict::Fail => "FAIL",
         };
-        let arrow = if check.remedy.is_empty() { "" } else { "  → " };
-        format!("{mark}  {:<20}  {}{arrow}{}\n", check.name, check.found, check.remedy)
+        let mends = match check.remedy.as_str() {
+            "" => String::new(),
+            setting if setting.starts_with('[') => format!("  → {setting} in {}", path.display()),
+            other => format!("  → {other}"),
+        };
+        format!("{mark}  {:<20}  {}{mends}\n", check.name, check.found)
     });
     Ok((lines.collect(), well))
 }

@@ -67,7 +67,7 @@ async fn run(path: &Path, loaded: &Loaded, logs: &Logs) -> Result<(), DaemonErro
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
-    let front = Front::open(loaded).await?;
+    let front = Front::open(path, loaded).await?;
     front.tend(config);
     let listener = match passed_socket() {
         Some(listener) => listener,

@@ -115,6 +115,9 @@ pub struct CheckView {
     pub detail: String,
     /// What mends it; empty where nothing is wrong.
     pub setting: String,
+    /// The file that the setting stands in, where it is one of the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// Wipe all keys from memory, forget the PIN, and refuse work until `unlock`.
@@ -295,18 +298,21 @@ impl Request for Doctor {
             });
         }
         checks.extend((appliance.house)());
-        Ok(DoctorView { checks: checks.into_iter().map(CheckView::of).collect() })
+        Ok(DoctorView {
+            checks: checks.into_iter().map(|check| appliance.view_of(check)).collect(),
+        })
     }
 }
 
-impl CheckView {
-    fn of(check: Check) -> Self {
+impl Appliance {
+    fn view_of(&self, check: Check) -> CheckView {
         let result = match check.verdict {
             Verdict::Ok => "ok",
             Verdict::Warn => "warn",
             Verdict::Fail => "fail",
         };
-        Self { name: check.name, result, detail: check.found, setting: check.remedy }
+        let file = check.remedy.starts_with('[').then(|| self.config_file.clone());
+        CheckView { name: check.name, result, detail: check.found, setting: check.remedy, file }
     }
 }
 

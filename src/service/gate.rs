@@ -77,6 +77,7 @@ pub struct Appliance {
     pub(super) settings: RwLock<Settings>,
     pub(super) standing: Standing,
     pub(super) house: HouseChecks,
+    pub(super) config_file: String,
 }
 
 /// What an appliance is put together from.
@@ -87,6 +88,8 @@ pub struct Parts {
     pub custody: Client,
     pub settings: Settings,
     pub house: HouseChecks,
+    /// The file that settings stand in, to be named to operators.
+    pub config_file: String,
 }
 
 /// Makes those checks of `doctor` that only the floor above can make: directories, clock, limits.
@@ -94,7 +97,7 @@ pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
 
 impl Appliance {
     pub fn new(parts: Parts) -> Self {
-        let Parts { policy, trail, records, custody, settings, house } = parts;
+        let Parts { policy, trail, records, custody, settings, house, config_file } = parts;
         Self {
             policy: RwLock::new(Arc::new(policy)),
             trail: Arc::new(trail),
@@ -103,6 +106,7 @@ impl Appliance {
             settings: RwLock::new(settings),
             standing: Standing::new(),
             house,
+            config_file,
         }
     }
 
