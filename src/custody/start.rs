@@ -46,7 +46,8 @@ impl Ready {
         secret::harden_process()?;
         let front_uid = resolve(settings.front_user.as_deref())?;
         let listener = match passed {
-            Some(listener) => listener,
+            Some(listener) => listen_as_ourselves(listener)
+                .map_err(|cause| StartError::Socket { path: settings.socket.clone(), cause })?,
             None => bind_private(&settings.socket, front_uid)
                 .map_err(|cause| StartError::Socket { path: settings.socket.clone(), cause })?,
         };
@@ -102,6 +103,16 @@ fn examiner(
     Box::new(move |token| doctor::examine(&settings, credentials.as_deref(), arena, token))
 }
 
+/// Takes over a socket that the supervisor listens on. Whoever connects is told the credentials of the
+/// process that called listen(2) last (unix(7), SO_PEERCRED): without this, the front would see root.
+fn listen_as_ourselves(listener: OwnedFd) -> Result<OwnedFd, io::Error> {
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(listener)
+}
+
+/// Connections that may wait to be accepted; there is one front.
+const BACKLOG: i32 = 8;
+
 /// Binds a socket that only its owner, the front's user, may connect to; there is no moment in which
 /// it has other permissions. A socket left behind by an earlier process is replaced.
 fn bind_private(path: &Path, front_uid: u32) -> Result<OwnedFd, io::Error> {
@@ -119,6 +130,6 @@ fn bind_private(path: &Path, front_uid: u32) -> Result<OwnedFd, io::Error> {
     if front_uid != geteuid().as_raw() {
         std::os::unix::fs::chown(path, Some(front_uid), None)?;
     }
-    listen(&fd, Backlog::new(8)?)?;
+    listen(&fd, Backlog::new(BACKLOG)?)?;
     Ok(fd)
 }
