@@ -2,7 +2,7 @@
 
 use super::client::{Client, CustodyError};
 use super::protocol::{
-    Check, KeyAddress, Passing, RecordAddress, Reply, SignerFacts, Status, StoreKey, Verb,
+    Check, Home, KeyAddress, Passing, RecordAddress, Reply, Status, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pkcs8Der, Plaintext};
@@ -22,12 +22,12 @@ pub struct CheckpointSignature {
     pub signature: Vec<u8>,
 }
 
-/// What init made in the token.
+/// What init came to.
 pub struct Initialised {
-    /// In words, what was generated and not found.
+    /// In words, what was generated in the token and not found there.
     pub created: Vec<String>,
-    pub generation: u32,
-    pub signer: SignerFacts,
+    /// What has to be kept of it.
+    pub home: Home,
 }
 
 /// Unpacks the one reply that fits, else says that custody is confused.
@@ -51,21 +51,12 @@ impl Client {
         expect!(self.ask_any(Verb::Doctor).await?, Reply::Checks(checks) => checks)
     }
 
-    /// Generates master key and signing key of the first generation in the token.
+    /// Generates master key and signing key of the first generation in the token, and a store key.
     pub async fn init(&self, appliance: &str, resume: bool) -> Result<Initialised, CustodyError> {
         let verb = Verb::Init { appliance: appliance.to_owned(), resume };
         expect!(
             self.ask(verb).await?,
-            Reply::Initialised { created, generation, signer } =>
-                Initialised { created, generation, signer }
-        )
-    }
-
-    /// A fresh store key, wrapped in the token.
-    pub async fn new_store_key(&self, id: u32) -> Result<StoreKey, CustodyError> {
-        expect!(
-            self.ask(Verb::NewStoreKey { id }).await?,
-            Reply::StoreKey { wrapped } => StoreKey { id, wrapped }
+            Reply::Initialised { created, home } => Initialised { created, home }
         )
     }
 

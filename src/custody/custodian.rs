@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use super::cache;
-use super::keyring::Keyring;
+use super::keyring::{self, Keyring};
 use super::protocol::{
     Answer, Check, Fault, Home, Passing, Reply, SignerFacts, Status, TokenFacts, Verb,
 };
@@ -160,7 +160,7 @@ impl Custodian {
         }
         let token = (self.opener)(pin.map(|Passing(pin)| pin))?;
         let signer = match &home {
-            Some(home) => Some(prove_master(token.as_ref(), home.generation)?),
+            Some(home) => Some(prove_home(token.as_ref(), home)?),
             None => None,
         };
         let facts = facts_of(token.as_ref())?;
@@ -168,13 +168,12 @@ impl Custodian {
         Ok(Reply::Unlocked { token: facts, signer })
     }
 
-    /// Generates the first master key and signing key. Without `resume` anything found ends it.
+    /// Generates the first master key, signing key and store key. Without `resume` anything found in
+    /// the token ends it. Whether an appliance was initialised before is known to the front, which
+    /// keeps what this comes to: where that failed, `resume` has to work on the same open token.
     fn init(&self, appliance: String, resume: bool) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         let keyring = self.keyring().ok_or(Fault::Locked)?;
-        if keyring.home.is_some() {
-            return Err(Fault::Exists("this appliance is initialised".to_owned()));
-        }
         let token = keyring.token.as_ref();
         let (master, signer) = (token.master(FIRST)?, token.signer(FIRST)?);
         if !resume {
@@ -190,10 +189,12 @@ impl Custodian {
             created.push(format!("trail signing key, generation {FIRST}"));
         }
         let signer = prove_master(token, FIRST)?;
-        let home = Home { appliance, generation: FIRST };
-        let token = Arc::clone(&keyring.token);
-        self.install(Keyring::new(token, keyring.facts.clone(), Some(home), self.cache.clone()));
-        Ok(Reply::Initialised { created, generation: FIRST, signer })
+        let store_key = keyring::new_store_key(token, &appliance, FIRST, FIRST)?;
+        let signer_point = signer.public_point;
+        let home = Home { appliance, generation: FIRST, store_key, signer_point };
+        let (token, facts) = (Arc::clone(&keyring.token), keyring.facts.clone());
+        self.install(Keyring::new(token, facts, Some(home.clone()), self.cache.clone()));
+        Ok(Reply::Initialised { created, home })
     }
 
     fn install(&self, keyring: Keyring) {
@@ -201,7 +202,7 @@ impl Custodian {
     }
 }
 
-/// The generation that init makes.
+/// The generation that init makes, and the number of its store key.
 const FIRST: u32 = 1;
 
 fn refuse_existing(master: bool, signer: bool) -> Result<(), Fault> {
@@ -212,6 +213,26 @@ fn refuse_existing(master: bool, signer: bool) -> Result<(), Fault> {
         (true, true) => "a master key and a trail signing key",
     };
     Err(Fault::Exists(format!("the token holds {found} of generation {FIRST}")))
+}
+
+/// Makes sure that the token holds the very keys that the appliance was initialised with.
+fn prove_home(token: &dyn Token, home: &Home) -> Result<SignerFacts, Fault> {
+    let other = |what: &str| {
+        Fault::Master(format!(
+            "the {what} of generation {} in the token is not the one that this appliance was \
+             initialised with; is it the right token?",
+            home.generation
+        ))
+    };
+    let signer = prove_master(token, home.generation)?;
+    match keyring::open_store_key(token, &home.appliance, &home.store_key) {
+        Err(Fault::SealBroken) => return Err(other("master key")),
+        opened => drop(opened?),
+    }
+    if signer.public_point != home.signer_point {
+        return Err(other("trail signing key"));
+    }
+    Ok(signer)
 }
 
 /// Makes sure that master and signing key of a generation are there, fit and alive.

@@ -100,7 +100,6 @@ impl Keyring {
                 let key = self.store_key(store_key)?;
                 self.record(&key, verb)
             }
-            Verb::NewStoreKey { id } => self.new_store_key(id),
             Verb::GenerateKey { address, algorithm } => {
                 let key = PrivateKey::generate(algorithm).map_err(of_key)?;
                 self.seal_key(&address, &key)
@@ -178,14 +177,6 @@ impl Keyring {
         })
     }
 
-    fn new_store_key(&self, id: u32) -> Answer {
-        let home = self.home()?;
-        let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
-        let aad = sealed::store_key_aad(&home.appliance, home.generation, id);
-        let wrapped = self.token.wrap(home.generation, &aad, &key)?;
-        Ok(Reply::StoreKey { wrapped: sealed::write_wrapped(&wrapped) })
-    }
-
     fn known_store_key(&self, wanted: &StoreKey) -> Option<Arc<DataKey>> {
         let known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&wanted.wrapped).cloned()
@@ -193,9 +184,7 @@ impl Keyring {
 
     fn store_key(&self, wanted: &StoreKey) -> Result<Arc<DataKey>, Fault> {
         let home = self.home()?;
-        let wrapped = sealed::read_wrapped(&wanted.wrapped)?;
-        let aad = sealed::store_key_aad(&home.appliance, wrapped.generation, wanted.id);
-        let key = Arc::new(self.token.unwrap(wrapped.generation, &aad, &wrapped)?);
+        let key = Arc::new(open_store_key(self.token.as_ref(), &home.appliance, wanted)?);
         let mut known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(wanted.wrapped.clone(), Arc::clone(&key));
         Ok(key)
@@ -232,6 +221,30 @@ impl Keyring {
         let signature = self.token.sign(home.generation, &digest)?;
         Ok(Reply::Signature { generation: home.generation, signature: signature.to_vec() })
     }
+}
+
+/// A fresh store key, wrapped under a master generation for one appliance.
+pub fn new_store_key(
+    token: &dyn Token,
+    appliance: &str,
+    generation: u32,
+    id: u32,
+) -> Result<StoreKey, Fault> {
+    let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
+    let aad = sealed::store_key_aad(appliance, generation, id);
+    let wrapped = sealed::write_wrapped(&token.wrap(generation, &aad, &key)?);
+    Ok(StoreKey { id, wrapped })
+}
+
+/// Unwraps a store key of an appliance; [`Fault::SealBroken`] where it is not of this one and its master.
+pub fn open_store_key(
+    token: &dyn Token,
+    appliance: &str,
+    key: &StoreKey,
+) -> Result<DataKey, Fault> {
+    let wrapped = sealed::read_wrapped(&key.wrapped)?;
+    let aad = sealed::store_key_aad(appliance, wrapped.generation, key.id);
+    Ok(token.unwrap(wrapped.generation, &aad, &wrapped)?)
 }
 
 fn decrypt_with(key: &PrivateKey, wanted: &Decryption<'_>) -> Answer {

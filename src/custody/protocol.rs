@@ -64,14 +64,11 @@ pub enum Verb {
     },
     /// Wipes everything and ends the process; the next one starts locked.
     Lock,
-    /// Generates what an appliance needs in the token; with `resume`, keeps what is there already.
+    /// Generates what an appliance needs in the token, and a store key; with `resume`, keeps what the
+    /// token holds already.
     Init {
         appliance: String,
         resume: bool,
-    },
-    /// A fresh store key, wrapped.
-    NewStoreKey {
-        id: u32,
     },
     SealRecord {
         store_key: StoreKey,
@@ -118,6 +115,10 @@ pub struct Home {
     pub appliance: String,
     /// Master generation in use.
     pub generation: u32,
+    /// Wrapped under the master at init: that it opens shows that the master is still the same.
+    pub store_key: StoreKey,
+    /// Public point of the trail's signing key (SEC 1, uncompressed).
+    pub signer_point: Vec<u8>,
 }
 
 /// What a verb comes to.
@@ -128,8 +129,7 @@ pub enum Reply {
     Done,
     Status(Status),
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
-    Initialised { created: Vec<String>, generation: u32, signer: SignerFacts },
-    StoreKey { wrapped: Vec<u8> },
+    Initialised { created: Vec<String>, home: Home },
     Sealed(Vec<u8>),
     Opened(Vec<u8>),
     Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },

@@ -39,7 +39,12 @@ pub struct LockRecord {
 impl HomeRecord {
     /// What custody has to know of it.
     pub fn for_custody(&self) -> Home {
-        Home { appliance: self.appliance.clone(), generation: self.generation }
+        Home {
+            appliance: self.appliance.clone(),
+            generation: self.generation,
+            store_key: self.store_key.clone(),
+            signer_point: self.signer_point.clone(),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use super::lifecycle::Reason;
 use crate::audit::{Details, Event, EventNote};
 use crate::custody::protocol::{Check, Fault, Verdict};
-use crate::custody::{CustodyError, LinkState};
+use crate::custody::{CustodyError, LinkState, Wanted};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{HomeRecord, LockRecord};
 use crate::secret::{ArenaError, Pin};
@@ -145,6 +145,7 @@ impl Request for Init {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<InitView, Error> {
+        let _one_at_a_time = appliance.founding.lock().await;
         if let Some(home) = appliance.records.home() {
             return Err(Error::AlreadyInitialised(format!("it is appliance {}", home.appliance)));
         }
@@ -158,20 +159,21 @@ impl Request for Init {
             }
             other => other?,
         };
-        let store_key = appliance.custody.new_store_key(1).await?;
+        // Before the record is kept: a custody that ends meanwhile comes back with the new home, and
+        // nothing opens by it until the record is there.
+        appliance.custody.want(Wanted::Unlocked(Some(made.home.clone())));
+        let generation = made.home.generation;
         let home = HomeRecord {
             appliance: id.clone(),
-            generation: made.generation,
-            store_key,
-            signer_point: made.signer.public_point,
-            signer_generation: made.signer.generation,
+            generation,
+            store_key: made.home.store_key,
+            signer_point: made.home.signer_point,
+            signer_generation: generation,
             created_at: appliance.now(),
         };
-        let wanted = crate::custody::Wanted::Unlocked(Some(home.for_custody()));
         appliance.records.found(home).await?;
-        appliance.custody.want(wanted);
         appliance.trail.event(EventNote::new(Event::Initialised)).await?;
-        Ok(InitView { appliance: id, generation: made.generation, created: made.created })
+        Ok(InitView { appliance: id, generation, created: made.created })
     }
 }
 

@@ -78,6 +78,8 @@ pub struct Appliance {
     pub(super) standing: Standing,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
+    /// Held while the appliance is initialised: two must not make one.
+    pub(super) founding: tokio::sync::Mutex<()>,
 }
 
 /// What an appliance is put together from.
@@ -107,6 +109,7 @@ impl Appliance {
             standing: Standing::new(),
             house,
             config_file,
+            founding: tokio::sync::Mutex::default(),
         }
     }
 

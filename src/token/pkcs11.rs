@@ -204,7 +204,10 @@ impl Token for Pkcs11Token {
             if self.check_signer(generation)?.is_some() {
                 return Err(self.exists(key));
             }
-            let made = self.sessions.run_writing(|session| keys::make_signer(session, key))?;
+            let made = self.sessions.run_writing(|session| {
+                keys::clear_public_halves(session, key)?;
+                keys::make_signer(session, key)
+            })?;
             match self.check_signer(generation) {
                 Ok(Some(signer)) => Ok(signer.info),
                 bad => {

@@ -96,6 +96,18 @@ pub(super) fn make_signer(session: &Session, key: KeyName) -> Result<[ObjectHand
     Ok([public, private])
 }
 
+/// Removes public halves whose private half does not exist: what a generation leaves that was cut off
+/// in its middle. The caller has made sure that there is no private half; nothing can be done with one
+/// alone, and two would keep the pair from being found.
+pub(super) fn clear_public_halves(session: &Session, key: KeyName) -> Result<(), Failure> {
+    let left = session.find_objects(&[
+        Attribute::Class(ObjectClass::PUBLIC_KEY),
+        Attribute::Token(true),
+        template::id(key),
+    ])?;
+    unmake(session, &left)
+}
+
 /// Takes back what was made a moment ago and turned out to be unfit.
 pub(super) fn unmake(session: &Session, made: &[ObjectHandle]) -> Result<(), Failure> {
     Ok(made.iter().try_for_each(|object| session.destroy_object(*object))?)
