@@ -114,7 +114,7 @@ impl Keyring {
     }
 
     fn home(&self) -> Result<&Home, Fault> {
-        self.home.as_ref().ok_or_else(|| Fault::Master("not initialised".to_owned()))
+        self.home.as_ref().ok_or(Fault::NotInitialised)
     }
 
     /// With a key that is open already; `None` where it is not.

@@ -196,6 +196,9 @@ pub enum Fault {
     SealBroken,
     #[error("custody is locked")]
     Locked,
+    /// The token is open, and init has not been done: there is no master key to work with.
+    #[error("this appliance is not initialised")]
+    NotInitialised,
     #[error("custody is unlocked already")]
     Unlocked,
     #[error("the token is not usable: {0}")]

@@ -19,7 +19,9 @@ impl Signer for CustodySigner {
                 return Err(SignError::NotReady);
             }
             let signed = custody.sign_checkpoint(message).await.map_err(|error| match error {
-                CustodyError::Fault(Fault::Locked | Fault::Master(_)) => SignError::NotReady,
+                CustodyError::Fault(Fault::Locked | Fault::NotInitialised | Fault::Master(_)) => {
+                    SignError::NotReady
+                }
                 _ => SignError::Unavailable,
             })?;
             let bytes = signed.signature.try_into().map_err(|_| SignError::Unavailable)?;

@@ -86,6 +86,7 @@ impl From<CustodyError> for Error {
         match error {
             CustodyError::Fault(Fault::DecryptionFailed) => Error::DecryptionFailed,
             CustodyError::Fault(Fault::Locked) => Error::Locked,
+            CustodyError::Fault(Fault::NotInitialised) => Error::NotInitialised,
             CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused(why),
             CustodyError::Fault(Fault::Master(why)) => Error::Master(why),
             CustodyError::Fault(Fault::BadKey(why)) => Error::BadKey(why),

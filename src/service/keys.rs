@@ -267,7 +267,7 @@ impl Request for Jwks {
 
 impl Traced for KeyView {
     fn details(&self) -> Details {
-        Details { version: self.versions.last().map(|newest| newest.version), ..Details::default() }
+        Details { version: self.about, ..Details::default() }
     }
 }
 
@@ -322,7 +322,7 @@ impl Appliance {
             crate::records::RecordError::Conflict => Error::Exists("key"),
             other => other.into(),
         })?;
-        Ok(KeyView::of(&kept.meta))
+        Ok(KeyView::of(&kept.meta).about(1))
     }
 }
 

@@ -183,7 +183,29 @@ impl Request for Rotate {
         new.versions.push(std::sync::Arc::new(record));
         let kept = appliance.records.change_key(&old, new).await?;
         appliance.forget_opened(&self.name).await;
-        Ok(KeyView::of(&kept.meta))
+        Ok(KeyView::of(&kept.meta).about(version))
+    }
+}
+
+/// What the trail is told of a change before it is made.
+fn told(version: Option<u32>, reason: Option<Reason>) -> Details {
+    let reason = reason.map(|reason| Code(reason.as_str()));
+    Details { version, reason, ..Details::default() }
+}
+
+impl Reason {
+    /// The word on the wire and in the trail: `key-compromise`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Unspecified => "unspecified",
+            Reason::KeyCompromise => "key-compromise",
+            Reason::SuspectedCompromise => "suspected-compromise",
+            Reason::Superseded => "superseded",
+            Reason::CessationOfOperation => "cessation-of-operation",
+            Reason::Cryptoperiod => "cryptoperiod",
+            Reason::Maintenance => "maintenance",
+            Reason::Mistake => "mistake",
+        }
     }
 }
 
@@ -199,13 +221,17 @@ impl Appliance {
         let mut new = KeyRecord::clone(&old);
         let changed = new.meta.apply(version, transition, self.now())?;
         if transition == Transition::Destroy {
-            for version in changed {
-                shred(&mut new, version);
+            for version in &changed {
+                shred(&mut new, *version);
             }
         }
         let kept = self.records.change_key(&old, new).await?;
         self.forget_opened(name).await;
-        Ok(KeyView::of(&kept.meta))
+        let view = KeyView::of(&kept.meta);
+        Ok(match changed[..] {
+            [one] => view.about(one),
+            _ => view,
+        })
     }
 
     /// Has custody wipe what it holds open of a key. Should custody be away, it holds nothing.

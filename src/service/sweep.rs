@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::error::Error;
-use super::gate::{Appliance, Call, Request, Trace};
+use super::gate::{Appliance, Call, Request, Trace, Traced};
 use super::view::{KeyView, Page};
 use crate::audit::{Code, Details, Intent, Outcome};
 use crate::identity::Caller;
@@ -72,7 +72,7 @@ impl Appliance {
         let permit = Permit::of_system(PART, Action::KeyDestroy, resource);
         let result = request.run(permit, self).await;
         let outcome = match &result {
-            Ok(_) => Outcome::done(),
+            Ok(view) => Outcome::done().with(Traced::details(view)),
             Err(error) => Outcome::failed(Code(error.code())),
         };
         self.trail.close(entry, outcome).durable().await?;

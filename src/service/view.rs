@@ -54,6 +54,9 @@ pub struct KeyView {
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     pub versions: Vec<VersionView>,
+    /// The one version that was made or changed, for the trail.
+    #[serde(skip)]
+    pub about: Option<u32>,
 }
 
 /// A version of a key as it is shown.
@@ -98,7 +101,13 @@ impl KeyView {
             current_version: meta.current().map(VersionMeta::version),
             created_at: meta.created_at(),
             versions: meta.versions().iter().map(VersionView::of).collect(),
+            about: None,
         }
+    }
+
+    /// Says to the trail which version it is about.
+    pub fn about(self, version: u32) -> Self {
+        Self { about: Some(version), ..self }
     }
 }
 

@@ -7,4 +7,8 @@ mod appliance;
 #[allow(dead_code)] // each test binary uses another part of it
 mod token;
 
+mod acts;
+mod init;
+mod key_states;
+mod lock;
 mod main_job;

@@ -18,6 +18,7 @@ pub struct Appliance {
     token: TestToken,
     directory: tempfile::TempDir,
     front: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 /// A reply of the API.
@@ -46,7 +47,8 @@ impl Appliance {
     pub fn configured(change: impl FnOnce(&mut toml::Table)) -> Self {
         let directory =
             tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
-        let mut appliance = Self { token: TestToken::new(), directory, front: None };
+        let environment = Vec::new();
+        let mut appliance = Self { token: TestToken::new(), directory, front: None, environment };
         let mut config = appliance.default_config();
         change(&mut config);
         appliance.write_config(&config);
@@ -154,11 +156,39 @@ impl Appliance {
             .args(["serve", "--config"])
             .arg(self.config_file())
             .env(name, conf)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn();
         self.front = Some(child.expect("the daemon starts"));
+    }
+
+    /// Sets a variable for daemons that are started from now on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Changes the configuration on disk; a running daemon is told by SIGHUP or a restart.
+    pub fn change_config(&self, change: impl FnOnce(&mut toml::Table)) {
+        let mut config = self.config();
+        change(&mut config);
+        self.write_config(&config);
+    }
+
+    /// Waits for the end of a daemon that ends by itself.
+    pub fn wait_for_end(&mut self) -> std::process::ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let front = self.front.as_mut().expect("it runs");
+            if let Some(status) = front.try_wait().expect("waits") {
+                self.front = None;
+                return status;
+            }
+            assert!(Instant::now() < until, "the daemon does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Everything that both processes have logged.

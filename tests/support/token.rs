@@ -157,12 +157,18 @@ impl TestToken {
 
     /// `pkcs11-tool` on this token, logged in as the user; panics unless it succeeds.
     pub fn pkcs11_tool(&self, arguments: &[&str]) -> String {
-        let mut all = vec!["--login", "--pin", PIN, "--token-label", self.label()];
+        self.pkcs11_tool_on(self.label(), arguments)
+    }
+
+    /// The same on a token beside this one.
+    pub fn pkcs11_tool_on(&self, label: &str, arguments: &[&str]) -> String {
+        let mut all = vec!["--login", "--pin", PIN, "--token-label", label];
         all.extend(arguments);
         self.pkcs11_tool_bare(&all)
     }
 
-    fn pkcs11_tool_bare(&self, arguments: &[&str]) -> String {
+    /// `pkcs11-tool` without a login; panics unless it succeeds.
+    pub fn pkcs11_tool_bare(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("pkcs11-tool");
         command.arg("--module").arg(self.module()).args(arguments);
         self.tool(command, "apt-get install opensc")

@@ -1,0 +1,173 @@
+//! Locked and unlocked again; and a PIN that is wrong, or lies open.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal};
+use crate::appliance::{Appliance, wait_until};
+use crate::token::{PIN, write_private};
+
+const WRONG: &str = "90909090";
+
+#[test]
+fn a_locked_appliance_uses_no_key_and_says_how_it_is() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "x");
+    put_secret(&appliance, "s", "k", "y").expect_status(201);
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    let custody = appliance.custody_pid();
+    let locked = appliance.post("/v1/lock", &json!({ "reason": "maintenance" }));
+    assert_eq!(locked.expect_status(200).json()["state"], "locked");
+    wait_until("the end of the custody that held keys", || {
+        !std::path::Path::new(&format!("/proc/{custody}")).exists()
+    });
+    for restarted in [false, true] {
+        if restarted {
+            appliance.restart();
+        }
+        decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
+        reveal(&appliance, "s").expect_problem(503, "locked");
+        put_secret(&appliance, "t", "k", "z").expect_problem(503, "locked");
+        let create = json!({ "name": "n", "algorithm": "RSA-2048" });
+        appliance.post("/v1/keys", &create).expect_problem(503, "locked");
+        assert_eq!(appliance.get("/v1/status").expect_status(200).json()["state"], "locked");
+        appliance.get("/v1/health").expect_status(503);
+        let metrics = appliance.get("/metrics").expect_status(200).text();
+        assert!(metrics.contains("state=\"locked\""), "{metrics}");
+        appliance.get("/v1/audit?limit=5").expect_status(200);
+        appliance.post("/v1/lock", &json!({})).expect_status(200);
+    }
+    let output = appliance.cli(&["unlock"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    appliance.post("/v1/unlock", &json!({})).expect_problem(409, "not-locked");
+    expect_plaintext(&reveal(&appliance, "s"), "y");
+    let told = events(&appliance.trail());
+    assert!(told.iter().any(|event| event == "locked"), "{told:?}");
+    assert!(told.iter().any(|event| event == "unlocked"), "{told:?}");
+    appliance.restart();
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+}
+
+#[test]
+fn an_operators_pin_unlocks_and_a_wrong_one_does_not() {
+    let appliance = Appliance::new();
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "x");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    // The configured PIN is out of the game.
+    std::fs::remove_file(appliance.token().pin_file()).unwrap();
+    appliance.post("/v1/unlock", &json!({})).expect_problem(503, "pin-refused");
+    let tries = tries(&appliance);
+    let output = appliance.cli_with(&["unlock", "--pin-file", "-"], WRONG.as_bytes());
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(self::tries(&appliance) > tries, "the token was asked");
+    assert!(one_try_was_wrong(&appliance));
+    assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
+    let typed = format!("{PIN}\n");
+    let output = appliance.cli_with(&["unlock", "--pin-file", "-"], typed.as_bytes());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!one_try_was_wrong(&appliance));
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    no_pin_was_told(&appliance);
+}
+
+#[test]
+fn a_wrong_configured_pin_is_tried_once_and_then_waits_for_an_operator() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "x");
+    appliance.stop();
+    write_private(&appliance.token().pin_file(), WRONG);
+    appliance.start();
+    appliance.wait_for_state("pin-refused");
+    assert!(one_try_was_wrong(&appliance));
+    let tried = tries(&appliance);
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "pin-refused");
+    appliance.get("/v1/health").expect_status(503);
+    // Neither requests nor a new custody try it again.
+    let custody = appliance.custody_pid();
+    kill(custody);
+    wait_until("a new custody", || appliance.custody_pid() != custody);
+    let from = appliance.log().len();
+    kill(appliance.custody_pid());
+    appliance.wait_for_log(from, "the front has connected");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "pin-refused");
+    assert_eq!(tries(&appliance), tried, "the token was not asked again");
+    let doctor = appliance.cli(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1));
+    assert_eq!(tries(&appliance), tried, "not by the doctor either");
+
+    let typed = format!("{PIN}\n");
+    let output = appliance.cli_with(&["unlock", "--pin-file", "-"], typed.as_bytes());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    no_pin_was_told(&appliance);
+}
+
+#[test]
+fn a_pin_that_lies_open_is_not_used() {
+    let mut appliance = Appliance::new();
+    appliance.stop();
+    let file = appliance.token().pin_file();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let before = tries(&appliance);
+    appliance.start();
+    appliance.wait_for_state("pin-refused");
+    let detail = appliance.get("/v1/status").json()["detail"].to_string();
+    assert!(detail.contains("has mode 0644: chmod 0600 it"), "{detail}");
+    assert!(detail.contains(&file.display().to_string()), "{detail}");
+    assert_eq!(tries(&appliance), before, "the token was not asked");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+}
+
+#[test]
+fn the_pin_may_come_as_a_credential() {
+    let mut appliance = Appliance::new();
+    appliance.stop();
+    let directory = appliance.path("credentials");
+    std::fs::create_dir(&directory).unwrap();
+    write_private(&directory.join("token-pin"), PIN);
+    std::fs::remove_file(appliance.token().pin_file()).unwrap();
+    appliance.change_config(|config| {
+        let token = config["token"].as_table_mut().expect("a table");
+        token.insert("pin_credential".to_owned(), "token-pin".into());
+    });
+    appliance.set_environment("CREDENTIALS_DIRECTORY", &directory.display().to_string());
+    appliance.start();
+    assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+}
+
+/// When the token last wrote about itself: SoftHSM does at every wrong PIN, and at a right one after it.
+fn tries(appliance: &Appliance) -> SystemTime {
+    let tokens = std::fs::read_dir(appliance.token().tokens()).unwrap().flatten();
+    let written = tokens.map(|token| token.path().join("token.object").metadata().unwrap());
+    written.map(|file| file.modified().unwrap()).max().unwrap()
+}
+
+/// Whether the token says that a PIN was wrong since the last right one (`CKF_USER_PIN_COUNT_LOW`).
+fn one_try_was_wrong(appliance: &Appliance) -> bool {
+    appliance.token().pkcs11_tool_bare(&["--list-slots"]).contains("user PIN count low")
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+}
+
+fn no_pin_was_told(appliance: &Appliance) {
+    let trail = crate::acts::trail_texts(&appliance.trail()).concat();
+    for told in [appliance.log(), trail] {
+        for pin in [PIN, WRONG] {
+            assert!(!told.contains(pin) && !told.contains(&base64(pin)));
+        }
+    }
+}
