@@ -9,7 +9,7 @@ use super::binary::SecretBinary;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::lifecycle::Reason;
-use crate::audit::{Details, Event, EventNote};
+use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::protocol::{Check, Fault, Verdict};
 use crate::custody::{CustodyError, LinkState, Wanted};
 use crate::policy::{Action, Permit, Resource};
@@ -328,7 +328,7 @@ impl Request for Lock {
     }
 
     fn details(&self) -> Details {
-        Details { reason: self.reason.map(Reason::code), ..Details::default() }
+        Details { reason: self.reason.map(|reason| Code(reason.as_str())), ..Details::default() }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {

@@ -27,27 +27,6 @@ pub enum Reason {
     Mistake,
 }
 
-impl Reason {
-    /// The word of the wire, for the trail.
-    pub(super) fn code(self) -> Code {
-        Code(match self {
-            Reason::Unspecified => "unspecified",
-            Reason::KeyCompromise => "key-compromise",
-            Reason::SuspectedCompromise => "suspected-compromise",
-            Reason::Superseded => "superseded",
-            Reason::CessationOfOperation => "cessation-of-operation",
-            Reason::Cryptoperiod => "cryptoperiod",
-            Reason::Maintenance => "maintenance",
-            Reason::Mistake => "mistake",
-        })
-    }
-}
-
-/// What the trail is told of a change before it is made.
-fn details(version: Option<u32>, reason: Option<Reason>) -> Details {
-    Details { version, reason: reason.map(Reason::code), ..Details::default() }
-}
-
 /// Body of a change of state.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -99,7 +78,7 @@ macro_rules! transitions {
             }
 
             fn details(&self) -> Details {
-                details(self.with.version, self.with.reason)
+                told(self.with.version, self.with.reason)
             }
 
             async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
@@ -141,7 +120,7 @@ impl Request for Destroy {
     }
 
     fn details(&self) -> Details {
-        details(self.with.version, self.with.reason)
+        told(self.with.version, self.with.reason)
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
@@ -164,7 +143,7 @@ impl Request for Rotate {
     }
 
     fn details(&self) -> Details {
-        details(None, self.with.reason)
+        told(None, self.with.reason)
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
