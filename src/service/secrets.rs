@@ -31,7 +31,7 @@ pub struct PutBody {
     pub version: Option<u32>,
     #[serde(default)]
     pub kid: Option<String>,
-    /// Open it at once, and keep it only if that works.
+    /// Open it at once, and keep it only if that works; needs the permission to decrypt, too.
     #[serde(default)]
     pub verify: bool,
     /// From the `if-match` header: the revision that must be there.
@@ -130,14 +130,18 @@ impl Request for PutSecret {
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<PutReply, Error> {
         let Named { name, with: body } = self;
+        // Whoever stores for a key could as well encrypt with it, and whoever has it verified learns
+        // what it opens: nothing gets round the key's policy.
+        let of_key = Resource::Key(body.key.clone());
+        drop(appliance.permit_also(&permit, Action::KeyEncrypt, &of_key).await?);
+        if body.verify {
+            drop(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
+        }
         let known = appliance.records.secret(&name).await?;
         must_match(body.if_match, known.as_ref())?;
         let key = appliance.key(&body.key).await?;
-        // Whoever stores for a key could as well encrypt with it: nothing gets round the key's policy.
-        let of_key = Resource::Key(body.key.clone());
-        drop(appliance.permit_also(&permit, Action::KeyEncrypt, &of_key).await?);
         let kept = appliance.ciphertext_to_keep(&permit, &key, body).await?;
-        let now = appliance.now();
+        let (now, created) = (appliance.now(), known.is_none());
         let record = SecretRecord {
             created_at: known.as_ref().map_or(now, |known| known.record.created_at),
             name,
@@ -149,7 +153,6 @@ impl Request for PutSecret {
             updated_by: permit.caller().name(),
         };
         let revision = appliance.records.put_secret(known.map(|at| at.revision), &record).await?;
-        let created = record.created_at == record.updated_at;
         Ok(PutReply { created, secret: SecretView::of(At { revision, record }) })
     }
 }
