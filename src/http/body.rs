@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::problem::Problem;
+use crate::key::{LabelsError, NameError};
 
 /// What a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -66,9 +67,9 @@ async fn collect(
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(text) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
-        return false;
-    };
+    let mut given = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(only), None) = (given.next(), given.next()) else { return false };
+    let Ok(text) = only.to_str() else { return false };
     let essence = text.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
 }
@@ -80,20 +81,45 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], depth: usize) -> Result<T, Probl
     if is_deeper(bytes, depth) {
         return Err(Problem::malformed(format!("the JSON is nested deeper than {depth}")));
     }
-    serde_json::from_slice(bytes).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        let text = error.to_string();
-        // "missing field `x`" names a field of ours; every other message may quote the body.
-        Problem::malformed(match text.split('`').nth(1) {
-            Some(field) if text.starts_with("missing field") => {
-                format!("the member \"{field}\" is missing")
-            }
-            _ if error.is_data() => {
-                format!("a member at {place} is unknown, given twice, or not of its type")
-            }
-            _ => format!("the body is not JSON, at {place}"),
-        })
-    })
+    // serde takes an array for a struct, its members by their order; nobody promised that to anybody.
+    if bytes.trim_ascii_start().first().is_some_and(|&first| first != b'{') {
+        return Err(Problem::malformed("the body has to be a JSON object"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| Problem::malformed(in_our_words(&error)))
+}
+
+/// What is wrong with a body, without a word of it: of serde's messages, those about a missing and a
+/// repeated member name a member of ours, and every other may quote what was sent.
+fn in_our_words(error: &serde_json::Error) -> String {
+    let place = format!("line {}, column {}", error.line(), error.column());
+    let text = error.to_string();
+    let member = text.split('`').nth(1).unwrap_or_default();
+    if !error.is_data() {
+        format!("the body is not JSON, at {place}")
+    } else if text.starts_with("missing field `") {
+        format!("the member \"{member}\" is missing")
+    } else if text.starts_with("duplicate field `") {
+        format!("the member \"{member}\" is given twice")
+    } else if text.starts_with("unknown field `") {
+        format!("there is a member at {place} that this route does not take")
+    } else if let Some(rule) = rule_of_ours(&text) {
+        format!("{rule}, at {place}")
+    } else {
+        format!("a member at {place} is not of its type, or has a value that it does not take")
+    }
+}
+
+/// The rule that names and labels break, where `text` begins with one: constants, all of them.
+fn rule_of_ours(text: &str) -> Option<String> {
+    let rules = [
+        NameError.to_string(),
+        LabelsError::TooMany.to_string(),
+        LabelsError::Twice.to_string(),
+        LabelsError::Name(NameError).to_string(),
+        LabelsError::TooLong.to_string(),
+        LabelsError::NotPrintable.to_string(),
+    ];
+    rules.into_iter().find(|rule| text.starts_with(rule))
 }
 
 /// Whether arrays and objects are nested deeper than `most`. Looks at brackets outside of strings
@@ -172,6 +198,9 @@ mod tests {
             r#"{"name": "x", "name": "CANARY"}"#,
             r#"{"name": "CANARY"#,
             r#"["CANARY"]"#,
+            r#"["CANARY", 1]"#,
+            r#"{"missing field `CANARY`": 1}"#,
+            r#"{"name": "x", "count": "duplicate field `CANARY`"}"#,
             r#"{"name": "CANARY"}"#,
         ] {
             let problem = parse::<Form>(body.as_bytes(), 8).err();

@@ -1,7 +1,7 @@
 //! Keys are used: encrypt with the public half, decrypt in custody.
 
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
 use super::binary::{Binary, Disclosed, SecretBinary};
@@ -61,8 +61,30 @@ pub struct DecryptBody {
     pub kid: Option<String>,
     #[serde(default)]
     pub label: Option<Binary>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "items")]
     pub items: Option<Vec<DecryptItem>>,
+}
+
+/// Items, each of which has to be an object: serde by itself takes an array for a struct, too.
+fn items<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<DecryptItem>>, D::Error> {
+    struct Object(DecryptItem);
+    struct Members;
+    impl<'de> de::Visitor<'de> for Members {
+        type Value = Object;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
+            DecryptItem::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+        }
+    }
+    impl<'de> Deserialize<'de> for Object {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Members)
+        }
+    }
+    let given = Option::<Vec<Object>>::deserialize(deserializer)?;
+    Ok(given.map(|items| items.into_iter().map(|Object(item)| item).collect()))
 }
 
 /// Decrypt in custody.
