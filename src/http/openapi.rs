@@ -1,19 +1,24 @@
 //! The OpenAPI document, built from the routes themselves.
 
+use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{
     OperationBuilder, ParameterBuilder, ParameterIn, PathItem, PathsBuilder,
 };
 use utoipa::openapi::response::ResponseBuilder;
-use utoipa::openapi::schema::{ComponentsBuilder, Ref};
+use utoipa::openapi::schema::{ComponentsBuilder, ObjectBuilder, Ref, Type};
 use utoipa::openapi::{
-    ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Required, Schema,
+    ContentBuilder, Header, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Required,
+    Schema,
 };
 use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Document;
-use super::reply::{Empty, IntoReply};
+use super::reply::{IntoReply, JSON};
 use super::shape::FromWire;
 use crate::service::Request;
+
+/// What a name is, as a pattern of ECMA-262; the rule itself is `key::Name`'s.
+const NAME: &str = "^[a-z0-9][a-z0-9._-]{0,62}$";
 
 /// The document while routes are added.
 pub struct Description {
@@ -22,10 +27,12 @@ pub struct Description {
 }
 
 /// What every route can answer besides its success.
-const PROBLEMS: [(&str, &str); 9] = [
+const PROBLEMS: [(&str, &str); 11] = [
     ("400", "malformed, invalid, invalid-name"),
     ("403", "denied"),
-    ("404", "not-found, no-such-version"),
+    ("404", "not-found, no-such-version, no-route"),
+    ("405", "method-not-allowed"),
+    ("408", "body-too-slow"),
     ("409", "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked"),
     ("413", "body-too-large"),
     ("415", "not-json"),
@@ -33,7 +40,7 @@ const PROBLEMS: [(&str, &str); 9] = [
     ("500", "internal, record-broken"),
     (
         "503",
-        "busy, locked, not-initialised, not-ready, pin-refused, master-key, token-unavailable, \
+        "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, master-key, token-unavailable, \
          trail-unavailable, store-unavailable; with Retry-After",
     ),
 ];
@@ -60,7 +67,7 @@ impl Description {
                 .name(name)
                 .parameter_in(ParameterIn::Path)
                 .required(Required::True)
-                .schema(Some(String::schema()))
+                .schema(Some(name_schema()))
                 .build();
             operation = operation.parameter(parameter);
         }
@@ -72,14 +79,30 @@ impl Description {
         self.paths = paths.path(path, PathItem::new(method, operation.build()));
     }
 
-    pub fn finish(self) -> OpenApi {
+    /// Adds a route that anybody may have: its success is a 200 with an object of JSON.
+    fn add_open(&mut self, path: &'static str, summary: &str) {
+        let object = ObjectBuilder::new().schema_type(Type::Object).build();
+        let content = ContentBuilder::new().schema(Some(object)).build();
+        let operation = OperationBuilder::new()
+            .summary(Some(summary))
+            .description(Some("Needs no permission."))
+            .response("200", answered("done").content(JSON, content).build());
+        let item = PathItem::new(HttpMethod::Get, problems(operation).build());
+        let paths = std::mem::take(&mut self.paths);
+        self.paths = paths.path(path, item);
+    }
+
+    /// The document, with the routes that every one needs to find it and its service.
+    pub fn finish(mut self) -> OpenApi {
+        self.add_open("/v1/health", "Say whether the appliance is ready: 200, or 503");
+        self.add_open("/v1/openapi.json", "Fetch this document");
         let info = InfoBuilder::new()
             .title("Strongroom")
             .version(env!("CARGO_PKG_VERSION"))
             .description(Some(
                 "Binary fields are base64: any alphabet and padding in, standard with padding out. \
                  Times are RFC 3339 in UTC. Errors are problem documents (RFC 9457) with a stable \
-                 `code`. GET /v1/health answers 200 or 503 and needs no permission.",
+                 `code`. Names, bodies and queries that are not as described are refused.",
             ))
             .build();
         OpenApiBuilder::new()
@@ -91,29 +114,62 @@ impl Description {
 }
 
 fn replies<T: IntoReply>(
-    operation: OperationBuilder,
+    mut operation: OperationBuilder,
     components: ComponentsBuilder,
     created: bool,
 ) -> (OperationBuilder, ComponentsBuilder) {
     type Shown<T> = <T as IntoReply>::Shown;
-    let mut schemas: Vec<(String, RefOr<Schema>)> =
-        vec![(Shown::<T>::name().into_owned(), Shown::<T>::schema())];
-    Shown::<T>::schemas(&mut schemas);
-    let name = Shown::<T>::name();
-    let mut done = ResponseBuilder::new().description("done");
-    if name != Empty::name() {
-        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
-        done = done.content("application/json", content);
+    let outline = T::outline(created);
+    let mut done = answered("done");
+    for &media in outline.media {
+        let schema: RefOr<Schema> = match media {
+            JSON => Ref::from_schema_name(Shown::<T>::name()).into(),
+            _ => String::schema(),
+        };
+        done = done.content(media, ContentBuilder::new().schema(Some(schema)).build());
     }
-    let mut operation = operation.response(if created { "201" } else { "200" }, done.build());
+    if outline.tagged {
+        done = done.header("etag", header("The revision, for if-match: \"3\"."));
+    }
+    let done = done.build();
+    for &status in outline.statuses {
+        operation = operation.response(status, done.clone());
+    }
+    let mut schemas: Vec<(String, RefOr<Schema>)> = Vec::new();
+    if outline.media.contains(&JSON) {
+        schemas.push((Shown::<T>::name().into_owned(), Shown::<T>::schema()));
+        Shown::<T>::schemas(&mut schemas);
+    }
+    (problems(operation), components.schemas_from_iter(schemas))
+}
+
+/// Adds what can go wrong with every route.
+fn problems(mut operation: OperationBuilder) -> OperationBuilder {
     for (status, codes) in PROBLEMS {
         let content =
             ContentBuilder::new().schema(Some(Ref::from_schema_name(Document::name()))).build();
-        let response = ResponseBuilder::new()
-            .description(format!("code: {codes}"))
-            .content("application/problem+json", content)
-            .build();
-        operation = operation.response(status, response);
+        let mut response =
+            answered(&format!("code: {codes}")).content("application/problem+json", content);
+        if status == "503" {
+            response = response.header("retry-after", header("Seconds."));
+        }
+        operation = operation.response(status, response.build());
     }
-    (operation, components.schemas_from_iter(schemas))
+    operation
+}
+
+/// A response with the headers that every one has.
+fn answered(description: &str) -> ResponseBuilder {
+    ResponseBuilder::new()
+        .description(description)
+        .header("x-request-id", header("The same as in the trail and the journal."))
+        .header("cache-control", header("Always no-store."))
+}
+
+fn header(description: &str) -> Header {
+    HeaderBuilder::new().schema(String::schema()).description(Some(description)).build()
+}
+
+fn name_schema() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(NAME)).build().into()
 }

@@ -37,11 +37,32 @@ where
     }
 }
 
+/// Handles a route that anybody may have, and that takes nothing and tells nothing of anybody.
+pub async fn open(
+    front: Front,
+    call: Call,
+    request: http::Request<axum::body::Body>,
+    reply: impl FnOnce(&Appliance) -> Result<Response, Problem>,
+) -> Response {
+    let taken = take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await;
+    taken.and_then(|()| reply(&front.appliance)).unwrap_or_else(|p| p.reply(call.request_id))
+}
+
 async fn answer<R: FromWire>(
     front: Front,
     call: Call,
     request: http::Request<axum::body::Body>,
 ) -> Result<R::Reply, Problem> {
+    let asked = take(&front, request, R::from_wire).await?;
+    Ok(undisturbed(front.appliance, call, asked).await?)
+}
+
+/// Reads a request within its limits and has it parsed.
+async fn take<T>(
+    front: &Front,
+    request: http::Request<axum::body::Body>,
+    parse: impl FnOnce(&Incoming<'_>) -> Result<T, Problem>,
+) -> Result<T, Problem> {
     let (head, body) = request.into_parts();
     let bounds = Bounds {
         bytes: front.limits.body_bytes,
@@ -49,10 +70,7 @@ async fn answer<R: FromWire>(
         depth: front.limits.json_depth,
     };
     let bytes = body::read(&head.headers, body, bounds).await?;
-    let incoming =
-        Incoming { uri: &head.uri, headers: &head.headers, body: &bytes, depth: bounds.depth };
-    let asked = R::from_wire(&incoming)?;
-    Ok(undisturbed(front.appliance, call, asked).await?)
+    parse(&Incoming { uri: &head.uri, headers: &head.headers, body: &bytes, depth: bounds.depth })
 }
 
 /// Performs it in a task of its own: a client that hangs up does not stop a deed half-way.

@@ -92,6 +92,12 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail, next)
     }
 
+    pub fn crowded() -> Self {
+        let detail = "this user, or all together, have as many connections as are served";
+        let next = "close connections that are not used, or keep one and use it again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", detail, next).retry(1)
+    }
+
     pub fn not_ready(state: &'static str) -> Self {
         let next = "an operator sees why with `strongroom status`";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", state, next).retry(1)
@@ -104,6 +110,29 @@ impl Problem {
 
     /// The reply; `request_id` is the one that trail and journal have.
     pub fn reply(&self, request_id: Uuid) -> Response {
+        let mut response = Response::new(Body::from(self.document(request_id)));
+        *response.status_mut() = self.status;
+        self.headers(response.headers_mut());
+        response
+    }
+
+    /// The same as bytes of HTTP/1.1, for a caller that is turned away before it said anything.
+    pub fn farewell(&self, request_id: Uuid) -> Vec<u8> {
+        let body = self.document(request_id);
+        let mut bytes = format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nretry-after: {}\r\n\
+             cache-control: no-store\r\nx-request-id: {request_id}\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n",
+            self.status,
+            self.retry_after.unwrap_or(1),
+            body.len()
+        )
+        .into_bytes();
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    fn document(&self, request_id: Uuid) -> Vec<u8> {
         let document = Document {
             kind: "about:blank",
             title: self.status.canonical_reason().unwrap_or("error"),
@@ -113,11 +142,7 @@ impl Problem {
             next: self.next,
             request_id: request_id.to_string(),
         };
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = self.status;
-        self.headers(response.headers_mut());
-        response
+        serde_json::to_vec(&document).unwrap_or_default()
     }
 
     fn headers(&self, headers: &mut HeaderMap) {

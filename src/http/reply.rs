@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{body, metrics};
+use crate::key::Jwk;
 use crate::service::{
     AuditPage, DecryptReply, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
     MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage, SecretView,
@@ -16,13 +17,35 @@ use crate::service::{
 
 /// A reply that a route gives.
 pub trait IntoReply {
-    /// What OpenAPI calls the body; `None` where there is none of ours.
+    /// What OpenAPI calls the body where it is JSON.
     type Shown: ToSchema;
+
+    /// What else OpenAPI says of it, on a route whose success is a 201 if `created`.
+    fn outline(created: bool) -> Outline;
 
     fn into_reply(self, created: bool) -> Response;
 }
 
-/// For replies without a body.
+/// The statuses and media types that a reply can have.
+pub struct Outline {
+    pub statuses: &'static [&'static str],
+    /// None where there is no body.
+    pub media: &'static [&'static str],
+    /// Whether it has an entity tag.
+    pub tagged: bool,
+}
+
+impl Outline {
+    const fn json(statuses: &'static [&'static str], tagged: bool) -> Self {
+        Self { statuses, media: &[JSON], tagged }
+    }
+}
+
+pub const JSON: &str = "application/json";
+const PEM: &str = "application/x-pem-file";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// For replies without JSON.
 #[derive(Serialize, ToSchema)]
 pub struct Empty {}
 
@@ -32,8 +55,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
         Ok(bytes) => {
             let mut response = Response::new(Body::from(bytes));
             *response.status_mut() = status;
-            let json = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(CONTENT_TYPE, json);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
             response
         }
         Err(_) => {
@@ -55,6 +77,9 @@ macro_rules! as_json {
     ($($reply:ty),* $(,)?) => {$(
         impl IntoReply for $reply {
             type Shown = Self;
+            fn outline(created: bool) -> Outline {
+                Outline::json(if created { &["201"] } else { &["200"] }, false)
+            }
             fn into_reply(self, created: bool) -> Response {
                 json(if created { StatusCode::CREATED } else { StatusCode::OK }, &self)
             }
@@ -84,6 +109,9 @@ fn tagged(mut response: Response, revision: u64) -> Response {
 
 impl IntoReply for SecretView {
     type Shown = Self;
+    fn outline(_created: bool) -> Outline {
+        Outline::json(&["200"], true)
+    }
     fn into_reply(self, _created: bool) -> Response {
         tagged(json(StatusCode::OK, &self), self.revision)
     }
@@ -91,6 +119,9 @@ impl IntoReply for SecretView {
 
 impl IntoReply for Revealed {
     type Shown = Self;
+    fn outline(_created: bool) -> Outline {
+        Outline::json(&["200"], true)
+    }
     fn into_reply(self, _created: bool) -> Response {
         tagged(json(StatusCode::OK, &self), self.secret.revision)
     }
@@ -98,6 +129,9 @@ impl IntoReply for Revealed {
 
 impl IntoReply for PutReply {
     type Shown = SecretView;
+    fn outline(_created: bool) -> Outline {
+        Outline::json(&["200", "201"], true)
+    }
     fn into_reply(self, _created: bool) -> Response {
         let status = if self.created { StatusCode::CREATED } else { StatusCode::OK };
         tagged(json(status, &self.secret), self.secret.revision)
@@ -105,32 +139,43 @@ impl IntoReply for PutReply {
 }
 
 impl IntoReply for PublicKeyReply {
-    type Shown = Empty;
+    type Shown = Jwk;
+    fn outline(_created: bool) -> Outline {
+        Outline { statuses: &["200"], media: &[JSON, PEM], tagged: false }
+    }
     fn into_reply(self, _created: bool) -> Response {
         match self {
             PublicKeyReply::Jwk { jwk, .. } => json(StatusCode::OK, &jwk),
-            PublicKeyReply::Pem { pem, .. } => text("application/x-pem-file", pem),
+            PublicKeyReply::Pem { pem, .. } => text(PEM, pem),
         }
     }
 }
 
 impl IntoReply for PublicKeyPem {
     type Shown = Empty;
+    fn outline(_created: bool) -> Outline {
+        Outline { statuses: &["200"], media: &[PEM], tagged: false }
+    }
     fn into_reply(self, _created: bool) -> Response {
-        text("application/x-pem-file", self.0)
+        text(PEM, self.0)
     }
 }
 
 impl IntoReply for MetricsView {
     type Shown = Empty;
+    fn outline(_created: bool) -> Outline {
+        Outline { statuses: &["200"], media: &[OPENMETRICS], tagged: false }
+    }
     fn into_reply(self, _created: bool) -> Response {
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        text(kind, metrics::render(&self))
+        text(OPENMETRICS, metrics::render(&self))
     }
 }
 
 impl IntoReply for () {
     type Shown = Empty;
+    fn outline(_created: bool) -> Outline {
+        Outline { statuses: &["204"], media: &[], tagged: false }
+    }
     fn into_reply(self, _created: bool) -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::{MethodFilter, get, on};
@@ -10,13 +11,13 @@ use http::StatusCode;
 use utoipa::openapi::HttpMethod;
 
 use super::openapi::Description;
-use super::perform::{Front, perform};
+use super::perform::{Front, open, perform};
 use super::problem::Problem;
 use super::reply::{IntoReply, json};
 use super::shape::FromWire;
 use crate::service::{
-    Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
-    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, Metrics, PutSecret, ReadAudit,
+    Appliance, Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor,
+    Encrypt, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
     ReadPublicKey, Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status,
     Suspend, Unlock,
 };
@@ -57,7 +58,16 @@ pub fn router(front: Front) -> Router {
     routes
         .router
         .route("/v1/health", get(health))
-        .route("/v1/openapi.json", get(move || async move { json(StatusCode::OK, &*document) }))
+        .route(
+            "/v1/openapi.json",
+            get(
+                async move |State(front): State<Front>,
+                            Extension(call): Extension<Call>,
+                            asked: http::Request<Body>| {
+                    open(front, call, asked, |_| Ok(json(StatusCode::OK, &*document))).await
+                },
+            ),
+        )
         .fallback(|Extension(call): Extension<Call>| async move {
             Problem::no_route().reply(call.request_id)
         })
@@ -108,17 +118,22 @@ fn appliance(routes: Routes) -> Routes {
         .add::<Init, true>(POST, "/v1/init", "Generate master key, signing key and store key")
         .add::<Status, false>(GET, "/v1/status", "Show how the appliance does")
         .add::<Doctor, false>(GET, "/v1/doctor", "Check everything that the work depends on")
-        .add::<Metrics, false>(GET, "/metrics", "Show what is counted, as OpenMetrics text")
         .add::<Lock, false>(POST, "/v1/lock", "Wipe all keys and refuse work until unlock")
         .add::<Unlock, false>(POST, "/v1/unlock", "Work again")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
+        .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")
 }
 
 /// Ready or not, and no more: it needs no permission.
-async fn health(State(front): State<Front>, Extension(call): Extension<Call>) -> Response {
-    match front.appliance.state() {
-        ("ready", _) => json(StatusCode::OK, &serde_json::json!({ "ready": true })),
-        _ => Problem::not_ready("not ready").reply(call.request_id),
-    }
+async fn health(
+    State(front): State<Front>,
+    Extension(call): Extension<Call>,
+    request: http::Request<Body>,
+) -> Response {
+    let reply = |appliance: &Appliance| match appliance.state() {
+        ("ready", _) => Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true }))),
+        _ => Err(Problem::not_ready("not ready")),
+    };
+    open(front, call, request, reply).await
 }

@@ -146,15 +146,11 @@ impl Server {
         let place = self.connected.take(peer.uid, &self.limits);
         if place.is_none() {
             tracing::warn!(uid = peer.uid, "too many connections; one was turned away");
-            let _ = stream.try_write(TURNED_AWAY);
+            let _ = stream.try_write(&Problem::crowded().farewell(Uuid::now_v7()));
         }
         Some((Caller::Unix(peer), place?))
     }
 }
-
-/// What a caller is told that has too many connections already.
-const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
-    cache-control: no-store\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 impl Connected {
     fn take(self: &Arc<Self>, uid: u32, limits: &Limits) -> Option<Place> {

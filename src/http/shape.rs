@@ -1,20 +1,20 @@
 //! How each request struct comes from path, query, headers and body; and what OpenAPI says of that.
 
 use http::{HeaderMap, Uri};
-use utoipa::openapi::path::{OperationBuilder, Parameter};
+use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ComponentsBuilder, Ref};
 use utoipa::openapi::{ContentBuilder, RefOr, Required, Schema};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::body;
 use super::problem::Problem;
 use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
-    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Metrics, Named, Page,
-    PublicKeyQuery, PutBody, ReadAudit, ReadPublicKey, Request, Restore, Resume, RevealSecret,
-    Rotate, ShowKey, ShowSecret, Status, Suspend, Unlock,
+    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
+    PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RevealSecret, Rotate,
+    ShowKey, ShowSecret, Status, Suspend, Unlock,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -52,6 +52,12 @@ impl Incoming<'_> {
         }
     }
 
+    /// For routes that take nothing at all.
+    pub fn nothing(&self) -> Result<(), Problem> {
+        self.no_query()?;
+        self.no_body()
+    }
+
     /// For routes that take no query.
     fn no_query(&self) -> Result<(), Problem> {
         match self.uri.query() {
@@ -62,12 +68,18 @@ impl Incoming<'_> {
 
     /// The revision in `if-match`: one strong entity tag (RFC 9110 §13.1.1).
     fn if_match(&self) -> Result<Option<u64>, Problem> {
-        let Some(value) = self.headers.get(http::header::IF_MATCH) else { return Ok(None) };
+        let mut given = self.headers.get_all(http::header::IF_MATCH).iter();
+        let Some(value) = given.next() else { return Ok(None) };
         let tag = value
             .to_str()
             .ok()
-            .and_then(|text| text.trim().strip_prefix('"')?.strip_suffix('"')?.parse().ok());
-        tag.map(Some).ok_or_else(|| Problem::malformed("if-match has to be a revision, like \"3\""))
+            .and_then(|text| text.trim().strip_prefix('"')?.strip_suffix('"'))
+            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|digits| digits.parse().ok());
+        match (tag, given.next()) {
+            (Some(tag), None) => Ok(Some(tag)),
+            _ => Err(Problem::malformed("if-match has to be one revision, like \"3\"")),
+        }
     }
 }
 
@@ -91,9 +103,13 @@ fn takes_body<B: ToSchema>(
     let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(B::name().into_owned(), B::schema())];
     B::schemas(&mut schemas);
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(B::name()))).build();
+    let required = match B::schema() {
+        RefOr::T(Schema::Object(object)) if object.required.is_empty() => Required::False,
+        _ => Required::True,
+    };
     let body = RequestBodyBuilder::new()
         .content("application/json", content)
-        .required(Some(Required::False))
+        .required(Some(required))
         .build();
     (operation.request_body(Some(body)), components.schemas_from_iter(schemas))
 }
@@ -111,8 +127,7 @@ macro_rules! shape {
     (nothing $request:ident) => {
         impl FromWire for $request {
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
-                incoming.no_query()?;
-                incoming.no_body()?;
+                incoming.nothing()?;
                 Ok($request)
             }
             fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
@@ -156,8 +171,7 @@ macro_rules! shape {
     (name $request:ident) => {
         impl FromWire for $request {
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
-                incoming.no_query()?;
-                incoming.no_body()?;
+                incoming.nothing()?;
                 Ok($request(incoming.name()?))
             }
             fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
@@ -192,7 +206,6 @@ macro_rules! shape {
 shape!(body Init);
 shape!(nothing Status);
 shape!(nothing Doctor);
-shape!(nothing Metrics);
 shape!(body Lock);
 shape!(body Unlock);
 shape!(body CreateKey);
@@ -215,6 +228,7 @@ shape!(name ShowSecret);
 shape!(name RevealSecret);
 shape!(query ReadAudit);
 shape!(nothing ReadPublicKey);
+shape!(nothing ReadMetrics);
 
 impl FromWire for Named<PutBody> {
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
@@ -224,17 +238,26 @@ impl FromWire for Named<PutBody> {
         Ok(Named { name: incoming.name()?, with: PutBody { if_match, ..body } })
     }
     fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
-        takes_body::<PutBody>(operation, components)
+        takes_body::<PutBody>(operation.parameter(if_match_parameter()), components)
     }
+}
+
+fn if_match_parameter() -> Parameter {
+    ParameterBuilder::new()
+        .name("if-match")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("The revision that must be there, as an entity tag: \"3\"."))
+        .schema(Some(String::schema()))
+        .build()
 }
 
 impl FromWire for DeleteSecret {
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
-        incoming.no_query()?;
-        incoming.no_body()?;
+        incoming.nothing()?;
         Ok(DeleteSecret { name: incoming.name()?, if_match: incoming.if_match()? })
     }
     fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
-        (operation, components)
+        (operation.parameter(if_match_parameter()), components)
     }
 }

@@ -2,12 +2,13 @@
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// RSAES-OAEP with SHA-256 and MGF1-SHA-256 (RFC 7518 §4.3).
 pub(super) const RSA_OAEP_256: &str = "RSA-OAEP-256";
 
 /// A public key as others read it. `n` and `e` are base64url without padding (RFC 7518 §6.3.1).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Jwk {
     pub kty: &'static str,
     #[serde(rename = "use")]

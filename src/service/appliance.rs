@@ -1,7 +1,5 @@
 //! The appliance itself: init, status, doctor, lock, unlock.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -83,20 +81,6 @@ pub struct TrailView {
     pub head: String,
     /// Whether lines can be written now.
     pub writable: bool,
-}
-
-/// What is counted and how the appliance stands, for a monitor.
-pub struct Metrics;
-
-#[derive(Debug, Clone)]
-pub struct MetricsView {
-    /// Requests by action and result (`done` or a code) since the start.
-    pub requests: BTreeMap<(&'static str, &'static str), u64>,
-    /// The state's word, as in the status.
-    pub state: &'static str,
-    pub uptime_seconds: u64,
-    /// Sequence number of the trail's newest durable line.
-    pub trail_lines: u64,
 }
 
 /// Check everything that the work depends on, from inside.
@@ -250,25 +234,6 @@ impl Appliance {
     }
 }
 
-impl Request for Metrics {
-    const ACTION: Action = Action::MetricsRead;
-    const TRACE: Trace = Trace::Never;
-    type Reply = MetricsView;
-
-    fn resource(&self) -> Resource {
-        Resource::Appliance
-    }
-
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MetricsView, Error> {
-        Ok(MetricsView {
-            requests: appliance.standing.counts(),
-            state: appliance.state().0,
-            uptime_seconds: appliance.standing.uptime_seconds(),
-            trail_lines: appliance.trail.head().seq,
-        })
-    }
-}
-
 impl Request for Doctor {
     const ACTION: Action = Action::Doctor;
     const TRACE: Trace = Trace::Never;
@@ -373,4 +338,3 @@ impl Request for Unlock {
 impl Traced for InitView {}
 impl Traced for StatusView {}
 impl Traced for DoctorView {}
-impl Traced for MetricsView {}

@@ -72,7 +72,6 @@ pub struct KeyPage {
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct JwksView {
-    #[schema(value_type = Vec<Object>)]
     pub keys: Vec<Jwk>,
 }
 

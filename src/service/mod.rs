@@ -11,6 +11,7 @@ mod error;
 mod gate;
 mod keys;
 mod lifecycle;
+mod metrics;
 mod secrets;
 mod state;
 mod sweep;
@@ -18,8 +19,7 @@ mod trail;
 mod view;
 
 pub use appliance::{
-    CheckView, Doctor, DoctorView, Init, InitView, Lock, Metrics, MetricsView, Status, StatusView,
-    Unlock,
+    CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
 };
 pub use binary::{Binary, Disclosed, SecretBinary};
 pub use crypt::{
@@ -36,6 +36,7 @@ pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,
     Suspend,
 };
+pub use metrics::{MetricsView, ReadMetrics};
 pub use secrets::{
     DeleteSecret, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed, SecretPage,
     SecretView, ShowSecret,

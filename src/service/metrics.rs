@@ -1,0 +1,41 @@
+//! What a scraper is told: counts and states, no names of anybody.
+
+use std::collections::BTreeMap;
+
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use crate::policy::{Action, Permit, Resource};
+
+/// Read what is counted and how the appliance stands.
+pub struct ReadMetrics;
+
+pub struct MetricsView {
+    /// Requests since the start, by action and result (`done` or the code of the error).
+    pub requests: BTreeMap<(&'static str, &'static str), u64>,
+    /// The same word as in the status.
+    pub state: &'static str,
+    pub uptime_seconds: u64,
+    /// Sequence number of the trail's newest durable line.
+    pub trail_lines: u64,
+}
+
+impl Request for ReadMetrics {
+    const ACTION: Action = Action::MetricsRead;
+    const TRACE: Trace = Trace::Never;
+    type Reply = MetricsView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MetricsView, Error> {
+        Ok(MetricsView {
+            requests: appliance.standing.counts(),
+            state: appliance.state().0,
+            uptime_seconds: appliance.standing.uptime_seconds(),
+            trail_lines: appliance.trail.head().seq,
+        })
+    }
+}
+
+impl Traced for MetricsView {}
