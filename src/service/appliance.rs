@@ -310,6 +310,9 @@ impl Request for Lock {
     }
 }
 
+/// The longest PIN, in bytes.
+const LONGEST_PIN: usize = 255;
+
 impl Request for Unlock {
     const ACTION: Action = Action::Unlock;
     const TRACE: Trace = Trace::Before;
@@ -324,6 +327,11 @@ impl Request for Unlock {
             return Err(Error::NotLocked);
         }
         let pin = match &self.pin {
+            // No token has such a PIN, and each wrong one brings it nearer to its lock.
+            Some(SecretBinary(given)) if !(1..=LONGEST_PIN).contains(&given.expose().len()) => {
+                let rule = format!("1 to {LONGEST_PIN} bytes");
+                return Err(Error::Invalid { member: "pin", rule });
+            }
             Some(SecretBinary(given)) => Some(Pin::copy_from(given.expose())?),
             None => None,
         };

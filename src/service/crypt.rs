@@ -21,7 +21,7 @@ use crate::secret::Plaintext;
 #[serde(deny_unknown_fields)]
 pub struct EncryptBody {
     pub plaintext: SecretBinary,
-    /// OAEP label; the same is needed to decrypt.
+    /// OAEP label, up to 4096 bytes; the same is needed to decrypt.
     #[serde(default)]
     pub label: Binary,
 }
@@ -123,6 +123,16 @@ pub enum DecryptReply {
 /// The most items of one request.
 const MOST_ITEMS: usize = 256;
 
+/// The longest label, in bytes: it goes to custody with the ciphertext, in a message that has an end.
+const LONGEST_LABEL: usize = 4096;
+
+fn must_be_short(label: &Binary) -> Result<(), Error> {
+    if label.0.len() <= LONGEST_LABEL {
+        return Ok(());
+    }
+    Err(Error::Invalid { member: "label", rule: format!("at most {LONGEST_LABEL} bytes") })
+}
+
 impl Request for Encrypt {
     const ACTION: Action = Action::KeyEncrypt;
     const TRACE: Trace = Trace::Beside;
@@ -138,6 +148,7 @@ impl Request for Encrypt {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Encrypted, Error> {
+        must_be_short(&self.with.label)?;
         let record = appliance.key(&self.name).await?;
         let proof = record.meta.to_protect()?;
         protect(&record, &proof, &self.with.plaintext.0, &self.with.label)
@@ -244,6 +255,7 @@ impl Appliance {
         record: &KeyRecord,
         item: DecryptItem,
     ) -> Result<Decrypted, Error> {
+        must_be_short(&item.label)?;
         let pick = match (item.version, item.kid.as_deref()) {
             (Some(version), None) => Pick::Version(version),
             (None, Some(kid)) => Pick::Kid(kid),
@@ -285,6 +297,10 @@ impl Appliance {
         ciphertext: Vec<u8>,
         label: Vec<u8>,
     ) -> Result<Decrypted, Error> {
+        // Custody would find the same; but what is far too long would not even reach it.
+        if ciphertext.len() != record.meta.algorithm().ciphertext_len() {
+            return Err(Error::DecryptionFailed);
+        }
         let (name, version) = (proof.key().to_string(), proof.version());
         let stored = record.version(version).ok_or(UseError::NoKid)?;
         let sealed = stored.sealed.clone();

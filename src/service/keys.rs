@@ -169,6 +169,9 @@ impl Request for ImportKey {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         let Named { name, with: ImportBody { private_key, mgf1_hash, labels } } = self;
+        if private_key.expose().len() > LONGEST_IMPORT {
+            return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
+        }
         appliance.must_be_free(&name).await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         appliance.keep_first(name, mgf1_hash, labels, taken).await
@@ -289,6 +292,9 @@ pub(super) fn public_key(record: &KeyRecord, version: u32) -> Result<PublicKey, 
     let stored = record.version(version).ok_or_else(broken)?;
     PublicKey::from_spki_der(&stored.public).map_err(|_| broken())
 }
+
+/// The longest text of a private key that custody is asked about, in bytes.
+const LONGEST_IMPORT: usize = 32 * 1024;
 
 fn first_version(name: &Name) -> KeyAddress {
     KeyAddress { name: name.to_string(), version: 1 }
