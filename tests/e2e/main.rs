@@ -11,4 +11,8 @@ mod acts;
 mod init;
 mod key_states;
 mod lock;
+mod checks;
+mod imports;
+mod keys;
 mod main_job;
+mod secrets;
