@@ -303,10 +303,21 @@ fn first_version(name: &Name) -> KeyAddress {
 impl Appliance {
     /// The key of this name.
     pub(super) async fn key(&self, name: &Name) -> Result<std::sync::Arc<KeyRecord>, Error> {
-        self.records.key(name).await?.ok_or(Error::NotFound("key"))
+        self.records.key(name).await?.ok_or_else(|| self.absent("key"))
+    }
+
+    /// What to say where there is no such thing: before it is initialised, an appliance has nothing.
+    pub(super) fn absent(&self, what: &'static str) -> Error {
+        match self.records.home() {
+            Some(_) => Error::NotFound(what),
+            None => Error::NotInitialised,
+        }
     }
 
     async fn must_be_free(&self, name: &Name) -> Result<(), Error> {
+        if self.records.home().is_none() {
+            return Err(Error::NotInitialised);
+        }
         match self.records.key(name).await? {
             Some(_) => Err(Error::Exists("key")),
             None => Ok(()),

@@ -240,7 +240,7 @@ impl Request for ShowSecret {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<SecretView, Error> {
         let found = appliance.records.secret(&self.0).await?;
-        found.map(SecretView::of).ok_or(Error::NotFound("secret"))
+        found.map(SecretView::of).ok_or_else(|| appliance.absent("secret"))
     }
 }
 
@@ -254,7 +254,8 @@ impl Request for RevealSecret {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Revealed, Error> {
-        let found = appliance.records.secret(&self.0).await?.ok_or(Error::NotFound("secret"))?;
+        let found =
+            appliance.records.secret(&self.0).await?.ok_or_else(|| appliance.absent("secret"))?;
         let name = &found.record.key;
         // A stored ciphertext is a ciphertext: to see it opened, one must be allowed to decrypt.
         let of_key = Resource::Key(name.clone());
@@ -282,7 +283,7 @@ impl Request for DeleteSecret {
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<(), Error> {
         let found = appliance.records.secret(&self.name).await?;
         must_match(self.if_match, found.as_ref())?;
-        let known = found.ok_or(Error::NotFound("secret"))?.revision;
+        let known = found.ok_or_else(|| appliance.absent("secret"))?.revision;
         Ok(appliance.records.delete_secret(&self.name, known).await?)
     }
 }
