@@ -4,15 +4,17 @@
 #[allow(dead_code)] // each test binary uses another part of it
 mod appliance;
 #[path = "../support/token.rs"]
-#[allow(dead_code)] // each test binary uses another part of it
 mod token;
 
 mod acts;
 mod init;
 mod key_states;
 mod lock;
+mod appliance_routes;
+mod callers;
 mod checks;
 mod imports;
 mod keys;
 mod main_job;
 mod secrets;
+mod who_may;
