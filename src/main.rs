@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use strongroom::cli::{self, Config, House, Policy, Work};
 use strongroom::daemon;
+use strongroom::secret::WipingHeap;
+
+/// Buffers of the libraries that speak HTTP and JSON hold secrets for a moment, too.
+#[global_allocator]
+static HEAP: WipingHeap = WipingHeap;
 
 fn main() -> ExitCode {
     let (global, work) = cli::parse().work();

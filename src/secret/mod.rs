@@ -10,6 +10,8 @@ mod io_buffer;
 mod mapping;
 mod process;
 mod roles;
+mod stack;
+mod wiping;
 
 pub use arena::{ArenaError, ArenaKind, ArenaReport, ArenaUsage, Settings, Use, start, usage};
 pub use bytes::SecretBytes;
@@ -17,3 +19,5 @@ pub use hook::{hook_self_test, take_refusal};
 pub use io_buffer::IoBuffer;
 pub use process::{HardenError, harden_process};
 pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext};
+pub use stack::with_wiped_stack;
+pub use wiping::WipingHeap;
