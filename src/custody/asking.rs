@@ -60,6 +60,11 @@ impl Client {
         )
     }
 
+    /// A further store key, wrapped in the token.
+    pub async fn new_store_key(&self, id: u32) -> Result<StoreKey, CustodyError> {
+        expect!(self.ask(Verb::NewStoreKey { id }).await?, Reply::StoreKey(key) => key)
+    }
+
     /// Seals a record's value under its address.
     pub async fn seal_record(
         &self,

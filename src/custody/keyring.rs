@@ -21,6 +21,9 @@ use crate::token::Token;
 /// Loads of different keys rarely share a stripe; loads of one key always do.
 const STRIPES: usize = 16;
 
+/// How many store keys are kept open.
+const MOST_STORE_KEYS: usize = 16;
+
 /// An open token with everything that custody keeps under it.
 pub struct Keyring {
     pub token: Arc<dyn Token>,
@@ -108,6 +111,11 @@ impl Keyring {
                 let key = PrivateKey::import(text.expose()).map_err(of_key)?;
                 self.seal_key(&address, &key)
             }
+            Verb::NewStoreKey { id } => {
+                let home = self.home()?;
+                let (token, appliance) = (self.token.as_ref(), &home.appliance);
+                new_store_key(token, appliance, home.generation, id).map(Reply::StoreKey)
+            }
             Verb::SignCheckpoint { message } => self.sign(&message),
             _ => Err(Fault::Protocol("not a verb for an open token".to_owned())),
         }
@@ -186,6 +194,10 @@ impl Keyring {
         let home = self.home()?;
         let key = Arc::new(open_store_key(self.token.as_ref(), &home.appliance, wanted)?);
         let mut known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        // There are a few in the life of an appliance; whoever asks for more does not fill the arena.
+        if known.len() >= MOST_STORE_KEYS {
+            known.clear();
+        }
         known.insert(wanted.wrapped.clone(), Arc::clone(&key));
         Ok(key)
     }

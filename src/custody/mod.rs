@@ -23,6 +23,7 @@ pub use cache::Settings as CacheSettings;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
 pub use doctor::examine_locked;
 pub use process::{Settings, Spawn, StartError};
+pub use sealed::store_key_of;
 pub use start::{Ready, resolve};
 
 /// What every message begins with that custody signs.

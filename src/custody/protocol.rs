@@ -70,6 +70,10 @@ pub enum Verb {
         appliance: String,
         resume: bool,
     },
+    /// A further store key, wrapped: there is a bound to how often one may seal.
+    NewStoreKey {
+        id: u32,
+    },
     SealRecord {
         store_key: StoreKey,
         address: RecordAddress,
@@ -130,6 +134,7 @@ pub enum Reply {
     Status(Status),
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
     Initialised { created: Vec<String>, home: Home },
+    StoreKey(StoreKey),
     Sealed(Vec<u8>),
     Opened(Vec<u8>),
     Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },

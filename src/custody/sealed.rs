@@ -100,6 +100,11 @@ pub fn write_record(store_key_id: u32, iv: &[u8; IV], ciphertext: &[u8]) -> Vec<
     bytes
 }
 
+/// The id of the store key that a sealed record names; `None` where it is no sealed record.
+pub fn store_key_of(bytes: &[u8]) -> Option<u32> {
+    split_head(bytes).map(|(id, _)| id)
+}
+
 /// Reads a sealed record: the id of its store key, and what is sealed.
 pub fn read_record(bytes: &[u8]) -> Result<(u32, Sealed<'_>), Fault> {
     let (id, rest) = split_head(bytes).ok_or(Fault::SealBroken)?;

@@ -10,7 +10,7 @@ use super::{RecordError, Records};
 use crate::custody::protocol::{Home, StoreKey};
 use crate::store::{Batch, Expect, Store, Table};
 
-const HOME: &str = "home";
+pub(super) const HOME: &str = "home";
 const LOCKED: &str = "locked";
 const HEAD: &str = "head";
 
@@ -21,8 +21,8 @@ pub struct HomeRecord {
     pub appliance: String,
     /// The master generation that new keys are wrapped under.
     pub generation: u32,
-    /// The store key, wrapped.
-    pub store_key: StoreKey,
+    /// The store keys, wrapped, oldest first: the newest seals, all of them open.
+    pub store_keys: Vec<StoreKey>,
     /// Public point of the trail's signing key (SEC 1, uncompressed).
     pub signer_point: Vec<u8>,
     pub signer_generation: u32,
@@ -37,12 +37,17 @@ pub struct LockRecord {
 }
 
 impl HomeRecord {
+    /// The store key that seals.
+    pub(super) fn newest_store_key(&self) -> &StoreKey {
+        self.store_keys.last().expect("an appliance is founded with a store key")
+    }
+
     /// What custody has to know of it.
     pub fn for_custody(&self) -> Home {
         Home {
             appliance: self.appliance.clone(),
             generation: self.generation,
-            store_key: self.store_key.clone(),
+            store_key: self.newest_store_key().clone(),
             signer_point: self.signer_point.clone(),
         }
     }
@@ -66,10 +71,16 @@ pub async fn keep_head(store: &dyn Store, head: &str) -> Result<(), RecordError>
 
 /// Reads the appliance's record from a store that may be new.
 pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
-    plain(store, HOME)
+    let home: Option<HomeRecord> = plain(store, HOME)?;
+    match home {
+        Some(home) if home.store_keys.is_empty() => {
+            Err(RecordError::Broken("appliance/home".to_owned()))
+        }
+        home => Ok(home),
+    }
 }
 
-fn plain<T: serde::de::DeserializeOwned>(
+pub(super) fn plain<T: serde::de::DeserializeOwned>(
     store: &dyn Store,
     key: &str,
 ) -> Result<Option<T>, RecordError> {
@@ -108,6 +119,6 @@ impl Records {
     }
 }
 
-fn encode<T: Serialize + ?Sized>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
+pub(super) fn encode<T: Serialize + ?Sized>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
     serde_json::to_vec(record).map_err(|_| RecordError::Broken(format!("appliance/{key}")))
 }

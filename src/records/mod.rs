@@ -6,14 +6,16 @@
 mod home;
 mod keys;
 mod opened;
+mod sealing;
 mod secrets;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::custody::protocol::{RecordAddress, StoreKey};
+use crate::custody::protocol::RecordAddress;
+use crate::custody::store_key_of;
 use crate::custody::{Client, CustodyError};
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
@@ -23,6 +25,7 @@ pub use opened::Settings;
 pub use secrets::SecretRecord;
 
 use opened::Opened;
+use sealing::Count;
 
 /// Why a record was not read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,8 @@ pub struct Records {
     custody: Client,
     home: RwLock<Option<Arc<HomeRecord>>>,
     opened: Opened,
+    count: tokio::sync::Mutex<Count>,
+    seals_per_store_key: u64,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -74,12 +79,10 @@ impl Records {
         settings: &Settings,
     ) -> Result<Self, RecordError> {
         let home = home::read_home(store.as_ref())?.map(Arc::new);
-        Ok(Self { store, custody, home: RwLock::new(home), opened: Opened::new(settings) })
-    }
-
-    fn store_key(&self) -> Result<StoreKey, RecordError> {
-        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
-        home.as_ref().map(|home| home.store_key.clone()).ok_or(RecordError::NotInitialised)
+        let count = tokio::sync::Mutex::new(Count::read(store.as_ref())?);
+        let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
+        let home = RwLock::new(home);
+        Ok(Self { store, custody, home, opened, count, seals_per_store_key })
     }
 
     /// Reads a record's plain value and opens it.
@@ -91,8 +94,9 @@ impl Records {
     ) -> Result<At<T>, RecordError> {
         let address = address(table, key, stored.revision);
         let broken = || RecordError::Broken(format!("{}/{key}", table.as_str()));
-        let value = match self.custody.open_record(&self.store_key()?, address, stored.value).await
-        {
+        let id = store_key_of(&stored.value).ok_or_else(broken)?;
+        let store_key = self.key_to_open(id)?;
+        let value = match self.custody.open_record(&store_key, address, stored.value).await {
             Err(CustodyError::Fault(crate::custody::protocol::Fault::SealBroken)) => {
                 return Err(broken());
             }
@@ -132,7 +136,7 @@ impl Records {
         let value = serde_json::to_vec(record)
             .map_err(|_| RecordError::Broken(format!("{}/{key}", table.as_str())))?;
         let address = address(table, key, revision);
-        let sealed = self.custody.seal_record(&self.store_key()?, address, value).await?;
+        let sealed = self.custody.seal_record(&self.key_to_seal().await?, address, value).await?;
         Ok(batch.put(table, key, expect, sealed))
     }
 

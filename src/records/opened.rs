@@ -13,11 +13,13 @@ use crate::key::Name;
 pub struct Settings {
     /// How many opened key records are kept in memory.
     pub kept_keys: usize,
+    /// After how many records sealed under one store key the next one is made.
+    pub seals_per_store_key: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kept_keys: 10_000 }
+        Self { kept_keys: 10_000, seals_per_store_key: 1 << 30 }
     }
 }
 

@@ -150,7 +150,7 @@ impl Request for Init {
         let home = HomeRecord {
             appliance: id.clone(),
             generation,
-            store_key: made.home.store_key,
+            store_keys: vec![made.home.store_key],
             signer_point: made.home.signer_point,
             signer_generation: generation,
             created_at: appliance.now(),

@@ -7,14 +7,15 @@ mod appliance;
 mod token;
 
 mod acts;
-mod init;
-mod key_states;
-mod lock;
 mod appliance_routes;
 mod callers;
 mod checks;
 mod imports;
+mod init;
+mod key_states;
 mod keys;
+mod lock;
 mod main_job;
+mod sealing;
 mod secrets;
 mod who_may;

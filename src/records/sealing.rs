@@ -1,0 +1,90 @@
+//! Which store key seals, and how often it has: AES-GCM with random IVs stays safe only for a bounded
+//! number of seals under one key (2^32, NIST SP 800-38D §8.3), so a new one comes long before.
+//!
+//! Seals are counted ahead, in blocks that are durable before the first of them is used. What was
+//! reserved and not used when the process ended counts as used.
+
+use std::sync::{Arc, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::home::{HOME, encode, plain};
+use super::{HomeRecord, RecordError, Records};
+use crate::custody::protocol::StoreKey;
+use crate::store::{Batch, Expect, Store, Table};
+
+const SEALS: &str = "seals";
+
+/// Seals that are reserved at once.
+const BLOCK: u64 = 65_536;
+
+/// How the newest store key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Reserved {
+    store_key: u32,
+    seals: u64,
+}
+
+/// The count in memory: what is used of what is reserved.
+#[derive(Debug, Default)]
+pub struct Count {
+    store_key: u32,
+    used: u64,
+    reserved: u64,
+}
+
+impl Count {
+    /// Goes on behind everything that was reserved before.
+    pub(super) fn read(store: &dyn Store) -> Result<Self, RecordError> {
+        let reserved: Option<Reserved> = plain(store, SEALS)?;
+        Ok(reserved.map_or_else(Self::default, |Reserved { store_key, seals }| Self {
+            store_key,
+            used: seals,
+            reserved: seals,
+        }))
+    }
+}
+
+impl Records {
+    /// The store key for one more seal, counted.
+    pub(super) async fn key_to_seal(&self) -> Result<StoreKey, RecordError> {
+        let mut count = self.count.lock().await;
+        let mut home = self.home().ok_or(RecordError::NotInitialised)?;
+        if count.store_key == home.newest_store_key().id && count.used >= self.seals_per_store_key {
+            home = self.next_store_key(&home).await?;
+        }
+        let newest = home.newest_store_key();
+        if count.store_key != newest.id {
+            *count = Count { store_key: newest.id, used: 0, reserved: 0 };
+        }
+        if count.used >= count.reserved {
+            let seals = (count.reserved + BLOCK).min(self.seals_per_store_key.max(1));
+            let value = encode(SEALS, &Reserved { store_key: newest.id, seals })?;
+            let batch = Batch::new().put(Table::Appliance, SEALS, Expect::Any, value);
+            self.store.commit(batch).await?;
+            count.reserved = seals;
+        }
+        count.used += 1;
+        Ok(newest.clone())
+    }
+
+    /// The store key that a sealed record names.
+    pub(super) fn key_to_open(&self, id: u32) -> Result<StoreKey, RecordError> {
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        let found = home.store_keys.iter().find(|key| key.id == id).cloned();
+        found.ok_or_else(|| RecordError::Broken(format!("sealed under store key {id}")))
+    }
+
+    /// Makes a new store key and keeps it beside the old ones, which go on opening.
+    async fn next_store_key(&self, home: &HomeRecord) -> Result<Arc<HomeRecord>, RecordError> {
+        let id = home.newest_store_key().id + 1;
+        let mut next = home.clone();
+        next.store_keys.push(self.custody.new_store_key(id).await?);
+        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
+        self.store.commit(batch).await?;
+        tracing::info!(id, "a new store key seals records from now on");
+        let next = Arc::new(next);
+        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));
+        Ok(next)
+    }
+}
