@@ -8,8 +8,10 @@ mod token;
 
 mod acts;
 mod appliance_routes;
+mod bad_input;
 mod callers;
 mod checks;
+mod hostile;
 mod imports;
 mod init;
 mod key_states;
