@@ -59,7 +59,7 @@ pub struct Put {
     by_daemon: bool,
     #[command(flatten)]
     mgf1: Mgf1,
-    /// Do not have the daemon open the ciphertext on trial
+    /// Do not have the daemon open the ciphertext on trial, which needs the permission to decrypt
     #[arg(long)]
     no_verify: bool,
 }

@@ -210,6 +210,31 @@ fn nobody_gets_round_a_keys_policy_by_way_of_a_secret() {
     assert_eq!(unb64(&opened.expect_status(200).json()["plaintext"]), b"stolen");
 }
 
+#[test]
+fn recovery_needs_a_permission_of_its_own() {
+    let more = r#"
+        @id("recover")
+        permit (principal == User::"unix:60004",
+                action in [Action::"key:decrypt", Action::"key:recover", Action::"secret:reveal"],
+                resource);
+    "#;
+    let appliance = appliance_with(|appliance, config| policies(appliance, config, more));
+    appliance.create_key("there");
+    let body = json!({"plaintext": b64("x")});
+    let made = appliance.post("/v1/keys/there/encrypt", &body).expect_status(200).json();
+    let body = json!({"key": "there", "plaintext": b64("x")});
+    appliance.put("/v1/secrets/there", &body).expect_status(201);
+    appliance.post("/v1/keys/there/compromise", &json!({})).expect_status(200);
+    let item = json!({"ciphertext": made["ciphertext"], "version": 1});
+    for (path, body) in
+        [("/v1/keys/there/decrypt", &item), ("/v1/secrets/there/reveal", &json!({}))]
+    {
+        SERVICE.asks(&appliance, "POST", path, Some(body)).expect_problem(409, "key-state");
+        let opened = NOBODY.asks(&appliance, "POST", path, Some(body));
+        assert_eq!(unb64(&opened.expect_status(200).json()["plaintext"]), b"x", "{path}");
+    }
+}
+
 /// A request that was begun and refused by the second question: both lines, and nothing told.
 fn denied_on_the_way(appliance: &Appliance, reply: &Reply, action: &str) {
     reply.expect_problem(403, "denied");
