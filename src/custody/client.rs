@@ -161,10 +161,24 @@ impl Client {
         match current {
             None => Ok(()),
             Some(connection) => match self.ask_on(&connection, Verb::Lock).await {
-                Ok(_) | Err(CustodyError::Away(_) | CustodyError::Fault(Fault::Locked)) => Ok(()),
+                Ok(_) | Err(CustodyError::Away(_) | CustodyError::Fault(Fault::Locked)) => {
+                    self.see_the_end_of(&connection).await;
+                    Ok(())
+                }
                 Err(error) => Err(error),
             },
         }
+    }
+
+    /// Waits until the link is no longer this one, so that what is asked next goes to a new custody.
+    async fn see_the_end_of(&self, connection: &Arc<Connection>) {
+        let mut links = self.shared.connection.subscribe();
+        let is_another = |now: &Option<Arc<Connection>>| {
+            now.as_ref().is_none_or(|now| !Arc::ptr_eq(now, connection))
+        };
+        let ended = links.wait_for(is_another);
+        // A custody that does not end keeps nobody waiting: it is locked all the same.
+        let _ = tokio::time::timeout(self.shared.settings.deadline, ended).await;
     }
 
     async fn unlocked(&self) -> Result<Arc<Connection>, CustodyError> {

@@ -4,8 +4,8 @@
 //! that read the request; the rest goes to the token's threads and ends in [`Custodian::slow`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
 
 use super::cache;
 use super::keyring::{self, Keyring};
@@ -34,6 +34,9 @@ pub struct Custodian {
     unlocking: Mutex<()>,
     past_use: AtomicBool,
 }
+
+/// How long the end of the process waits for a login or a generation that is under way.
+const LONGEST_LOGIN: Duration = Duration::from_millis(500);
 
 /// Where a verb is to be carried out.
 pub enum Quick {
@@ -83,6 +86,20 @@ impl Custodian {
         }
     }
 
+    /// Waits, for a while, until nobody logs in or generates keys. SoftHSM rewrites the file that makes
+    /// a directory a token at every login: a process that ends in the middle of it leaves no token.
+    pub fn let_finish(&self) -> Option<MutexGuard<'_, ()>> {
+        let until = Instant::now() + LONGEST_LOGIN;
+        loop {
+            match self.unlocking.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
     /// Forgets every key, as a lock or the end of the process asks for.
     pub fn wipe(&self) {
         if let Some(keyring) = self.unlocked.write().unwrap_or_else(PoisonError::into_inner).take()
@@ -115,7 +132,10 @@ impl Custodian {
         // A module that did not open cannot be trusted to open anew in this process; a refused PIN
         // waits for an operator instead.
         let past_use = match &answer {
-            Err(Fault::TokenUnavailable(_)) => true,
+            Err(Fault::TokenUnavailable(why)) => {
+                tracing::error!(why, "the token does not work");
+                true
+            }
             Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => false,
             Err(_) => unlocking,
         };

@@ -155,9 +155,12 @@ fn leave_on(
 }
 
 /// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.
-/// The kernel wipes what it takes back; opened keys were wiped before.
+/// What writes in the token is let finish. The kernel wipes what it takes back; opened keys were wiped
+/// before.
 #[allow(unsafe_code)] // _exit(2) has no safe wrapper
 pub fn leave(custodian: &Custodian, code: i32) -> ! {
+    custodian.wipe();
+    let _nobody_writes_in_the_token = custodian.let_finish();
     custodian.wipe();
     // SAFETY: _exit takes no pointers and does not return.
     unsafe { libc::_exit(code) }

@@ -126,9 +126,10 @@ fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Opt
     // custody after its last checkpoint.
     command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
     command.env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID").process_group(0);
+    // A front that was killed takes custody with it, in order: no login is cut off in its middle.
     // SAFETY: prctl is safe to call between fork and exec, and allocates nothing.
     unsafe {
-        command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into));
     }
     let mut state = watch.state();
     if state.stopping {
