@@ -63,7 +63,7 @@ pub fn read_pin(settings: &Settings, credentials: Option<&Path>) -> Result<Pin, 
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(PinError::CredentialName);
         }
-        return read(&directory.join(name), 0o440);
+        return read(&directory.join(name), 0o640);
     }
     read(settings.pin_file.as_deref().ok_or(PinError::Unset)?, 0o600)
 }
