@@ -84,6 +84,8 @@ pub struct Details {
     pub failed_items: Option<u32>,
     /// Why, as the caller said it.
     pub reason: Option<Code>,
+    /// How many changes of records the store is known to hold after the deed.
+    pub changes: Option<u64>,
 }
 
 /// A stable word for why something was not done, as the API's errors carry it: `decryption-failed`.
@@ -190,11 +192,20 @@ pub struct EventNote {
     pub(super) line: Option<u64>,
     pub(super) bytes: Option<u64>,
     pub(super) open_from: Option<u64>,
+    pub(super) changes: Option<u64>,
 }
 
 impl EventNote {
     pub fn new(event: Event) -> Self {
-        Self { event, digest: None, code: None, line: None, bytes: None, open_from: None }
+        Self {
+            event,
+            digest: None,
+            code: None,
+            line: None,
+            bytes: None,
+            open_from: None,
+            changes: None,
+        }
     }
 
     /// Something was loaded whose SHA-256 is `digest`.
@@ -253,6 +264,7 @@ impl Details {
             items: self.items,
             failed_items: self.failed_items,
             reason: self.reason.map(|reason| plain(reason.0)),
+            changes: self.changes,
             ..line
         }
     }
@@ -299,6 +311,7 @@ impl EventNote {
             program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
             digest: texts.hex.as_ref().map(Hex::as_str),
             open_from: self.open_from,
+            changes: self.changes,
             line: self.line,
             bytes: self.bytes,
             code: self.code.map(|code| plain(code.0)),

@@ -92,6 +92,9 @@ pub struct Line<'a> {
     /// Why, as the caller said it: a word from a fixed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
+    /// How many changes of records the store held after the deed: never more than it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'a str>,
     /// Event: version of the program.

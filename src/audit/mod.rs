@@ -50,7 +50,8 @@ pub struct Settings {
     pub checkpoint_seconds: u64,
     /// How often the newest head is kept outside the trail between checkpoints, in seconds.
     pub head_seconds: u64,
-    /// What to do where the trail does not hold what is known of it.
+    /// What to do where the trail does not hold what is known of it, or the store less than the trail
+    /// knows of.
     pub on_break: OnBreak,
 }
 

@@ -64,6 +64,7 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         // A damaged file is left as it is, for those who look into it.
         segment: found.segment.filter(|_| found.damaged.is_none()),
         open: found.open.into_keys().collect(),
+        changes: found.changes,
         owed,
         buffer: Vec::new(),
         _lock: lock,
@@ -79,6 +80,8 @@ struct Found {
     open: BTreeMap<u64, Vec<u8>>,
     /// Lines other than checkpoints that no checkpoint in the newest file covers.
     uncovered: u64,
+    /// What the last line that says so says of the store's changes.
+    changes: Option<u64>,
     /// Bytes at the end that were cut off.
     torn: u64,
     damaged: Option<AuditError>,
@@ -128,6 +131,7 @@ impl Found {
             segment: Some(segment),
             open: scan.open,
             uncovered: scan.uncovered.len() as u64,
+            changes: scan.changes,
             torn,
             damaged,
         })
@@ -144,6 +148,7 @@ impl Found {
             segment: None,
             open: BTreeMap::new(),
             uncovered: 0,
+            changes: None,
             torn: 0,
             damaged: None,
         })
@@ -163,6 +168,7 @@ struct Scan {
     closed_before: BTreeSet<u64>,
     first: u64,
     uncovered: VecDeque<u64>,
+    changes: Option<u64>,
 }
 
 impl Scan {
@@ -179,6 +185,7 @@ impl Scan {
             closed_before: BTreeSet::new(),
             first,
             uncovered: VecDeque::new(),
+            changes: None,
         }
     }
 
@@ -207,6 +214,7 @@ impl Scan {
         if line.seq == self.first {
             self.open_from = line.open_from;
         }
+        self.changes = line.changes.or(self.changes);
         pair(&mut self.open, line, bytes);
         if let Some(of) = line.of.filter(|of| *of < self.first) {
             self.closed_before.insert(of);

@@ -23,6 +23,7 @@ pub struct Trail {
     pub(super) keeper: Arc<dyn HeadKeeper>,
     /// Held while a checkpoint is made.
     pub(super) signing: tokio::sync::Mutex<()>,
+    known_changes: Option<u64>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,6 +55,7 @@ impl Trail {
     ) -> Result<Self, AuditError> {
         let writer = recover(settings, known_head)?;
         let (id, shared) = (writer.trail.clone(), Arc::clone(&writer.shared));
+        let known_changes = writer.changes;
         let thread = std::thread::Builder::new()
             .name("trail-writer".into())
             .spawn(move || writer.run())
@@ -65,6 +67,7 @@ impl Trail {
             signer,
             keeper,
             signing: tokio::sync::Mutex::new(()),
+            known_changes,
             writer: Mutex::new(Some(thread)),
         };
         Ok(trail)
@@ -95,6 +98,11 @@ impl Trail {
         let (reply, answer) = oneshot::channel();
         self.shared.push(Job::Event { note, reply: Some(reply) }, true, false);
         Answer { answer, until: self.deadline() }.durable().await
+    }
+
+    /// How many changes the store is known to hold, as the newest outcome said when this was opened.
+    pub fn known_changes(&self) -> Option<u64> {
+        self.known_changes
     }
 
     /// The newest durable line.

@@ -235,6 +235,8 @@ pub(super) struct Writer {
     pub segment: Option<Segment>,
     /// Intents whose outcome has not been written.
     pub open: BTreeSet<u64>,
+    /// What the newest outcome said of the store's changes.
+    pub changes: Option<u64>,
     /// Lines that must be written although a write has failed.
     pub owed: Vec<Job>,
     pub buffer: Vec<u8>,
@@ -309,7 +311,8 @@ impl Writer {
         let line = Line { time: &time, trail: &self.trail, ..Line::default() };
         if segment.len() == 0 {
             let open_from = self.open.first().copied();
-            let note = EventNote { open_from, ..EventNote::new(Event::Segment) };
+            let changes = self.changes;
+            let note = EventNote { open_from, changes, ..EventNote::new(Event::Segment) };
             self.chain.append(&mut self.buffer, note.fill(line, &mut Texts::new()));
         }
         let mut numbers = Vec::with_capacity(group.len());
@@ -341,8 +344,9 @@ impl Writer {
                     // An entry that nobody waits for any more closes itself.
                     drop(reply.send(Ok(entry)));
                 }
-                Job::Close { of, reply, .. } => {
+                Job::Close { of, outcome, reply, .. } => {
                     self.open.remove(&of);
+                    self.changes = outcome.details.changes.or(self.changes);
                     drop(reply.map(|reply| reply.send(Ok(()))));
                 }
                 Job::Refuse { reply, .. } => drop(reply.send(Ok(()))),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::config::{Config, Loaded};
 use super::trail_keeping::{CustodySigner, InStore};
 use super::{DaemonError, house};
-use crate::audit::{Event, EventNote, Trail};
+use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, LinkSettings, LinkState, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
@@ -39,11 +39,12 @@ impl Front {
         let signer = Arc::new(CustodySigner(custody.clone()));
         let keeper = Arc::new(InStore(Arc::clone(&store)));
         let trail = Trail::open(&config.audit, known, signer, keeper)?;
+        let records = Records::open(store, custody.clone(), &config.records)?;
+        check_store(&records, &trail, config.audit.on_break).await?;
         let digest = policy_digest(&policy);
         trail.event(EventNote::new(Event::Start)).await?;
         trail.event(EventNote::of(Event::ConfigLoaded, loaded.digest)).await?;
         trail.event(EventNote::of(Event::PolicyLoaded, digest)).await?;
-        let records = Records::open(store, custody.clone(), &config.records)?;
         let appliance = Arc::new(Appliance::new(Parts {
             policy,
             trail,
@@ -64,6 +65,25 @@ impl Front {
         tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }
+}
+
+/// Holds the store against what the trail knows of it: a change that was acknowledged must be there.
+async fn check_store(
+    records: &Records,
+    trail: &Trail,
+    on_break: OnBreak,
+) -> Result<(), DaemonError> {
+    let (found, known) = (records.changes(), trail.known_changes().unwrap_or(0));
+    if found >= known {
+        return Ok(());
+    }
+    let behind = DaemonError::StoreBehind { found, known };
+    if on_break == OnBreak::Refuse {
+        return Err(behind);
+    }
+    tracing::error!(%behind, "going on, as the settings say");
+    let note = EventNote::because(Event::BreakRecorded, Code("store-behind"));
+    Ok(trail.event(note).await?)
 }
 
 /// The hash of a policy as the trail takes it.

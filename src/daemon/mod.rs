@@ -30,6 +30,12 @@ pub enum DaemonError {
     #[error("{0}")]
     Records(#[from] crate::records::RecordError),
     #[error(
+        "the store holds {found} changes, and the trail knows of {known}: it lost its end, or an older \
+         copy was put back. Put the right one at [store] path of the configuration, or accept it as it \
+         is with [audit] on_break = \"record\""
+    )]
+    StoreBehind { found: u64, known: u64 },
+    #[error(
         "{0}; see [audit] of the configuration. A trail that was cut or rolled back is put back from \
          a copy, or accepted as it is with on_break = \"record\""
     )]

@@ -13,6 +13,8 @@ use crate::store::{Batch, Expect, Store, Table};
 pub(super) const HOME: &str = "home";
 const LOCKED: &str = "locked";
 const HEAD: &str = "head";
+/// Put with every change, so that its revision counts them.
+const CHANGES: &str = "changes";
 
 /// The one record without which nothing else opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,16 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
         }
         home => Ok(home),
     }
+}
+
+/// Counts a change of records along with it.
+pub(super) fn counted(batch: Batch) -> Batch {
+    batch.put(Table::Appliance, CHANGES, Expect::Any, Vec::new())
+}
+
+/// How many changes of records the store holds.
+pub(super) fn read_changes(store: &dyn Store) -> Result<u64, RecordError> {
+    Ok(store.get(Table::Appliance, CHANGES)?.map_or(0, |stored| stored.revision))
 }
 
 pub(super) fn plain<T: serde::de::DeserializeOwned>(

@@ -9,6 +9,7 @@ mod opened;
 mod sealing;
 mod secrets;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::Serialize;
@@ -62,6 +63,7 @@ pub struct Records {
     opened: Opened,
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
+    changes: AtomicU64,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -80,9 +82,10 @@ impl Records {
     ) -> Result<Self, RecordError> {
         let home = home::read_home(store.as_ref())?.map(Arc::new);
         let count = tokio::sync::Mutex::new(Count::read(store.as_ref())?);
+        let changes = AtomicU64::new(home::read_changes(store.as_ref())?);
         let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
         let home = RwLock::new(home);
-        Ok(Self { store, custody, home, opened, count, seals_per_store_key })
+        Ok(Self { store, custody, home, opened, count, seals_per_store_key, changes })
     }
 
     /// Reads a record's plain value and opens it.
@@ -140,8 +143,16 @@ impl Records {
         Ok(batch.put(table, key, expect, sealed))
     }
 
+    /// How many changes of records are known to be durable: never more than the store holds. Kept
+    /// elsewhere, it tells of a store that lost its end or is an older copy.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     async fn commit(&self, batch: Batch) -> Result<(), RecordError> {
-        Ok(self.store.commit(batch).await?)
+        self.store.commit(home::counted(batch)).await?;
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 }
 

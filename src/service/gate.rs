@@ -140,7 +140,10 @@ impl Appliance {
             Trace::Before => {
                 let entry = self.trail.begin(intent).durable().await?;
                 let result = request.run(permit, self).await;
-                self.trail.close(entry, outcome(&result)).durable().await?;
+                let changes = Some(self.records.changes());
+                let outcome = outcome(&result);
+                let details = Details { changes, ..outcome.details.clone() };
+                self.trail.close(entry, outcome.with(details)).durable().await?;
                 result
             }
             Trace::Beside => {

@@ -72,7 +72,10 @@ impl Appliance {
         let permit = Permit::of_system(PART, Action::KeyDestroy, resource);
         let result = request.run(permit, self).await;
         let outcome = match &result {
-            Ok(view) => Outcome::done().with(Traced::details(view)),
+            Ok(view) => {
+                let changes = Some(self.records.changes());
+                Outcome::done().with(Details { changes, ..Traced::details(view) })
+            }
             Err(error) => Outcome::failed(Code(error.code())),
         };
         self.trail.close(entry, outcome).durable().await?;
