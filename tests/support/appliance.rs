@@ -191,6 +191,26 @@ impl Appliance {
         }
     }
 
+    /// Waits until a spawned daemon either serves (`false`) or has ended with a failure (`true`).
+    pub fn settled(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let front = self.front.as_mut().expect("it was spawned");
+            if let Some(status) = front.try_wait().expect("waits") {
+                assert!(!status.success(), "it ended well, unasked");
+                self.front = None;
+                return true;
+            }
+            if UnixStream::connect(self.socket()).is_ok()
+                && self.get("/v1/status").json()["state"] != "token-unavailable"
+            {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the daemon neither serves nor ends:\n{}", self.log());
+    }
+
     /// Everything that both processes have logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
