@@ -157,6 +157,10 @@ impl Request for Init {
         };
         appliance.records.found(home).await?;
         appliance.trail.event(EventNote::new(Event::Initialised)).await?;
+        // From the first line on the trail is signed; should it fail now, it is tried again anyway.
+        if let Err(error) = appliance.trail.checkpoint().await {
+            tracing::warn!(%error, "no checkpoint at init");
+        }
         Ok(InitView { appliance: id, generation, created: made.created })
     }
 }
