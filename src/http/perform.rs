@@ -20,6 +20,10 @@ pub struct Front {
     pub limits: Arc<Limits>,
 }
 
+/// On a response: the request's body was not meant to hold a secret, the connection may stay open.
+#[derive(Debug, Clone, Copy)]
+pub struct NothingToForget;
+
 /// Handles a route of `R`. `CREATED` says that its success is a 201.
 pub async fn perform<R, const CREATED: bool>(
     State(front): State<Front>,
@@ -31,10 +35,14 @@ where
     R::Reply: IntoReply,
 {
     let request_id = call.request_id;
-    match answer::<R>(front, call, request).await {
+    let mut response = match answer::<R>(front, call, request).await {
         Ok(reply) => reply.into_reply(CREATED),
         Err(problem) => problem.reply(request_id),
+    };
+    if !R::SECRET {
+        response.extensions_mut().insert(NothingToForget);
     }
+    response
 }
 
 /// Handles a route that anybody may have, and that takes nothing and tells nothing of anybody.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
-use hyper::body::Incoming;
+use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue};
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::perform::Front;
+use super::perform::{Front, NothingToForget};
 use super::problem::Problem;
 use super::routes::router;
 use crate::identity::{Caller, UnixPeer};
@@ -219,6 +219,7 @@ async fn answer(
     request: hyper::Request<Incoming>,
 ) -> Result<Response, Infallible> {
     let request_id = call.request_id;
+    let has_body = !request.body().is_end_stream();
     let mut request = request.map(Body::new);
     // No name needs an escape, so a path that has one is a trick.
     let mut response = if request.uri().path().contains('%') {
@@ -227,7 +228,12 @@ async fn answer(
         request.extensions_mut().insert(call);
         router.oneshot(request).await?
     };
+    // The read buffer goes with the connection, and is wiped as it goes.
+    let forget = has_body && response.extensions().get::<NothingToForget>().is_none();
     let headers = response.headers_mut();
+    if forget {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
         headers.insert(HeaderName::from_static("x-request-id"), value);

@@ -85,6 +85,10 @@ impl Incoming<'_> {
 
 /// A request struct that a route takes.
 pub trait FromWire: Request {
+    /// Whether its body may hold a secret. hyper keeps what it read last for as long as a connection
+    /// is open, so a connection that brought one is closed after its answer.
+    const SECRET: bool;
+
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem>;
 
     /// Adds what this takes to the route's description.
@@ -124,8 +128,15 @@ fn takes_query<Q: IntoParams>(
 
 /// One line per request struct: which shape it has.
 macro_rules! shape {
+    (@secret) => {
+        false
+    };
+    (@secret secret) => {
+        true
+    };
     (nothing $request:ident) => {
         impl FromWire for $request {
+            const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.nothing()?;
                 Ok($request)
@@ -135,8 +146,9 @@ macro_rules! shape {
             }
         }
     };
-    (body $request:ty) => {
+    (body $request:ty $(, $secret:ident)?) => {
         impl FromWire for $request {
+            const SECRET: bool = shape!(@secret $($secret)?);
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_query()?;
                 incoming.body()
@@ -148,6 +160,7 @@ macro_rules! shape {
     };
     (query $request:ty) => {
         impl FromWire for $request {
+            const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_body()?;
                 incoming.query()
@@ -159,6 +172,7 @@ macro_rules! shape {
     };
     (page $request:ident) => {
         impl FromWire for $request {
+            const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_body()?;
                 Ok($request(incoming.query()?))
@@ -170,6 +184,7 @@ macro_rules! shape {
     };
     (name $request:ident) => {
         impl FromWire for $request {
+            const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.nothing()?;
                 Ok($request(incoming.name()?))
@@ -181,6 +196,7 @@ macro_rules! shape {
     };
     (named_query $request:ty = $query:ty) => {
         impl FromWire for $request {
+            const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_body()?;
                 Ok(Named { name: incoming.name()?, with: incoming.query::<$query>()? })
@@ -190,8 +206,9 @@ macro_rules! shape {
             }
         }
     };
-    (named_body $request:ty = $body:ty) => {
+    (named_body $request:ty = $body:ty $(, $secret:ident)?) => {
         impl FromWire for $request {
+            const SECRET: bool = shape!(@secret $($secret)?);
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_query()?;
                 Ok(Named { name: incoming.name()?, with: incoming.body::<$body>()? }.into())
@@ -207,14 +224,14 @@ shape!(body Init);
 shape!(nothing Status);
 shape!(nothing Doctor);
 shape!(body Lock);
-shape!(body Unlock);
+shape!(body Unlock, secret);
 shape!(body CreateKey);
-shape!(named_body Named<ImportBody> = ImportBody);
+shape!(named_body Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);
 shape!(name ShowKey);
 shape!(nothing Jwks);
 shape!(named_query Named<PublicKeyQuery> = PublicKeyQuery);
-shape!(named_body Named<EncryptBody> = EncryptBody);
+shape!(named_body Named<EncryptBody> = EncryptBody, secret);
 shape!(named_body Named<DecryptBody> = DecryptBody);
 shape!(named_body Rotate = ChangeBody);
 shape!(named_body Suspend = ChangeBody);
@@ -231,6 +248,8 @@ shape!(nothing ReadPublicKey);
 shape!(nothing ReadMetrics);
 
 impl FromWire for Named<PutBody> {
+    const SECRET: bool = true;
+
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
         incoming.no_query()?;
         let if_match = incoming.if_match()?;
@@ -253,6 +272,8 @@ fn if_match_parameter() -> Parameter {
 }
 
 impl FromWire for DeleteSecret {
+    const SECRET: bool = false;
+
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
         incoming.nothing()?;
         Ok(DeleteSecret { name: incoming.name()?, if_match: incoming.if_match()? })
