@@ -51,3 +51,65 @@ pub fn open(key: &DataKey, aad: &[u8], sealed: Sealed<'_>) -> Result<SecretBytes
 fn cipher(key: &DataKey) -> Aes256Gcm {
     Aes256Gcm::new(key.expose().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    const FILE: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors/wycheproof/aes_gcm_test.json");
+
+    fn bytes(hex: &Value) -> Vec<u8> {
+        let digits = hex.as_str().expect("hexadecimal digits").as_bytes();
+        let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        digits.chunks(2).map(byte).collect()
+    }
+
+    /// Project Wycheproof's cases of our sizes open or are refused as they should. The others cannot be
+    /// put to this code: a data key has 256 bits, an IV 96, and the tag's 128 are split off by type.
+    #[test]
+    fn every_case_of_wycheproof_comes_out_as_it_should() {
+        crate::secret::start(&Default::default(), crate::secret::Use::Custody).expect("an arena");
+        let text = std::fs::read(FILE).unwrap_or_else(|error| panic!("{FILE}: {error}"));
+        let vectors: Value = serde_json::from_slice(&text).expect("JSON");
+        let (mut opened, mut refused, mut foreign) = (0, 0, 0);
+        for group in vectors["testGroups"].as_array().expect("groups") {
+            assert_eq!(group["tagSize"], 128);
+            for case in group["tests"].as_array().expect("cases") {
+                let key = SecretBytes::copy_from(&bytes(&case["key"])).expect("room");
+                let iv: Result<[u8; 12], _> = bytes(&case["iv"]).try_into();
+                let (Some(key), Ok(iv)) = (DataKey::from_bytes(key), iv) else {
+                    assert_ne!((&group["keySize"], &group["ivSize"]), (&256.into(), &96.into()));
+                    foreign += 1;
+                    continue;
+                };
+                let ciphertext = [bytes(&case["ct"]), bytes(&case["tag"])].concat();
+                let sealed = Sealed { iv: &iv, ciphertext: &ciphertext };
+                let result = open(&key, &bytes(&case["aad"]), sealed);
+                match (case["result"].as_str(), result) {
+                    (Some("valid"), Ok(plaintext)) => {
+                        assert_eq!(plaintext.expose(), bytes(&case["msg"]), "{}", case["tcId"]);
+                        opened += 1;
+                    }
+                    (Some("invalid"), Err(Fault::SealBroken)) => refused += 1,
+                    (expected, result) => {
+                        panic!("case {} is {expected:?}: {:?}", case["tcId"], result.err());
+                    }
+                }
+            }
+        }
+        assert_eq!((opened, refused, foreign), (39, 27, 250), "valid, invalid, of other sizes");
+        assert_eq!(vectors["numberOfTests"], opened + refused + foreign);
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_tag_is_refused() {
+        crate::secret::start(&Default::default(), crate::secret::Use::Custody).expect("an arena");
+        let key = DataKey::generate().expect("a key");
+        for len in 0..TAG {
+            let sealed = Sealed { iv: &[0; 12], ciphertext: &[0; TAG][..len] };
+            assert_eq!(open(&key, b"", sealed).err(), Some(Fault::SealBroken), "{len}");
+        }
+    }
+}
