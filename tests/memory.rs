@@ -6,52 +6,15 @@
 
 #[path = "memory/child.rs"]
 mod child;
+#[path = "support/key_parts.rs"]
+mod key_parts;
 #[path = "support/scan.rs"]
 mod scan;
 
 use child::{Child, Job};
-use rsa::BigUint;
-use rsa::pkcs8::DecodePrivateKey;
-use rsa::traits::{PrivateKeyParts, PublicKeyParts};
-use scan::Needles;
+use key_parts::{core_file, needles};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::Command;
 use strongroom::secret::arena::KindChoice;
-
-/// Everything that is secret in a PKCS#8 DER, by name, in both byte orders.
-fn needles(der: &[u8]) -> Needles {
-    let key = rsa::RsaPrivateKey::from_pkcs8_der(der).expect("the child's key");
-    let (p, q) = (&key.primes()[0], &key.primes()[1]);
-    let mut needles = Needles::default();
-    let d: &BigUint = key.d();
-    needles.add("p", &p.to_bytes_be());
-    needles.add("q", &q.to_bytes_be());
-    needles.add("d", &d.to_bytes_be());
-    needles.add("dp", &(d % (p - 1_u8)).to_bytes_be());
-    needles.add("dq", &(d % (q - 1_u8)).to_bytes_be());
-    needles.add("qinv", &q.modpow(&(p - 2_u8), p).to_bytes_be());
-    // What stands before d in PKCS#8 is public: the algorithm, n and e.
-    let modulus = key.n().to_bytes_be();
-    let at = der.windows(modulus.len()).position(|window| window == modulus).expect("n");
-    needles.add("pkcs8", &der[at + modulus.len() + 5..]);
-    // And as text, from a boundary of three bytes on.
-    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-    needles.add_exactly("base64", &text.as_bytes()[(at + modulus.len() + 7) / 3 * 4..]);
-    needles
-}
-
-/// Writes a core file of the child with gdb's `gcore` and looks through it.
-fn core_file(child: &Child, needles: &Needles) -> Vec<String> {
-    let directory = tempfile::tempdir().expect("a directory");
-    let prefix = directory.path().join("core");
-    let run = Command::new("gcore").arg("-o").arg(&prefix).arg(child.pid().to_string()).output();
-    let run = run.expect("gcore (of the package gdb) runs");
-    let path = directory.path().join(format!("core.{}", child.pid()));
-    let written = path.metadata().map(|data| data.len()).unwrap_or(0);
-    assert!(written > 100_000, "{}", String::from_utf8_lossy(&run.stderr));
-    scan::scan_file(Path::new(&path), needles).expect("a core file")
-}
 
 /// Looks at a child that keeps its key in the arena, with the key loaded and after it was dropped.
 fn holds_its_key_in_the_arena(kind: KindChoice, readable: bool, job: Job) {
@@ -71,12 +34,12 @@ fn holds_its_key_in_the_arena(kind: KindChoice, readable: bool, job: Job) {
     } else {
         assert!(loaded.hits.is_empty(), "{:?}", loaded.hits);
     }
-    assert_eq!(core_file(&child, &needles), [""; 0]);
+    assert_eq!(core_file(child.pid(), &needles), [""; 0]);
 
     child.drop_key();
     let dropped = scan::scan(child.pid(), &needles).expect("root reads it");
     assert!(dropped.hits.is_empty(), "{:?}", dropped.hits);
-    assert_eq!(core_file(&child, &needles), [""; 0]);
+    assert_eq!(core_file(child.pid(), &needles), [""; 0]);
     child.end();
 }
 
@@ -110,7 +73,7 @@ fn without_the_arena_the_key_is_seen() {
     let mut child = Child::start(Job::Load, None);
     let needles = needles(&child.key());
     let loaded = scan::scan(child.pid(), &needles).expect("root reads it");
-    let dumped = core_file(&child, &needles);
+    let dumped = core_file(child.pid(), &needles);
     for name in ["p", "q", "d", "dp", "dq", "qinv"] {
         let reversed = format!("{name} reversed");
         let found = loaded.hits_outside_the_arena().iter().any(|hit| hit.needle == reversed);

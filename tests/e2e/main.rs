@@ -3,6 +3,10 @@
 #[path = "../support/appliance.rs"]
 #[allow(dead_code)] // each test binary uses another part of it
 mod appliance;
+#[path = "../support/key_parts.rs"]
+mod key_parts;
+#[path = "../support/scan.rs"]
+mod scan;
 #[path = "../support/token.rs"]
 mod token;
 
@@ -11,6 +15,7 @@ mod appliance_routes;
 mod bad_input;
 mod callers;
 mod checks;
+mod clients;
 mod daemon;
 mod hostile;
 mod imports;
@@ -19,8 +24,11 @@ mod key_states;
 mod keys;
 mod lock;
 mod main_job;
+mod memory;
+mod process;
 mod promises;
 mod sealing;
 mod secrets;
 mod trail_files;
 mod who_may;
+mod wycheproof;

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,15 @@ pub struct Appliance {
     directory: tempfile::TempDir,
     front: Option<Child>,
     environment: Vec<(String, String)>,
+    user: Option<User>,
+}
+
+/// The user whose the daemon is, where it is not the test's own.
+#[derive(Debug, Clone, Copy)]
+pub struct User {
+    pub uid: u32,
+    /// RLIMIT_MEMLOCK, soft and hard.
+    pub lockable_bytes: u64,
 }
 
 /// A reply of the API.
@@ -45,14 +55,38 @@ impl Appliance {
 
     /// One that was only started, with a configuration that `change` has changed.
     pub fn configured(change: impl FnOnce(&mut toml::Table)) -> Self {
+        let mut appliance = Self::prepared(change);
+        appliance.start();
+        appliance
+    }
+
+    /// One that was not started yet.
+    pub fn prepared(change: impl FnOnce(&mut toml::Table)) -> Self {
         let directory =
             tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
-        let environment = Vec::new();
-        let mut appliance = Self { token: TestToken::new(), directory, front: None, environment };
+        let (token, environment) = (TestToken::new(), Vec::new());
+        let appliance = Self { token, directory, front: None, environment, user: None };
         let mut config = appliance.default_config();
         change(&mut config);
         appliance.write_config(&config);
-        appliance.start();
+        appliance
+    }
+
+    /// One that belongs to another user, with its token and a copy of the binary; not started yet.
+    pub fn of_user(user: User) -> Self {
+        let mut appliance = Self::prepared(|_| {});
+        let (binary, policy) = (appliance.path("strongroom"), appliance.path("policy"));
+        std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), binary).expect("copied");
+        let mut config = appliance.config();
+        let shipped = config["policy"]["directory"].as_str().expect("a path").to_owned();
+        tool("cp", &["-r".as_ref(), shipped.as_ref(), policy.as_os_str()]);
+        config["policy"]["directory"] = policy.display().to_string().into();
+        appliance.write_config(&config);
+        let owner = format!("{0}:{0}", user.uid);
+        let token = appliance.token.tokens();
+        let places = [appliance.directory.path(), token.parent().expect("its directory")];
+        tool("chown", &["-R".as_ref(), owner.as_ref(), places[0].as_ref(), places[1].as_ref()]);
+        appliance.user = Some(user);
         appliance
     }
 
@@ -152,7 +186,11 @@ impl Appliance {
         assert!(self.front.is_none(), "it runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log"));
         let (name, conf) = self.token.environment();
-        let child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
+        let mut command = match self.user {
+            None => Command::new(env!("CARGO_BIN_EXE_strongroom")),
+            Some(user) => user.command(&self.path("strongroom")),
+        };
+        let child = command
             .args(["serve", "--config"])
             .arg(self.config_file())
             .env(name, conf)
@@ -342,6 +380,26 @@ impl Appliance {
         let public = self.get(&format!("/v1/keys/{name}/public?format=spki-pem"));
         public.expect_status(200).text()
     }
+}
+
+impl User {
+    /// A program that runs as this user.
+    fn command(self, program: &Path) -> Command {
+        use nix::sys::resource::{Resource, setrlimit};
+        let mut command = Command::new(program);
+        command.uid(self.uid).gid(self.uid);
+        let limit =
+            move || setrlimit(Resource::RLIMIT_MEMLOCK, self.lockable_bytes, self.lockable_bytes);
+        // SAFETY: one system call between fork and exec, which allocates nothing.
+        unsafe { command.pre_exec(move || limit().map_err(Into::into)) };
+        command
+    }
+}
+
+/// Runs a program of the system, which has to succeed.
+fn tool(name: &str, arguments: &[&std::ffi::OsStr]) {
+    let status = Command::new(name).args(arguments).status();
+    assert!(status.expect("it starts").success(), "{name} {arguments:?} failed");
 }
 
 /// The header line of a JSON body.

@@ -5,13 +5,13 @@
 
 use aho_corasick::AhoCorasick;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const PIECE: usize = 16;
 const STRIDE: usize = 8;
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 1 << 18;
 
 /// What is looked for, under names that say nothing of it.
 #[derive(Default)]
@@ -52,6 +52,10 @@ struct Searcher<'a> {
 impl Searcher<'_> {
     /// Calls `found` with offset and name for each piece in `bytes`.
     fn search(&self, bytes: &[u8], mut found: impl FnMut(usize, &str)) {
+        // Most of a core file is memory that was never touched.
+        if bytes == &[0; CHUNK][..bytes.len()] {
+            return;
+        }
         for hit in self.automaton.find_overlapping_iter(bytes) {
             let (_, whose) = self.needles.pieces[hit.pattern().as_usize()];
             found(hit.start(), &self.needles.names[whose]);
@@ -156,15 +160,19 @@ fn next_start(at: u64, read: usize, end: u64) -> u64 {
 
 /// The names of the needles of which pieces lie in a file, each once.
 pub fn scan_file(path: &Path, needles: &Needles) -> io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    let file = File::open(path)?;
+    let (end, searcher) = (file.metadata()?.len(), needles.searcher());
     let mut names = Vec::new();
-    needles.searcher().search(&bytes, |_, name| {
-        if !names.iter().any(|known| known == name) {
-            names.push(name.to_owned());
-        }
-    });
+    let (mut buffer, mut at) = (vec![0; CHUNK], 0);
+    while at < end {
+        let read = file.read_at(&mut buffer, at)?;
+        searcher.search(&buffer[..read], |_, name| {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        });
+        at = next_start(at, read, end);
+    }
     Ok(names)
 }
 
