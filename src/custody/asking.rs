@@ -103,7 +103,7 @@ impl Client {
         address: KeyAddress,
         private_key: Pkcs8Der,
     ) -> Result<NewKey, CustodyError> {
-        let verb = Verb::ImportKey { address, private_key: Passing(private_key) };
+        let verb = Verb::ImportKey { address, private_key: Passing::new(private_key) };
         let reply = self.ask(verb).await?;
         expect!(reply, Reply::Key { algorithm, sealed, public } => NewKey { algorithm, sealed, public })
     }
@@ -118,7 +118,8 @@ impl Client {
         label: Vec<u8>,
     ) -> Result<Plaintext, CustodyError> {
         let verb = Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label };
-        expect!(self.ask(verb).await?, Reply::Plaintext(Passing(plaintext)) => plaintext)
+        let passing = expect!(self.ask(verb).await?, Reply::Plaintext(passing) => passing)?;
+        Ok(passing.taken()?)
     }
 
     /// Makes custody forget opened keys: of one version, of a name, or all.

@@ -4,6 +4,7 @@
 //! so a rewritten record never meets the key of an older one.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,13 @@ impl Default for Settings {
 pub struct KeyCache {
     settings: Settings,
     entries: Mutex<HashMap<KeyAddress, Entry>>,
+    /// Grows whenever keys are to be forgotten; a key whose opening began before is not kept.
+    forgotten: AtomicU64,
 }
+
+/// A point in the life of a cache; see [`KeyCache::moment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
 
 struct Entry {
     key: Arc<PrivateKey>,
@@ -47,7 +54,7 @@ struct Entry {
 
 impl KeyCache {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, entries: Mutex::new(HashMap::new()) }
+        Self { settings, entries: Mutex::new(HashMap::new()), forgotten: AtomicU64::new(0) }
     }
 
     /// The opened key of exactly this sealed form, if it is here and young enough.
@@ -67,13 +74,29 @@ impl KeyCache {
         Some(Arc::clone(&entry.key))
     }
 
-    /// Keeps an opened key, and lets go of the least recently used where the bound is passed.
-    pub fn keep(&self, address: KeyAddress, iv: [u8; 12], key: Arc<PrivateKey>, now: Instant) {
+    /// To be asked before a key is opened, and given to [`KeyCache::keep`] after.
+    pub fn moment(&self) -> Moment {
+        Moment(self.forgotten.load(Ordering::Acquire))
+    }
+
+    /// Keeps an opened key, and lets go of the least recently used where the bound is passed. A key
+    /// that was to be forgotten while it was opened is not kept.
+    pub fn keep(
+        &self,
+        began: Moment,
+        address: KeyAddress,
+        iv: [u8; 12],
+        key: Arc<PrivateKey>,
+        now: Instant,
+    ) {
         let cost = arena_cost(key.algorithm());
         if self.settings.keeps_none() || cost > self.settings.max_bytes {
             return;
         }
         let mut entries = self.entries();
+        if self.moment() != began {
+            return;
+        }
         entries.insert(address, Entry { key, iv, cost, loaded: now, used: now });
         let mut total: usize = entries.values().map(|entry| entry.cost).sum();
         while total > self.settings.max_bytes {
@@ -83,7 +106,9 @@ impl KeyCache {
 
     /// Forgets the key of one version, or of all versions of a name, or all.
     pub fn forget(&self, name: Option<&str>, version: Option<u32>) {
-        self.entries().retain(|address, _| {
+        let mut entries = self.entries();
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        entries.retain(|address, _| {
             let named = name.is_none_or(|name| name == address.name);
             let versioned = version.is_none_or(|version| version == address.version);
             !(named && versioned)

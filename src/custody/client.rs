@@ -3,19 +3,15 @@
 //! The link is kept by a task: it connects, says hello, unlocks custody where that is wanted, and
 //! starts over when custody has gone. Requests wait for the link up to a deadline.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::protocol::{Answer, Fault, Hello, Home, Passing, Reply, SignerFacts, TokenFacts, Verb};
-use super::wire::{Packet, WireError};
+use super::connection::Connection;
+use super::protocol::{Fault, Home, Passing, Reply, SignerFacts, TokenFacts, Verb};
+use super::wire::WireError;
 use crate::secret::Pin;
 
 /// Why custody did not give a result.
@@ -78,13 +74,11 @@ struct Shared {
     connection: watch::Sender<Option<Arc<Connection>>>,
 }
 
-/// One connection, and who waits for an answer on it.
-struct Connection {
-    socket: AsyncFd<OwnedFd>,
-    next: AtomicU64,
-    output: Mutex<Packet>,
-    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
-}
+/// How often custody is asked how it is, so that one that hangs is noticed.
+const PING_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long an answer may take that needs much arithmetic, or a token that opens slowly.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pauses between two tries to connect, in milliseconds: quick at first, for a start beside custody.
 const PAUSES: [u64; 6] = [5, 10, 20, 50, 200, 1000];
@@ -139,7 +133,8 @@ impl Client {
 
     /// Unlocks custody with a PIN, or with the configured one.
     pub async fn unlock(&self, home: Option<Home>, pin: Option<Pin>) -> Result<(), CustodyError> {
-        let verb = Verb::Unlock { appliance: home.clone(), pin: pin.map(Passing) };
+        let pin = pin.map(Passing::new);
+        let verb = Verb::Unlock { appliance: home.clone(), pin, by_operator: true };
         let answer = self.ask_any(verb).await;
         match answer {
             Ok(Reply::Unlocked { token, signer }) => {
@@ -209,10 +204,23 @@ impl Client {
     }
 
     async fn ask_on(&self, connection: &Connection, verb: Verb) -> Result<Reply, CustodyError> {
-        Ok(connection.ask(verb).await.map_err(|error| match error {
+        let patience = self.patience(&verb);
+        Ok(connection.ask(verb, patience).await.map_err(|error| match error {
             WireError::TooLong => CustodyError::TooLong,
+            WireError::Silent => CustodyError::Away(error.to_string()),
             _ => self.away(),
         })??)
+    }
+
+    /// How long an answer may take: generating a large key takes its time.
+    fn patience(&self, verb: &Verb) -> Duration {
+        match verb {
+            Verb::GenerateKey { .. }
+            | Verb::ImportKey { .. }
+            | Verb::Init { .. }
+            | Verb::Unlock { .. } => LONG_PATIENCE,
+            _ => self.shared.settings.deadline,
+        }
     }
 }
 
@@ -224,110 +232,6 @@ fn refusal(state: &LinkState) -> Option<Fault> {
         LinkState::PinRefused(why) => Some(Fault::PinRefused(why.clone())),
         LinkState::Unfit(why) => Some(Fault::Master(why.clone())),
         LinkState::Down(why) => Some(Fault::TokenUnavailable(why.clone())),
-    }
-}
-
-impl Connection {
-    /// Connects and says hello.
-    async fn open(settings: &LinkSettings) -> Result<Self, WireError> {
-        let fd = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            None,
-        )
-        .map_err(WireError::Socket)?;
-        let address = UnixAddr::new(&settings.socket).map_err(WireError::Socket)?;
-        connect(fd.as_raw_fd(), &address).map_err(WireError::Socket)?;
-        // The kernel names who listens: custody itself, or the supervisor that made its socket.
-        let uids = [settings.custody_uid, 0];
-        if !uids.iter().any(|&uid| super::wire::peer_is(fd.as_fd(), uid)) {
-            return Err(WireError::Stranger);
-        }
-        // SAFETY: the descriptor is owned by the value that registers it, and is closed after it.
-        #[allow(unsafe_code)] // a plain OwnedFd keeps what `register` asks for
-        let socket = unsafe { AsyncFd::register(fd) }.map_err(|_| WireError::Closed)?;
-        let connection = Self {
-            socket,
-            next: AtomicU64::new(1),
-            output: Mutex::new(Packet::new()?),
-            waiting: Mutex::new(Some(HashMap::new())),
-        };
-        connection.send(0, &Hello::OURS).await?;
-        let mut input = Packet::new()?;
-        let (_, theirs): (u64, Hello) = connection.receive(&mut input).await?;
-        if theirs == Hello::OURS { Ok(connection) } else { Err(WireError::Malformed) }
-    }
-
-    async fn ask(&self, verb: Verb) -> Result<Answer, WireError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        match self.waiting().as_mut() {
-            Some(waiting) => waiting.insert(id, sender),
-            None => return Err(WireError::Closed),
-        };
-        if let Err(error) = self.send(id, &verb).await {
-            if let Some(waiting) = self.waiting().as_mut() {
-                waiting.remove(&id);
-            }
-            return Err(error);
-        }
-        receiver.await.map_err(|_| WireError::Closed)
-    }
-
-    async fn send<T: serde::Serialize>(&self, id: u64, message: &T) -> Result<(), WireError> {
-        loop {
-            let sent = self.output().send(self.socket.get_ref().as_fd(), id, message);
-            match sent {
-                Err(WireError::WouldBlock) => {
-                    let mut ready = self.socket.writable().await.map_err(|_| WireError::Closed)?;
-                    ready.clear_ready();
-                }
-                other => return other,
-            }
-        }
-    }
-
-    async fn receive<T: serde::de::DeserializeOwned>(
-        &self,
-        input: &mut Packet,
-    ) -> Result<(u64, T), WireError> {
-        loop {
-            let mut ready = self.socket.readable().await.map_err(|_| WireError::Closed)?;
-            match input.receive(self.socket.get_ref().as_fd()) {
-                Err(WireError::WouldBlock) => ready.clear_ready(),
-                other => return other,
-            }
-        }
-    }
-
-    /// Hands answers to those who wait, until the connection ends; then nobody waits any more.
-    async fn hand_out(&self) -> WireError {
-        let mut input = match Packet::new() {
-            Ok(input) => input,
-            Err(error) => return error,
-        };
-        let end = loop {
-            match self.receive::<Answer>(&mut input).await {
-                Ok((id, answer)) => {
-                    let waiter = self.waiting().as_mut().and_then(|waiting| waiting.remove(&id));
-                    if let Some(waiter) = waiter {
-                        let _ = waiter.send(answer);
-                    }
-                }
-                Err(error) => break error,
-            }
-        };
-        self.waiting().take();
-        end
-    }
-
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn output(&self) -> std::sync::MutexGuard<'_, Packet> {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -365,14 +269,30 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> bool {
         }
         Wanted::Unlocked(home) => bring_up(shared, &connection, home).await,
     }
-    let end = reader.await;
+    if matches!(*shared.state.borrow(), LinkState::Down(_)) {
+        connection.close();
+    }
+    let end = tokio::select! {
+        end = reader => end.map_or_else(|_| "the link broke".to_owned(), |error| error.to_string()),
+        end = silence(&connection, shared.settings.deadline) => end,
+    };
     let was_unlocked = matches!(*shared.state.borrow(), LinkState::Unlocked { .. });
     if was_unlocked {
-        let why = end.map_or_else(|_| "the link broke".to_owned(), |error| error.to_string());
-        shared.down(format!("custody ended: {why}"));
+        shared.down(format!("custody is gone: {end}"));
     }
     shared.connection.send_replace(None);
     was_unlocked
+}
+
+/// Returns once custody does not even say how it is, and ends the connection.
+async fn silence(connection: &Connection, patience: Duration) -> String {
+    loop {
+        tokio::time::sleep(PING_PERIOD).await;
+        if let Err(error @ WireError::Silent) = connection.ask(Verb::Status, patience).await {
+            connection.close();
+            return error.to_string();
+        }
+    }
 }
 
 /// Unlocks custody with the configured PIN. What an operator has to mend is not tried again.
@@ -381,7 +301,8 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
     if refused {
         return;
     }
-    let state = match connection.ask(Verb::Unlock { appliance: home, pin: None }).await {
+    let verb = Verb::Unlock { appliance: home, pin: None, by_operator: false };
+    let state = match connection.ask(verb, LONG_PATIENCE).await {
         Ok(Ok(Reply::Unlocked { token, signer })) => LinkState::Unlocked { token, signer },
         Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
         Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),

@@ -33,6 +33,8 @@ pub struct Custodian {
     unlocked: RwLock<Option<Arc<Keyring>>>,
     unlocking: Mutex<()>,
     past_use: AtomicBool,
+    /// Why the token refused the configured PIN, until an operator unlocks.
+    refused: Mutex<Option<String>>,
 }
 
 /// How long the end of the process waits for a login or a generation that is under way.
@@ -57,6 +59,7 @@ impl Custodian {
             unlocked: RwLock::new(None),
             unlocking: Mutex::new(()),
             past_use: AtomicBool::new(false),
+            refused: Mutex::new(None),
         }
     }
 
@@ -124,7 +127,9 @@ impl Custodian {
     pub fn slow(&self, verb: Verb) -> Answer {
         let unlocking = matches!(verb, Verb::Unlock { .. });
         let answer = match verb {
-            Verb::Unlock { appliance, pin } => self.unlock(appliance, pin),
+            Verb::Unlock { appliance, pin, by_operator } => {
+                self.unlock(appliance, pin, by_operator)
+            }
             Verb::Doctor => Ok(Reply::Checks(self.examine())),
             Verb::Init { appliance, resume } => self.init(appliance, resume),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
@@ -173,12 +178,26 @@ impl Custodian {
     }
 
     /// Opens the token; where the appliance was initialised, its master key must be there and fit.
-    fn unlock(&self, home: Option<Home>, pin: Option<Passing<Pin>>) -> Answer {
+    fn unlock(&self, home: Option<Home>, pin: Option<Passing<Pin>>, by_operator: bool) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         if self.keyring().is_some() {
             return Err(Fault::Unlocked);
         }
-        let token = (self.opener)(pin.map(|Passing(pin)| pin))?;
+        let given = pin.map(Passing::taken).transpose()?;
+        // A PIN that was refused is not tried again by itself: each wrong try may lock the token.
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (None, false, Some(why)) = (&given, by_operator, refused.as_ref()) {
+            return Err(Fault::PinRefused(why.clone()));
+        }
+        let token = match (self.opener)(given) {
+            Err(Fault::PinRefused(why)) => {
+                *refused = Some(why.clone());
+                return Err(Fault::PinRefused(why));
+            }
+            opened => opened?,
+        };
+        *refused = None;
+        drop(refused);
         let signer = match &home {
             Some(home) => Some(prove_home(token.as_ref(), home)?),
             None => None,

@@ -107,7 +107,8 @@ impl Keyring {
                 let key = PrivateKey::generate(algorithm).map_err(of_key)?;
                 self.seal_key(&address, &key)
             }
-            Verb::ImportKey { address, private_key: Passing(text) } => {
+            Verb::ImportKey { address, private_key } => {
+                let text = private_key.taken()?;
                 let key = PrivateKey::import(text.expose()).map_err(of_key)?;
                 self.seal_key(&address, &key)
             }
@@ -141,9 +142,10 @@ impl Keyring {
         if let Some(answer) = self.decrypt_open(wanted) {
             return answer;
         }
+        let began = self.cache.moment();
         let key = Arc::new(self.open_key(wanted.address, wanted.sealed)?);
         let (_, seal) = sealed::read_key(wanted.sealed)?;
-        self.cache.keep(wanted.address.clone(), *seal.iv, Arc::clone(&key), Instant::now());
+        self.cache.keep(began, wanted.address.clone(), *seal.iv, Arc::clone(&key), Instant::now());
         drop(loading);
         decrypt_with(&key, wanted)
     }
@@ -261,7 +263,7 @@ pub fn open_store_key(
 
 fn decrypt_with(key: &PrivateKey, wanted: &Decryption<'_>) -> Answer {
     key.decrypt_oaep(wanted.mgf1_hash, wanted.ciphertext, wanted.label)
-        .map(|plaintext| Reply::Plaintext(Passing(plaintext)))
+        .map(|plaintext| Reply::Plaintext(Passing::new(plaintext)))
         .map_err(|error| match error {
             DecryptError::Failed => Fault::DecryptionFailed,
             DecryptError::Arena(_) => Fault::ArenaFull,

@@ -7,6 +7,7 @@
 mod asking;
 mod cache;
 mod client;
+mod connection;
 mod custodian;
 mod doctor;
 mod keyring;

@@ -196,6 +196,8 @@ fn accept_fronts(
             continue;
         }
         serve(&connection, workers, office)?;
+        // No key stays open with nobody there; the next front unlocks anew.
+        office.custodian.wipe();
         tracing::info!("the front has disconnected");
     }
 }
@@ -321,7 +323,11 @@ fn spawn_housekeeping(
             custodian.expire(Instant::now());
             if tried.elapsed() >= canary_every {
                 tried = Instant::now();
-                if let Err(fault) = custodian.try_canary() {
+                // A full arena or a busy token is no reason to end.
+                if let Err(
+                    fault @ (Fault::TokenUnavailable(_) | Fault::Master(_) | Fault::SealBroken),
+                ) = custodian.try_canary()
+                {
                     tracing::error!(%fault, "the canary failed; custody ends, to be started anew");
                     leave(&custodian, PAST_USE);
                 }

@@ -61,6 +61,8 @@ pub enum Verb {
     Unlock {
         appliance: Option<Home>,
         pin: Option<Passing<Pin>>,
+        /// A refused PIN is only tried again where an operator says so.
+        by_operator: bool,
     },
     /// Wipes everything and ends the process; the next one starts locked.
     Lock,
@@ -225,8 +227,20 @@ pub enum Fault {
     Protocol(String),
 }
 
-/// A secret on its way through the socket: the one place where it is written out and read in.
-pub struct Passing<T>(pub T);
+/// A secret on its way through the socket: the one place where it is written out and read in. A secret
+/// that finds no room in the arena of the end that reads it does not spoil the message around it.
+pub struct Passing<T>(Option<T>);
+
+impl<T> Passing<T> {
+    pub fn new(secret: T) -> Self {
+        Self(Some(secret))
+    }
+
+    /// The secret, or [`Fault::ArenaFull`] where there was no room for it.
+    pub fn taken(self) -> Result<T, Fault> {
+        self.0.ok_or(Fault::ArenaFull)
+    }
+}
 
 /// The roles that may pass, and how they are taken apart and made again.
 pub trait Passable: Sized {
@@ -250,14 +264,14 @@ passable!(Pin, Pkcs8Der, Plaintext);
 
 impl<T: Passable> Serialize for Passing<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0.shown())
+        serializer.serialize_bytes(self.0.as_ref().map_or(&[], T::shown))
     }
 }
 
 impl<'de, T: Passable> Deserialize<'de> for Passing<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = <&[u8]>::deserialize(deserializer)?;
-        T::taken(bytes).map(Passing).ok_or_else(|| serde::de::Error::custom("no locked memory"))
+        Ok(Passing(T::taken(bytes)))
     }
 }
 
@@ -268,12 +282,15 @@ mod tests {
     #[test]
     fn secrets_pass_and_come_out_the_same() {
         crate::secret::start(&Default::default(), crate::secret::Use::Front).unwrap();
-        let verb =
-            Verb::Unlock { appliance: None, pin: Some(Passing(Pin::copy_from(b"1234").unwrap())) };
+        let verb = Verb::Unlock {
+            appliance: None,
+            pin: Some(Passing::new(Pin::copy_from(b"1234").unwrap())),
+            by_operator: true,
+        };
         let bytes = postcard::to_allocvec(&verb).unwrap();
         let Verb::Unlock { pin: Some(pin), .. } = postcard::from_bytes(&bytes).unwrap() else {
             panic!("another verb came out");
         };
-        assert_eq!(pin.0.expose(), b"1234");
+        assert_eq!(pin.taken().ok().unwrap().expose(), b"1234");
     }
 }

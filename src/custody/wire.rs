@@ -25,6 +25,8 @@ pub enum WireError {
     WouldBlock,
     #[error("another user than custody's listens there: see [custody] custody_user")]
     Stranger,
+    #[error("custody did not answer in time")]
+    Silent,
     #[error("a packet that does not hold a message")]
     Malformed,
     #[error("a message longer than a packet may be")]

@@ -56,6 +56,11 @@ impl CustodyChild {
         Ok(Self { watch, thread: Some(thread) })
     }
 
+    /// A handle to end a custody that hangs; it is then started anew.
+    pub fn hang_guard(&self) -> HangGuard {
+        HangGuard(Arc::clone(&self.watch))
+    }
+
     /// Ends custody and waits for its end.
     pub fn stop(mut self) {
         self.end();
@@ -72,6 +77,21 @@ impl CustodyChild {
         }
         self.watch.signal(Signal::SIGKILL);
         let _ = thread.join();
+    }
+}
+
+/// Ends custody from outside, see [`CustodyChild::hang_guard`].
+pub struct HangGuard(Arc<Watch>);
+
+impl HangGuard {
+    /// Asks custody to end, and kills the one that does not within [`PATIENCE`].
+    pub async fn end_custody(&self) {
+        let pid = self.0.state().pid;
+        self.0.signal(Signal::SIGTERM);
+        tokio::time::sleep(PATIENCE).await;
+        if self.0.state().pid == pid {
+            self.0.signal(Signal::SIGKILL);
+        }
     }
 }
 

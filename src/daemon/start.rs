@@ -10,20 +10,23 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::child::CustodyChild;
+use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
 use super::front::{Front, policy_digest};
 use super::logging::{self, Logs};
 use super::{DaemonError, io};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
-use crate::custody::Spawn;
+use crate::custody::{Client, LinkState, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
 use crate::secret::{self, Use, arena};
 
 /// Locked memory of the front: plaintexts and PINs that pass through.
-const FRONT_ARENA: usize = 1024 * 1024;
+const FRONT_ARENA: usize = 4 * 1024 * 1024;
+
+/// A custody that is away for this long is taken to hang.
+const HUNG: Duration = Duration::from_secs(10);
 
 /// How long requests that are under way may take when it is time to stop.
 const PATIENCE: Duration = Duration::from_millis(2500);
@@ -48,7 +51,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let result = runtime.block_on(run(&arguments.config, &loaded, &logs));
+    let guard = child.as_ref().map(CustodyChild::hang_guard);
+    let result = runtime.block_on(run(&arguments.config, &loaded, &logs, guard));
     // Deeds that still run get no more time: their lines say that they were interrupted.
     runtime.shutdown_timeout(Duration::from_millis(500));
     if let Some(child) = child {
@@ -62,13 +66,21 @@ fn under_systemd() -> bool {
     std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-async fn run(path: &Path, loaded: &Loaded, logs: &Logs) -> Result<(), DaemonError> {
+async fn run(
+    path: &Path,
+    loaded: &Loaded,
+    logs: &Logs,
+    guard: Option<HangGuard>,
+) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
     let front = Front::open(path, loaded).await?;
     front.tend(config);
+    if let Some(guard) = guard {
+        tokio::spawn(end_hung(guard, front.custody.clone()));
+    }
     let listener = match passed_socket() {
         Some(listener) => listener,
         None => http::bind(&config.listen)?,
@@ -97,6 +109,22 @@ async fn run(path: &Path, loaded: &Loaded, logs: &Logs) -> Result<(), DaemonErro
     }
     front.appliance.trail().stop().await?;
     Ok(())
+}
+
+/// Ends a custody of ours that has not come to work for so long that it must hang.
+async fn end_hung(guard: HangGuard, custody: Client) {
+    let mut states = custody.watch();
+    loop {
+        let is_down = |state: &LinkState| matches!(state, LinkState::Down(_));
+        if states.wait_for(is_down).await.is_err() {
+            return;
+        }
+        let up = async { states.wait_for(|state| !is_down(state)).await.is_ok() };
+        if tokio::time::timeout(HUNG, up).await.is_err() {
+            tracing::error!("custody has not worked for {HUNG:?}; it is ended and started anew");
+            guard.end_custody().await;
+        }
+    }
 }
 
 /// Takes over what can be changed while running; a file that is not sound changes nothing.

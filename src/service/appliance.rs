@@ -1,5 +1,7 @@
 //! The appliance itself: init, status, doctor, lock, unlock.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -301,18 +303,22 @@ impl Request for Lock {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
-        // The last chance to have the trail signed. A token that is away must not keep it open.
-        if let Err(error) = appliance.trail.checkpoint().await {
-            tracing::warn!(%error, "no checkpoint before the lock");
-        }
         let by = permit.caller().name();
         let since = appliance.now();
         appliance.records.set_locked(Some(LockRecord { since, by })).await?;
+        // The last chance to have the trail signed. A token that is away must not keep it open.
+        let signed = tokio::time::timeout(LAST_CHECKPOINT, appliance.trail.checkpoint()).await;
+        if !matches!(signed, Ok(Ok(_))) {
+            tracing::warn!("no checkpoint before the lock");
+        }
         appliance.custody.lock().await?;
         appliance.trail.event(EventNote::new(Event::Locked)).await?;
         Ok(appliance.status().await)
     }
 }
+
+/// How long a lock waits for the trail to be signed.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(1);
 
 /// The longest PIN, in bytes.
 const LONGEST_PIN: usize = 255;
@@ -332,11 +338,11 @@ impl Request for Unlock {
         }
         let pin = match &self.pin {
             // No token has such a PIN, and each wrong one brings it nearer to its lock.
-            Some(SecretBinary(given)) if !(1..=LONGEST_PIN).contains(&given.expose().len()) => {
+            Some(given) if !(1..=LONGEST_PIN).contains(&given.len()) => {
                 let rule = format!("1 to {LONGEST_PIN} bytes");
                 return Err(Error::Invalid { member: "pin", rule });
             }
-            Some(SecretBinary(given)) => Some(Pin::copy_from(given.expose())?),
+            Some(given) => Some(Pin::copy_from(given.plaintext()?.expose())?),
             None => None,
         };
         let home = appliance.records.home().map(|home| home.for_custody());

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use utoipa::ToSchema;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::secret::{Plaintext, SecretBytes};
+use crate::secret::{ArenaError, Plaintext, SecretBytes};
 
 const LENIENT: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -20,10 +20,40 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 #[schema(value_type = String, format = Byte)]
 pub struct Binary(pub Vec<u8>);
 
-/// A secret on its way in: decoded straight into locked memory.
+/// A secret on its way in: decoded straight into locked memory, where there is room for it.
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Byte)]
-pub struct SecretBinary(pub Plaintext);
+pub struct SecretBinary(Held);
+
+/// A secret that found room, or why it did not; and its length in bytes either way.
+struct Held {
+    secret: Result<Plaintext, ArenaError>,
+    len: usize,
+}
+
+/// The longest base64 text of a secret that is held: far more than any key can hold, and so little
+/// that many callers at once do not fill the locked memory.
+const LONGEST_HELD: usize = 4 * 1024;
+
+impl SecretBinary {
+    /// The secret.
+    ///
+    /// # Errors
+    /// Where there was no locked memory for it; what is far too long for any key is never held.
+    pub fn plaintext(&self) -> Result<&Plaintext, ArenaError> {
+        self.0.secret.as_ref().map_err(|error| *error)
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+}
 
 /// A secret on its way out to a caller that may see it: the one place where it is written out.
 #[derive(ToSchema)]
@@ -36,10 +66,15 @@ fn engine_for(text: &str) -> &'static GeneralPurpose {
 
 /// Decodes base64 text into locked memory. `None` where it is no base64, or there is no room.
 pub(super) fn decode_secret(text: &str) -> Option<SecretBytes> {
-    let engine = engine_for(text);
+    SecretBytes::copy_from(&decode(text)?).ok()
+}
+
+/// Decodes base64 text into memory that is wiped.
+fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut room = Zeroizing::new(vec![0; text.len() / 4 * 3 + 3]);
-    let length = engine.decode_slice(text, &mut room).ok()?;
-    SecretBytes::copy_from(room.get(..length)?).ok()
+    let length = engine_for(text).decode_slice(text, &mut room).ok()?;
+    room.truncate(length);
+    Some(room)
 }
 
 impl<'de> Deserialize<'de> for Binary {
@@ -74,8 +109,12 @@ impl<'de> Deserialize<'de> for SecretBinary {
                 f.write_str("base64")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretBinary, E> {
-                let bytes = decode_secret(text).ok_or_else(|| E::custom("not base64"))?;
-                Ok(SecretBinary(Plaintext::new(bytes)))
+                let bytes = decode(text).ok_or_else(|| E::custom("not base64"))?;
+                let secret = match text.len() {
+                    0..=LONGEST_HELD => Plaintext::copy_from(&bytes),
+                    _ => Err(ArenaError::Full),
+                };
+                Ok(SecretBinary(Held { secret, len: bytes.len() }))
             }
             fn visit_string<E: de::Error>(self, mut text: String) -> Result<SecretBinary, E> {
                 let taken = self.visit_str(&text);

@@ -11,10 +11,9 @@ use super::keys::public_key;
 use super::view::Named;
 use crate::audit::Details;
 use crate::custody::protocol::KeyAddress;
-use crate::key::{EncryptError, MayProcess, MayProtect, Pick, UseError};
+use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
-use crate::secret::Plaintext;
 
 /// Body of an encryption.
 #[derive(Deserialize, ToSchema)]
@@ -143,7 +142,7 @@ impl Request for Encrypt {
     }
 
     fn details(&self) -> Details {
-        let bytes = self.with.plaintext.0.expose().len() as u64;
+        let bytes = self.with.plaintext.len() as u64;
         Details { input_bytes: Some(bytes), ..Details::default() }
     }
 
@@ -151,7 +150,7 @@ impl Request for Encrypt {
         must_be_short(&self.with.label)?;
         let record = appliance.key(&self.name).await?;
         let proof = record.meta.to_protect()?;
-        protect(&record, &proof, &self.with.plaintext.0, &self.with.label)
+        protect(&record, &proof, &self.with.plaintext, &self.with.label)
     }
 }
 
@@ -159,18 +158,20 @@ impl Request for Encrypt {
 pub(super) fn protect(
     record: &KeyRecord,
     proof: &MayProtect,
-    plaintext: &Plaintext,
+    plaintext: &SecretBinary,
     label: &Binary,
 ) -> Result<Encrypted, Error> {
     let public = public_key(record, proof.version())?;
     let algorithm = record.meta.algorithm();
+    let (found, most) = (plaintext.len(), algorithm.max_plaintext_len());
+    let too_long = Error::TooLong { algorithm: algorithm.as_str(), found, most };
+    if found > most {
+        return Err(too_long);
+    }
+    let plaintext = plaintext.plaintext()?;
     let encrypted = public.encrypt(record.meta.mgf1_hash(), plaintext.expose(), &label.0);
     let ciphertext = encrypted.map_err(|error| match error {
-        EncryptError::TooLong { .. } => Error::TooLong {
-            algorithm: algorithm.as_str(),
-            found: plaintext.expose().len(),
-            most: algorithm.max_plaintext_len(),
-        },
+        EncryptError::TooLong { .. } => too_long,
         _ => Error::Busy,
     })?;
     let (version, kid) = (proof.version(), proof.kid().to_owned());
@@ -289,6 +290,16 @@ impl Appliance {
         }
     }
 
+    /// The key may have changed while it was worked with: a version that was stopped meanwhile gives
+    /// nothing away any more.
+    async fn still_may(&self, judged: &KeyRecord, proof: &MayProcess) -> Result<(), Error> {
+        let now = self.key(proof.key()).await?;
+        if now.revision != judged.revision && !proof.for_recovery() {
+            drop(now.meta.to_process(Pick::Version(proof.version()), None)?);
+        }
+        Ok(())
+    }
+
     /// Has custody open a ciphertext with the version that the proof names.
     pub(super) async fn process(
         &self,
@@ -297,8 +308,9 @@ impl Appliance {
         ciphertext: Vec<u8>,
         label: Vec<u8>,
     ) -> Result<Decrypted, Error> {
-        // Custody would find the same; but what is far too long would not even reach it.
-        if ciphertext.len() != record.meta.algorithm().ciphertext_len() {
+        // What no key could have made would not even reach custody. All else is worked on there, so
+        // that it takes as long as any other failure.
+        if ciphertext.len() > Algorithm::Rsa4096.ciphertext_len() {
             return Err(Error::DecryptionFailed);
         }
         let (name, version) = (proof.key().to_string(), proof.version());
@@ -307,6 +319,7 @@ impl Appliance {
         let mgf1_hash = record.meta.mgf1_hash();
         let address = KeyAddress { name, version };
         let plaintext = self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
+        self.still_may(record, proof).await?;
         Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid: proof.kid().to_owned() })
     }
 }

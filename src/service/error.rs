@@ -120,7 +120,7 @@ impl Error {
             Error::NotLocked => "not-locked",
             Error::PinRefused(_) => "pin-refused",
             Error::Master(_) => "master-key",
-            Error::Busy => "busy",
+            Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::Audit(_) => "trail-unavailable",
             Error::Record(RecordError::Broken(_)) => "record-broken",
             Error::Record(_) => "store-unavailable",

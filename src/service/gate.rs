@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::error::Error;
 use super::state::{Settings, Standing};
 use crate::audit::{Code, Details, Intent, Outcome, Trail};
-use crate::custody::Client;
 use crate::custody::protocol::Check;
+use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
 use crate::key::Labels;
 use crate::policy::{Action, Context, Permit, Policy, Resource};
@@ -128,7 +128,8 @@ impl Appliance {
         let resource = request.resource();
         let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
             .with(request.details());
-        let permit = match self.permit(&call.caller, R::ACTION, &resource, request.labels()).await {
+        let judged = self.permit(&call.caller, R::ACTION, &resource, request.labels()).await;
+        let permit = match judged.and_then(|permit| self.open_for(permit)) {
             Ok(permit) => permit,
             Err(error) => {
                 self.trail.refuse(intent, Code(error.code())).await?;
@@ -153,6 +154,23 @@ impl Appliance {
                 drop(self.trail.close(entry, outcome(&result)));
                 result
             }
+        }
+    }
+
+    /// While it is locked, an appliance tells how it does and lets itself be unlocked, and no more.
+    fn open_for(&self, permit: Permit) -> Result<Permit, Error> {
+        let works_locked = matches!(
+            permit.action(),
+            Action::StatusRead
+                | Action::MetricsRead
+                | Action::Doctor
+                | Action::AuditRead
+                | Action::Lock
+                | Action::Unlock
+        );
+        match self.custody.state() {
+            LinkState::Locked if !works_locked => Err(Error::Locked),
+            _ => Ok(permit),
         }
     }
 

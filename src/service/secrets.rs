@@ -172,7 +172,7 @@ impl Appliance {
                 if body.version.is_some() || body.kid.is_some() || body.verify {
                     return invalid("plaintext", "version, kid and verify go with a ciphertext");
                 }
-                protect(key, &key.meta.to_protect()?, &plaintext.0, &Binary::default())
+                protect(key, &key.meta.to_protect()?, &plaintext, &Binary::default())
             }
             (Some(ciphertext), None) => {
                 let pick = match (body.version, body.kid.as_deref()) {
