@@ -11,6 +11,7 @@ mod scan;
 mod token;
 
 mod acts;
+mod apart;
 mod appliance_routes;
 mod bad_input;
 mod callers;
