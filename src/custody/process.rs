@@ -17,7 +17,7 @@ use super::cache;
 use super::custodian::{Custodian, Quick};
 use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
-use crate::secret::arena;
+use crate::secret::{arena, with_wiped_stack};
 
 /// Custody's own settings; the token's are its module's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -297,7 +297,8 @@ fn spawn_pool(
                 loop {
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Job { connection, id, verb }) = job else { return };
-                    reply(&connection, &mut output, id, custodian.slow(verb));
+                    let answer = with_wiped_stack(|| custodian.slow(verb));
+                    reply(&connection, &mut output, id, answer);
                     if custodian.past_use() {
                         tracing::error!("the token is past use; custody ends, to be started anew");
                         leave(&custodian, PAST_USE);

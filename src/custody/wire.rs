@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroize;
 
 use super::protocol::MAX_PACKET;
-use crate::secret::IoBuffer;
+use crate::secret::{self, IoBuffer};
 
 /// Length of the request id before a message, in bytes.
 const ID: usize = 8;
@@ -105,6 +105,7 @@ impl Packet {
     fn wipe(&mut self) {
         self.bytes[..self.used].zeroize();
         self.used = 0;
+        secret::clear_registers(); // the copies into and out of the buffer went through them
     }
 }
 

@@ -19,5 +19,5 @@ pub use hook::{hook_self_test, take_refusal};
 pub use io_buffer::IoBuffer;
 pub use process::{HardenError, harden_process};
 pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext};
-pub use stack::with_wiped_stack;
+pub use stack::{clear_registers, with_wiped_stack};
 pub use wiping::WipingHeap;

@@ -1,5 +1,6 @@
-//! Clears the stack under a piece of work that keeps secrets there: block ciphers do, in their frames.
-#![allow(unsafe_code)] // the frames of a finished call belong to nobody
+//! Clears what a piece of work leaves behind of its secrets: frames on the stack, where block ciphers
+//! have their blocks, and vector registers, through which every copy goes. A core file holds both.
+#![allow(unsafe_code)] // the frames of a finished call belong to nobody; registers are cleared by name
 
 use super::heap::wipe;
 use std::mem::MaybeUninit;
@@ -8,7 +9,7 @@ use std::ptr::NonNull;
 /// How far down is cleared, in bytes. Sealing reaches about 6 KiB down in an unoptimised build.
 const DEPTH: usize = 32 * 1024;
 
-/// Does `work`, then overwrites the stack that it ran on.
+/// Does `work`, then overwrites the stack that it ran on and the vector registers.
 ///
 /// Clears 32 KiB below the caller: what the work keeps deeper than that, or hands on to another
 /// thread, is not reached.
@@ -16,7 +17,46 @@ const DEPTH: usize = 32 * 1024;
 pub fn with_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
     let result = on_frames_of_its_own(work);
     clear_below();
+    clear_registers();
     result
+}
+
+/// Clears this thread's vector registers. On processors other than x86-64 it does nothing: there, up
+/// to 32 bytes of what was copied last stay until the next copy.
+pub fn clear_registers() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::{asm, is_x86_feature_detected};
+        if is_x86_feature_detected!("avx") {
+            // SAFETY: on a processor that has AVX; the registers are declared as overwritten, and
+            // nothing else is touched.
+            unsafe { asm!("vzeroall", clobber_abi("C"), options(nomem, nostack)) };
+        } else {
+            // SAFETY: as above, with what every processor of this kind has.
+            unsafe {
+                asm!(
+                    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                    "pxor xmm\\n, xmm\\n",
+                    ".endr",
+                    clobber_abi("C"),
+                    options(nomem, nostack)
+                );
+            }
+        }
+        // The C library copies through the upper sixteen where there are any.
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: as above, on a processor that has AVX-512.
+            unsafe {
+                asm!(
+                    ".irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
+                    "vpxord zmm\\n, zmm\\n, zmm\\n",
+                    ".endr",
+                    clobber_abi("C"),
+                    options(nomem, nostack)
+                );
+            }
+        }
+    }
 }
 
 #[inline(never)]
@@ -50,6 +90,28 @@ mod tests {
         let mut bytes = vec![0; 4096];
         memory.read_exact_at(&mut bytes, address as u64).expect("the stack is mapped");
         bytes.iter().filter(|&&byte| byte == 0xa5).count()
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn nothing_is_left_in_the_registers() {
+        use std::arch::asm;
+        let (mut low, mut high) = ([0_u8; 16], [0_u8; 64]);
+        let wide = std::arch::is_x86_feature_detected!("avx512f");
+        // SAFETY: registers are filled and read back within what they are declared as; the widest are
+        // touched only where the processor has them.
+        unsafe {
+            asm!("pcmpeqd xmm9, xmm9", out("xmm9") _);
+            if wide {
+                asm!("vpternlogd zmm27, zmm27, zmm27, 255", clobber_abi("C"));
+            }
+            clear_registers();
+            asm!("movdqu [{0}], xmm9", in(reg) low.as_mut_ptr(), out("xmm9") _);
+            if wide {
+                asm!("vmovdqu64 [{0}], zmm27", in(reg) high.as_mut_ptr(), clobber_abi("C"));
+            }
+        }
+        assert_eq!((low, high), ([0; 16], [0; 64]));
     }
 
     #[test]
