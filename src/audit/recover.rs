@@ -40,6 +40,12 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         tracing::error!(%broken, "the trail is broken; going on, as the settings say");
         owed.push(event(note_of(broken)));
     }
+    for file in &found.hollow {
+        put_away(file).map_err(|error| of_io("putting a file without a line away", &error))?;
+    }
+    if !found.hollow.is_empty() {
+        segment::sync_directory(directory)?;
+    }
     if found.torn > 0 {
         tracing::warn!(bytes = found.torn, "a torn end of the trail was cut off");
         owed.push(event(EventNote { bytes: Some(found.torn), ..EventNote::new(Event::TailCut) }));
@@ -76,6 +82,9 @@ struct Found {
     trail: String,
     head: Head,
     segment: Option<Segment>,
+    /// The newest files, as far as not one line can be read in them: a crash at the first line of a file
+    /// leaves such a one.
+    hollow: Vec<SegmentFile>,
     /// Intents without an outcome, by their numbers, as they were written.
     open: BTreeMap<u64, Vec<u8>>,
     /// Lines other than checkpoints that no checkpoint in the newest file covers.
@@ -90,51 +99,43 @@ struct Found {
 impl Found {
     fn look(directory: &Path) -> io::Result<Self> {
         let mut files = segment::list(directory)?;
-        // A file that was made and could not be written to.
-        while let Some(file) = files.last()
-            && file.path.metadata()?.len() == 0
-        {
-            std::fs::remove_file(&file.path)?;
-            files.pop();
-        }
-        let Some((newest, older)) = files.split_last() else { return Self::nothing() };
-        let before = match older.last() {
-            Some(file) => last_line(file)?.map(|line| Hash::of_line(&line)),
-            None => None,
-        };
-        let mut scan = Scan::new(newest.first, before);
-        let mut reader = BufReader::with_capacity(256 * 1024, File::open(&newest.path)?);
-        let mut bytes = Vec::new();
-        let mut torn = 0;
-        while next_line(&mut reader, &mut bytes)? {
-            if !scan.take(&bytes) {
-                break;
+        let (mut hollow, mut torn, mut damaged) = (Vec::new(), 0, None);
+        while let Some((newest, older)) = files.split_last() {
+            let mut scan = Scan::of(newest, older)?;
+            let rest = rest_of(newest, scan.good)?;
+            if scan.is_damage(&rest) {
+                let after = scan.head.seq;
+                damaged.get_or_insert(AuditError::Damaged { segment: newest.name(), after });
+                scan.go_past(&rest);
+            } else if !rest.is_empty() {
+                torn += rest.len() as u64;
             }
-        }
-        let mut damaged = None;
-        let rest = rest_of(newest, scan.good)?;
-        if rest.contains(&b'\n') && !rest.contains(&0) {
-            let after = scan.head.seq;
-            damaged = Some(AuditError::Damaged { segment: newest.name(), after });
-            scan.go_past(&rest);
-        } else if !rest.is_empty() {
-            torn = rest.len() as u64;
-            if let Err(error) = set_aside(newest, &rest) {
+            if scan.lines == 0 {
+                // Not one line in it: the trail ends with the file before, if there is one.
+                hollow.extend(files.pop());
+                continue;
+            }
+            if damaged.is_none()
+                && !rest.is_empty()
+                && let Err(error) = set_aside(newest, &rest)
+            {
                 tracing::warn!(%error, "the torn end of the trail could not be set aside");
             }
+            scan.look_back(older)?;
+            let segment = Segment::resume(newest, scan.good).map_err(|_| io::ErrorKind::Other)?;
+            return Ok(Self {
+                trail: scan.trail,
+                head: scan.head,
+                segment: Some(segment),
+                hollow,
+                open: scan.open,
+                uncovered: scan.uncovered.len() as u64,
+                changes: scan.changes,
+                torn,
+                damaged,
+            });
         }
-        scan.look_back(older)?;
-        let segment = Segment::resume(newest, scan.good).map_err(|_| io::ErrorKind::Other)?;
-        Ok(Self {
-            trail: scan.trail,
-            head: scan.head,
-            segment: Some(segment),
-            open: scan.open,
-            uncovered: scan.uncovered.len() as u64,
-            changes: scan.changes,
-            torn,
-            damaged,
-        })
+        Ok(Self { hollow, torn, damaged, ..Self::nothing()? })
     }
 
     /// A new trail, with a name of its own.
@@ -146,6 +147,7 @@ impl Found {
             head: Head { seq: 0, hash: Hash::genesis(&trail) },
             trail,
             segment: None,
+            hollow: Vec::new(),
             open: BTreeMap::new(),
             uncovered: 0,
             changes: None,
@@ -155,13 +157,19 @@ impl Found {
     }
 }
 
+/// No trail gets this far: a line with a greater number was not written by Strongroom, and is damage.
+const LAST: u64 = u64::MAX / 2;
+
 /// Goes through the newest file line by line.
 struct Scan {
+    /// The trail's name, from the file before or from the first line; empty until there is one.
     trail: String,
     head: Head,
     /// The hash that the next line must name; unknown only before a file whose predecessor is gone.
     prev: Option<Hash>,
     good: u64,
+    /// How many lines were taken.
+    lines: u64,
     open: BTreeMap<u64, Vec<u8>>,
     open_from: Option<u64>,
     /// Intents of older files whose outcome is in this one.
@@ -172,14 +180,27 @@ struct Scan {
 }
 
 impl Scan {
-    fn new(first: u64, prev: Option<Hash>) -> Self {
+    /// Goes through `newest` as far as its lines fit, and what stands before it in `older`.
+    fn of(newest: &SegmentFile, older: &[SegmentFile]) -> io::Result<Self> {
+        let before = older.last().map(last_line).transpose()?.flatten();
+        let trail = before.as_deref().and_then(Line::read).map(|line| line.trail.to_owned());
+        let prev = before.as_deref().map(Hash::of_line);
+        let mut scan = Self::new(newest.first, trail.unwrap_or_default(), prev);
+        let mut reader = BufReader::with_capacity(256 * 1024, File::open(&newest.path)?);
+        let mut bytes = Vec::new();
+        while next_line(&mut reader, &mut bytes)? && scan.take(&bytes) {}
+        Ok(scan)
+    }
+
+    fn new(first: u64, trail: String, prev: Option<Hash>) -> Self {
         let seq = first.saturating_sub(1);
         let hash = prev.unwrap_or(Hash([0; 32]));
         Self {
-            trail: String::new(),
+            trail,
             head: Head { seq, hash },
             prev,
             good: 0,
+            lines: 0,
             open: BTreeMap::new(),
             open_from: None,
             closed_before: BTreeSet::new(),
@@ -191,15 +212,15 @@ impl Scan {
 
     /// Takes a line that fits; `false` for any other.
     fn take(&mut self, bytes: &[u8]) -> bool {
-        let Some(line) = Line::read(bytes) else { return false };
-        if self.good == 0 {
+        let Some(line) = Line::read(bytes).filter(|line| line.seq <= LAST) else { return false };
+        if self.trail.is_empty() {
             self.trail = line.trail.to_owned();
-            if self.first == 1 {
-                self.prev = Some(Hash::genesis(&self.trail));
-            }
+        }
+        if self.good == 0 && self.first == 1 {
+            self.prev = Some(Hash::genesis(&self.trail));
         }
         let chained = self.prev.is_none_or(|prev| prev.hex().as_str() == line.prev);
-        if line.seq != self.head.seq + 1 || line.trail != self.trail || !chained {
+        if Some(line.seq) != self.head.seq.checked_add(1) || line.trail != self.trail || !chained {
             return false;
         }
         self.account(&line, bytes);
@@ -207,7 +228,17 @@ impl Scan {
         true
     }
 
+    /// Whether what follows the lines that fit is more than a crash can leave. A crash leaves half a
+    /// line, or pages of zeros with whole lines after them; but a first line that can be read and does
+    /// not fit was put there.
+    fn is_damage(&self, rest: &[u8]) -> bool {
+        let mut parts = rest.splitn(2, |&byte| byte == b'\n');
+        let (first, whole) = (parts.next().unwrap_or_default(), parts.next().is_some());
+        whole && (!rest.contains(&0) || (self.good == 0 && Line::read(first).is_some()))
+    }
+
     fn account(&mut self, line: &Line<'_>, bytes: &[u8]) {
+        self.lines += 1;
         let hash = Hash::of_line(bytes);
         self.head = Head { seq: line.seq, hash };
         self.prev = Some(hash);
@@ -232,7 +263,11 @@ impl Scan {
     /// The file is damaged: goes on after whatever line is the last that can be read.
     fn go_past(&mut self, rest: &[u8]) {
         for bytes in rest.split(|&byte| byte == b'\n') {
-            if let Some(line) = Line::read(bytes).filter(|line| line.seq > self.head.seq) {
+            let later = |line: &Line<'_>| self.head.seq < line.seq && line.seq <= LAST;
+            if let Some(line) = Line::read(bytes).filter(later) {
+                if self.trail.is_empty() {
+                    self.trail = line.trail.to_owned();
+                }
                 self.account(&line, bytes);
             }
         }
@@ -328,4 +363,17 @@ fn set_aside(file: &SegmentFile, bytes: &[u8]) -> io::Result<()> {
     let mut torn = File::options().append(true).create(true).mode(0o600).open(path)?;
     torn.write_all(bytes)?;
     torn.sync_all()
+}
+
+/// Makes the file its own `.torn` companion, or adds it to the one that is there.
+fn put_away(file: &SegmentFile) -> io::Result<()> {
+    let path = file.path.with_extension("jsonl.torn");
+    if file.path.metadata()?.len() == 0 {
+        std::fs::remove_file(&file.path)
+    } else if path.try_exists()? {
+        set_aside(file, &rest_of(file, 0)?)?;
+        std::fs::remove_file(&file.path)
+    } else {
+        std::fs::rename(&file.path, path)
+    }
 }

@@ -100,6 +100,11 @@ impl Segment {
         written
     }
 
+    /// Cuts off whatever lies behind the last good line: nothing more is appended here.
+    pub fn finish(&mut self) -> Result<(), AuditError> {
+        if self.dirty { self.cut_back() } else { Ok(()) }
+    }
+
     fn cut_back(&mut self) -> Result<(), AuditError> {
         self.file
             .set_len(self.good)

@@ -304,7 +304,13 @@ impl Writer {
     fn append_group(&mut self, group: &[Job]) -> Result<Vec<u64>, AuditError> {
         let time = format!("{:.6}", jiff::Timestamp::now());
         self.buffer.clear();
-        if self.segment.as_ref().is_none_or(|segment| segment.len() >= self.segment_bytes) {
+        let full = |segment: &&mut Segment| segment.len() >= self.segment_bytes;
+        if let Some(segment) = self.segment.as_mut().filter(full) {
+            // What a crash has left behind its last line must not stay behind in an older file.
+            segment.finish()?;
+            self.segment = None;
+        }
+        if self.segment.is_none() {
             self.segment = Some(Segment::create(&self.directory, self.chain.head.seq + 1)?);
         }
         let segment = self.segment.as_mut().ok_or(AuditError::Closed)?;

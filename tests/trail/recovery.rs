@@ -37,6 +37,86 @@ async fn a_torn_end_is_set_aside_and_the_trail_goes_on() {
     }
 }
 
+/// What a power cut can leave of the first group of lines of a file.
+fn stillborn(bench: &Bench) -> Vec<Vec<u8>> {
+    let line = lines(bench).pop().unwrap().into_bytes();
+    let later = [&[0; 4096], line.as_slice(), b"\n"].concat();
+    vec![line[..40].to_vec(), vec![0; 4096], later, Vec::new()]
+}
+
+#[tokio::test]
+async fn a_crash_in_the_first_line_of_a_file_leaves_the_same_trail() {
+    let example = Bench::with_trail(3).await;
+    for bytes in stillborn(&example) {
+        let bench = Bench::with_trail(10).await;
+        let next = format!("trail-{:020}.jsonl", bench.head.seq + 1);
+        let path = bench.settings().directory.join(next);
+        fs::write(&path, &bytes).unwrap();
+        let name = example_of(&bench, "\"trail\":");
+        for round in 0..2 {
+            let trail = bench.open(Some(bench.head)).unwrap();
+            deed(&trail, round).await;
+            trail.stop().await.unwrap();
+            drop(trail);
+        }
+        assert_eq!(kinds(&bench.verify(&[bench.head])), []);
+        assert!(lines(&bench).iter().all(|line| line.contains(&name)), "{name}");
+        let aside = fs::read(path.with_extension("jsonl.torn")).unwrap_or_default();
+        assert_eq!(aside, bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_crash_in_the_very_first_line_leaves_a_new_trail() {
+    let example = Bench::with_trail(3).await;
+    for bytes in stillborn(&example) {
+        let bench = Bench::new();
+        let path = bench.settings().directory.join("trail-00000000000000000001.jsonl");
+        drop(bench.open(None).unwrap());
+        fs::write(&path, &bytes).unwrap();
+        for round in 0..2 {
+            let trail = bench.open(None).unwrap();
+            deed(&trail, round).await;
+            trail.stop().await.unwrap();
+            assert_eq!(trail.status().trail.len(), 16);
+            drop(trail);
+        }
+        assert_eq!(kinds(&bench.verify(&[])), []);
+        let aside = fs::read(path.with_extension("jsonl.torn")).unwrap_or_default();
+        assert_eq!(aside, bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_hollow_file_is_left_alone_where_lines_are_missing() {
+    let bench = Bench::with_trail(3).await;
+    let path = segments(&bench).pop().unwrap();
+    fs::write(&path, b"{\"seq\":1,").unwrap();
+    let refused = bench.open(Some(bench.head)).err();
+    assert_eq!(refused, Some(AuditError::CutTail { last: 0, known: bench.head.seq }));
+    assert_eq!(fs::read(&path).unwrap(), b"{\"seq\":1,");
+}
+
+#[tokio::test]
+async fn a_torn_end_goes_also_where_the_next_line_begins_a_file() {
+    let bench = Bench::with_trail(10).await;
+    append(&bench, b"{\"seq\":24,");
+    let settings = Settings { segment_bytes: 1, ..bench.settings() };
+    let trail = bench.open_with(&settings, Some(bench.head)).unwrap();
+    deed(&trail, 1).await;
+    trail.stop().await.unwrap();
+    drop(trail);
+    assert!(segments(&bench).len() > 1);
+    assert_eq!(kinds(&bench.verify(&[bench.head])), []);
+}
+
+/// The member that begins with `start`, from the first line of the trail.
+fn example_of(bench: &Bench, start: &str) -> String {
+    let line = lines(bench).swap_remove(0);
+    let at = line.find(start).unwrap();
+    line[at..at + start.len() + 18].to_owned()
+}
+
 #[tokio::test]
 async fn damage_that_no_crash_makes_is_refused_until_the_operator_says_otherwise() {
     let bench = Bench::with_trail(10).await;
