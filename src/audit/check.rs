@@ -85,12 +85,15 @@ impl<'k> Checker<'k> {
         self.row += 1;
         self.report.lines += 1;
         let mut scratch = std::mem::take(&mut self.scratch);
-        match Line::parse(bytes, &mut scratch) {
+        // Lines count from 1, and no trail comes near the last number there is.
+        let line =
+            Line::parse(bytes, &mut scratch).filter(|line| (1..u64::MAX).contains(&line.seq));
+        match line {
             Some(line) => self.take(&line, Hash::of_line(bytes)),
             None => {
-                self.find(self.expected + self.strangers, FindingKind::Unreadable);
+                self.find(self.expected.saturating_add(self.strangers), FindingKind::Unreadable);
                 self.stranger = None;
-                self.strangers += 1;
+                self.strangers = self.strangers.saturating_add(1);
             }
         }
         self.scratch = scratch;
@@ -100,7 +103,7 @@ impl<'k> Checker<'k> {
     pub fn torn(&mut self) {
         self.row += 1;
         if !self.expectations.in_use {
-            self.find(self.expected + self.strangers, FindingKind::Torn);
+            self.find(self.expected.saturating_add(self.strangers), FindingKind::Torn);
         }
     }
 
@@ -135,15 +138,16 @@ impl<'k> Checker<'k> {
             self.find(line.seq, FindingKind::Spliced { trail: trail.clone() });
             self.stranger = Some(trail);
         }
-        self.strangers += 1;
+        self.strangers = self.strangers.saturating_add(1);
     }
 
     /// Holds the number against the one expected. `false` for a line that has been there already.
     fn place(&mut self, seq: u64) -> bool {
         let ahead = seq.saturating_sub(self.expected).min(self.strangers);
         if ahead > 0 {
-            self.lost.push((self.expected, self.expected + ahead - 1));
-            self.expected += ahead;
+            let next = self.expected.saturating_add(ahead);
+            self.lost.push((self.expected, next.saturating_sub(1)));
+            self.expected = next;
         }
         self.strangers = 0;
         if seq < self.expected {
@@ -153,7 +157,7 @@ impl<'k> Checker<'k> {
                 return false;
             };
             let Gap { from, to, spot } = self.gaps.swap_remove(index);
-            let parts = [(from, seq - 1), (seq + 1, to)];
+            let parts = [(from, seq.saturating_sub(1)), (seq.saturating_add(1), to)];
             let parts = parts.into_iter().filter(|(from, to)| from <= to);
             self.gaps.extend(parts.map(|(from, to)| Gap { from, to, spot }));
             self.find(seq, FindingKind::Reordered);
@@ -161,7 +165,7 @@ impl<'k> Checker<'k> {
         }
         if seq > self.expected {
             let spot = self.spot();
-            self.gaps.push(Gap { from: self.expected, to: seq - 1, spot });
+            self.gaps.push(Gap { from: self.expected, to: seq.saturating_sub(1), spot });
         }
         self.expected = seq.saturating_add(1);
         true
@@ -188,14 +192,12 @@ impl<'k> Checker<'k> {
     }
 
     fn chain(&mut self, line: &Line<'_>) {
-        let Some(before) = line.seq.checked_sub(1) else {
-            return self.find(0, FindingKind::Unreadable);
-        };
+        let before = line.seq.saturating_sub(1);
         let fits = self.hash_of(before).map(|hash| hash.hex().as_str() == line.prev);
         if let Some((suspect, spot)) = self.suspect.take() {
             let suspect_stands = suspect == before && fits == Some(true);
             let cleared = suspect_stands || suspect != before;
-            self.blame(if cleared { suspect - 1 } else { suspect }, spot);
+            self.blame(if cleared { suspect.saturating_sub(1) } else { suspect }, spot);
         }
         if fits == Some(false) && !self.blamed.contains(&before) {
             self.suspect = Some((line.seq, self.spot()));
@@ -245,7 +247,7 @@ impl<'k> Checker<'k> {
             Some(found) if found == hash => self.report.covered = self.report.covered.max(covers),
             Some(_) => match self.suspect {
                 // The line before the checkpoint, and the checkpoint knows what it was.
-                Some((suspect, spot)) if suspect == covers + 1 => {
+                Some((suspect, spot)) if covers.checked_add(1) == Some(suspect) => {
                     self.suspect = None;
                     self.blame(covers, spot);
                 }
@@ -262,7 +264,7 @@ impl<'k> Checker<'k> {
         if let Some((suspect, spot)) = self.suspect.take() {
             let known = self.expectations.known.iter().find(|known| known.seq == suspect);
             let itself = known.is_some_and(|known| Some(known.hash) != self.hash_of(suspect));
-            self.blame(if itself { suspect } else { suspect - 1 }, spot);
+            self.blame(if itself { suspect } else { suspect.saturating_sub(1) }, spot);
         }
         for Gap { from, to, spot } in std::mem::take(&mut self.gaps) {
             let (_, row) = spot;
