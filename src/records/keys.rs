@@ -1,7 +1,8 @@
 //! The records of a key: one with what the whole key is, one per version with its sealed private key.
 //!
 //! A key is read and kept as one [`KeyRecord`]; a change writes the key's own record, always, and of
-//! the versions those that changed. The key's revision is thus the lock of the whole.
+//! the versions those that changed. The key's revision is thus the lock of the whole, and as the key's
+//! record names the revision of each version's, an older copy of one of these does not pass.
 
 use std::sync::Arc;
 
@@ -43,9 +44,11 @@ struct StoredVersion {
 
 /// The key's own record as it lies in the store: its meta data without the versions.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredKey {
     meta: Value,
-    versions: u32,
+    /// At which revision the record of each version is, from version 1 on.
+    version_revisions: Vec<u64>,
 }
 
 impl KeyRecord {
@@ -61,12 +64,26 @@ impl Records {
         if let Some(known) = self.opened.key(name) {
             return Ok(Some(known));
         }
-        let Some(at) = self.load::<StoredKey>(Table::Key, name.as_str()).await? else {
-            return Ok(None);
-        };
-        let record = Arc::new(self.assemble(name, at).await?);
-        self.opened.keep(&record);
-        Ok(Some(record))
+        loop {
+            let Some(at) = self.load::<StoredKey>(Table::Key, name.as_str()).await? else {
+                return Ok(None);
+            };
+            let read_at = at.revision;
+            let result = self.assemble(name, at).await;
+            // A change that came between the reads of several records would look like damage.
+            if matches!(result, Err(RecordError::Broken(_))) && !self.is_at(name, read_at)? {
+                continue;
+            }
+            let record = Arc::new(result?);
+            self.opened.keep_if(&record, || self.is_at(name, read_at))?;
+            return Ok(Some(record));
+        }
+    }
+
+    /// Whether a key is stored at this revision now.
+    fn is_at(&self, name: &Name, revision: u64) -> Result<bool, RecordError> {
+        let stored = self.store.get(Table::Key, name.as_str())?;
+        Ok(stored.is_some_and(|stored| stored.revision == revision))
     }
 
     /// Up to `limit` keys in the order of their names, after `after`.
@@ -116,30 +133,31 @@ impl Records {
         mut new: KeyRecord,
     ) -> Result<Arc<KeyRecord>, RecordError> {
         let name = new.meta.name().clone();
-        let (stored, metas) = StoredKey::of(&new.meta)?;
         let known = old.map(|old| old.revision);
-        let mut batch =
-            self.sealed_put(Batch::new(), Table::Key, name.as_str(), known, &stored).await?;
-        new.revision = self.revision_after(Table::Key, name.as_str(), known)?;
-        for (meta, record) in metas.into_iter().zip(&mut new.versions) {
+        let mut batch = Batch::new();
+        for (meta, record) in new.meta.versions().iter().zip(&mut new.versions) {
             let version = meta.version();
             let before = old.and_then(|old| old.meta.version(version).zip(old.version(version)));
             if before.is_some_and(|(old_meta, old_record)| {
-                *old_meta == meta && old_record.as_ref() == record.as_ref()
+                old_meta == meta && old_record.as_ref() == record.as_ref()
             }) {
                 continue;
             }
             let known = before.map(|(_, record)| record.revision);
             let address = version_key(&name, version);
-            let stored = StoredVersion::of(meta, record);
+            let stored = StoredVersion::of(meta.clone(), record);
             batch = self.sealed_put(batch, Table::KeyVersion, &address, known, &stored).await?;
             let revision = self.revision_after(Table::KeyVersion, &address, known)?;
             *record = Arc::new(VersionRecord { revision, ..record.as_ref().clone() });
         }
-        let result = self.commit(batch).await;
-        // Whatever came of it, the next reader looks for itself.
-        self.opened.forget(&name);
-        result?;
+        let stored = StoredKey::of(&new)?;
+        batch = self.sealed_put(batch, Table::Key, name.as_str(), known, &stored).await?;
+        new.revision = self.revision_after(Table::Key, name.as_str(), known)?;
+        if let Err(error) = self.commit(batch).await {
+            // It is open what is stored now: the next reader looks for itself.
+            self.opened.forget(&name);
+            return Err(error);
+        }
         let new = Arc::new(new);
         self.opened.keep(&new);
         Ok(new)
@@ -160,12 +178,15 @@ impl Records {
     /// Reads all versions of a key and puts the whole together.
     async fn assemble(&self, name: &Name, at: At<StoredKey>) -> Result<KeyRecord, RecordError> {
         let broken = || RecordError::Broken(format!("key/{name}"));
-        let StoredKey { meta: mut whole, versions: count } = at.record;
+        let StoredKey { meta: mut whole, version_revisions } = at.record;
         let (mut metas, mut versions) = (Vec::new(), Vec::new());
-        for version in 1..=count {
+        for (version, expected) in (1..).zip(version_revisions) {
             let address = version_key(name, version);
             let stored = self.load::<StoredVersion>(Table::KeyVersion, &address).await?;
             let At { revision, record } = stored.ok_or_else(broken)?;
+            if revision != expected {
+                return Err(RecordError::Broken(format!("key-version/{address}")));
+            }
             let (meta, record) = record.taken_apart(revision).ok_or_else(broken)?;
             metas.push(serde_json::to_value(&meta).map_err(|_| broken())?);
             versions.push(Arc::new(record));
@@ -186,13 +207,13 @@ fn version_key(name: &Name, version: u32) -> String {
 }
 
 impl StoredKey {
-    fn of(meta: &KeyMeta) -> Result<(Self, Vec<VersionMeta>), RecordError> {
-        let broken = || RecordError::Broken(format!("key/{}", meta.name()));
-        let mut whole = serde_json::to_value(meta).map_err(|_| broken())?;
-        let members = whole.as_object_mut().ok_or_else(broken)?;
-        members.remove("versions");
-        let versions = u32::try_from(meta.versions().len()).map_err(|_| broken())?;
-        Ok((Self { meta: whole, versions }, meta.versions().to_vec()))
+    /// The record of a key whose versions have the revisions that they will be stored at.
+    fn of(key: &KeyRecord) -> Result<Self, RecordError> {
+        let broken = || RecordError::Broken(format!("key/{}", key.meta.name()));
+        let mut meta = serde_json::to_value(&key.meta).map_err(|_| broken())?;
+        meta.as_object_mut().ok_or_else(broken)?.remove("versions");
+        let version_revisions = key.versions.iter().map(|record| record.revision).collect();
+        Ok(Self { meta, version_revisions })
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::KeyRecord;
+use super::{KeyRecord, RecordError};
 use crate::key::Name;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,9 +46,26 @@ impl Opened {
         Some(Arc::clone(&found.record))
     }
 
-    /// Keeps a record, unless a newer one is there.
+    /// Keeps what was just stored, unless a newer one is there.
     pub fn keep(&self, record: &Arc<KeyRecord>) {
+        self.put(&mut self.kept(), record);
+    }
+
+    /// Keeps what was read, if it `is_current` still. A writer keeps its record after it is stored, and
+    /// nobody keeps anything while this is asked: either the answer is no, or that writer comes later.
+    pub fn keep_if(
+        &self,
+        record: &Arc<KeyRecord>,
+        is_current: impl FnOnce() -> Result<bool, RecordError>,
+    ) -> Result<(), RecordError> {
         let mut kept = self.kept();
+        if is_current()? {
+            self.put(&mut kept, record);
+        }
+        Ok(())
+    }
+
+    fn put(&self, kept: &mut HashMap<Name, Kept>, record: &Arc<KeyRecord>) {
         let name = record.meta.name();
         if kept.get(name).is_some_and(|known| known.record.revision > record.revision) {
             return;
@@ -72,5 +89,37 @@ impl Opened {
 
     fn kept(&self) -> MutexGuard<'_, HashMap<Name, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Algorithm, KeyMeta, Labels, Mgf1Hash};
+
+    fn record(revision: u64) -> Arc<KeyRecord> {
+        let name = Name::parse("k").unwrap();
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let (size, hash) = (Algorithm::Rsa2048, Mgf1Hash::default());
+        let meta = KeyMeta::new(name, size, hash, Labels::default(), "kid".to_owned(), now);
+        Arc::new(KeyRecord { revision, meta, versions: Vec::new() })
+    }
+
+    #[test]
+    fn an_older_record_never_takes_the_place_of_a_newer_one() {
+        let name = Name::parse("k").unwrap();
+        let opened = Opened::new(&Settings::default());
+        let kept = || opened.key(&name).map(|record| record.revision);
+        opened.keep(&record(2));
+        opened.keep(&record(1));
+        assert_eq!(kept(), Some(2), "a slower writer");
+        opened.forget(&name);
+        // A reader that began before the change and ends after the newer record was evicted.
+        opened.keep_if(&record(1), || Ok(false)).unwrap();
+        assert_eq!(kept(), None);
+        let failed = opened.keep_if(&record(2), || Err(RecordError::NotInitialised));
+        assert!(failed.is_err() && kept().is_none());
+        opened.keep_if(&record(2), || Ok(true)).unwrap();
+        assert_eq!(kept(), Some(2));
     }
 }

@@ -26,6 +26,7 @@ mod keys;
 mod lock;
 mod main_job;
 mod memory;
+mod older_records;
 mod process;
 mod promises;
 mod sealing;
