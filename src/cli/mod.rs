@@ -206,6 +206,11 @@ impl Session {
             if let Some(Value::Array(items)) = page.get_mut(member).map(Value::take) {
                 all.extend(items);
             }
+            if let Some(Value::Array(broken)) = page.get("broken") {
+                let names: Vec<&str> = broken.iter().filter_map(Value::as_str).collect();
+                let names = names.join(", ");
+                self.out.note(&format!("left out, for their records are broken: {names}"));
+            }
             match page.get("next").and_then(Value::as_str) {
                 // A server that points back would keep us here for ever.
                 Some(next) if Some(next) != after.as_deref() => after = Some(next.to_owned()),

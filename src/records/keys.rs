@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{At, RecordError, Records};
+use super::{At, Listed, RecordError, Records};
 use crate::key::{KeyMeta, Name, State, VersionMeta};
 use crate::store::{Batch, Table};
 
@@ -87,17 +87,33 @@ impl Records {
     }
 
     /// Up to `limit` keys in the order of their names, after `after`.
+    ///
+    /// # Errors
+    /// [`RecordError::Broken`] where one of them is.
     pub async fn keys(
         &self,
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Vec<Arc<KeyRecord>>, RecordError> {
-        let after = after.map(Name::as_str);
-        let page = self.store.scan(Table::Key, "", after, limit)?;
-        let mut keys = Vec::with_capacity(page.len());
-        for (name, _) in page {
-            let name = Name::parse(&name).map_err(|_| RecordError::Broken("key/?".to_owned()))?;
-            keys.extend(self.key(&name).await?);
+        let Listed { found, broken, .. } = self.list_keys(after, limit).await?;
+        match broken.first() {
+            Some(name) => Err(RecordError::Broken(format!("key/{name}"))),
+            None => Ok(found),
+        }
+    }
+
+    /// Up to `limit` keys in the order of their names, after `after`, with those told apart that are
+    /// broken.
+    pub async fn list_keys(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Listed<Arc<KeyRecord>>, RecordError> {
+        let names = self.named(Table::Key, after, limit)?;
+        let mut keys = Listed::of(&names, limit);
+        for (name, _) in names {
+            let result = self.key(&name).await;
+            keys.take(name, result)?;
         }
         Ok(keys)
     }

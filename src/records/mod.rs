@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::custody::protocol::RecordAddress;
 use crate::custody::store_key_of;
 use crate::custody::{Client, CustodyError};
+use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
 pub use home::{HomeRecord, LockRecord, keep_head, read_head, read_home, read_locked};
@@ -73,6 +74,16 @@ pub struct At<T> {
     pub record: T,
 }
 
+/// Records in the order of their names.
+#[derive(Debug)]
+pub struct Listed<T> {
+    pub found: Vec<T>,
+    /// Those that do not open, or do not hold what belongs there. The journal says what is wrong.
+    pub broken: Vec<Name>,
+    /// The last name of this page, unless it is the last page.
+    pub next: Option<Name>,
+}
+
 impl Records {
     /// Reads what the appliance is; it may not be initialised yet.
     pub fn open(
@@ -120,6 +131,36 @@ impl Records {
         }
     }
 
+    /// Up to `limit` names with what is stored under them, after `after`. What lies under no name that
+    /// could be asked for is passed over.
+    fn named(
+        &self,
+        table: Table,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Stored)>, RecordError> {
+        let mut after = after.map(Name::to_string);
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let wanted = limit - found.len();
+            let page = self.store.scan(table, "", after.as_deref(), wanted)?;
+            let is_last = page.len() < wanted;
+            after = page.last().map(|(key, _)| key.clone());
+            for (key, stored) in page {
+                match Name::parse(&key) {
+                    Ok(name) => found.push((name, stored)),
+                    Err(_) => {
+                        tracing::error!(table = table.as_str(), ?key, "a record has no name");
+                    }
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     /// Adds a sealed put to `batch`: a new record where `known` is `None`, else its next revision.
     async fn sealed_put<T: Serialize>(
         &self,
@@ -152,6 +193,31 @@ impl Records {
     async fn commit(&self, batch: Batch) -> Result<(), RecordError> {
         self.store.commit(home::counted(batch)).await?;
         self.changes.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+impl<T> Listed<T> {
+    /// A page of these names, with nothing found yet.
+    fn of(names: &[(Name, Stored)], limit: usize) -> Self {
+        let next = names.last().filter(|_| names.len() == limit).map(|(name, _)| name.clone());
+        Self { found: Vec::with_capacity(names.len()), broken: Vec::new(), next }
+    }
+
+    /// Takes in what came of a name. What is broken is no reason to end the list.
+    fn take(
+        &mut self,
+        name: Name,
+        result: Result<Option<T>, RecordError>,
+    ) -> Result<(), RecordError> {
+        match result {
+            Ok(found) => self.found.extend(found),
+            Err(error @ RecordError::Broken(_)) => {
+                tracing::error!(%name, %error, "a list goes on without it");
+                self.broken.push(name);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 }

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{At, RecordError, Records};
+use super::{At, Listed, RecordError, Records};
 use crate::key::Name;
-use crate::store::{Batch, Expect, Table};
+use crate::store::{Batch, Expect, Stored, Table};
 
 /// A stored secret: a ciphertext, never a plaintext.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,25 +27,36 @@ pub struct SecretRecord {
 impl Records {
     /// The secret of this name.
     pub async fn secret(&self, name: &Name) -> Result<Option<At<SecretRecord>>, RecordError> {
-        let at = self.load::<SecretRecord>(Table::Secret, name.as_str()).await?;
-        match at {
-            Some(at) if at.record.name != *name => {
-                Err(RecordError::Broken(format!("secret/{name}")))
-            }
-            other => Ok(other),
+        match self.store.get(Table::Secret, name.as_str())? {
+            Some(stored) => Ok(Some(self.open_secret(name, stored).await?)),
+            None => Ok(None),
         }
     }
 
-    /// Up to `limit` secrets in the order of their names, after `after`.
-    pub async fn secrets(
+    async fn open_secret(
+        &self,
+        name: &Name,
+        stored: Stored,
+    ) -> Result<At<SecretRecord>, RecordError> {
+        let at: At<SecretRecord> = self.open_value(Table::Secret, name.as_str(), stored).await?;
+        if at.record.name != *name {
+            return Err(RecordError::Broken(format!("secret/{name}")));
+        }
+        Ok(at)
+    }
+
+    /// Up to `limit` secrets in the order of their names, after `after`, with those told apart that are
+    /// broken.
+    pub async fn list_secrets(
         &self,
         after: Option<&Name>,
         limit: usize,
-    ) -> Result<Vec<At<SecretRecord>>, RecordError> {
-        let page = self.store.scan(Table::Secret, "", after.map(Name::as_str), limit)?;
-        let mut secrets = Vec::with_capacity(page.len());
-        for (name, stored) in page {
-            secrets.push(self.open_value(Table::Secret, &name, stored).await?);
+    ) -> Result<Listed<At<SecretRecord>>, RecordError> {
+        let names = self.named(Table::Secret, after, limit)?;
+        let mut secrets = Listed::of(&names, limit);
+        for (name, stored) in names {
+            let result = self.open_secret(&name, stored).await;
+            secrets.take(name, result.map(Some))?;
         }
         Ok(secrets)
     }

@@ -52,18 +52,23 @@ pub struct ImportBody {
 /// Take in a private key that was made elsewhere.
 pub type ImportKey = Named<ImportBody>;
 
-/// List the keys, a page at a time.
+/// List the keys, a page at a time: of each page those that the caller may be shown.
 pub struct ListKeys(pub Page);
 
 /// Show one key.
 pub struct ShowKey(pub Name);
 
-/// All current public keys, as a JWK set (RFC 7517 §5).
+/// All current public keys that the caller may have, as a JWK set (RFC 7517 §5).
 pub struct Jwks;
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct KeyPage {
+    /// May be fewer than were asked for, also where there is a next page.
     pub keys: Vec<KeyView>,
+    /// Keys of this page whose records were damaged or changed outside Strongroom; absent where none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>, required = false)]
+    pub broken: Vec<Name>,
     /// What to give as `after` for the next page; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -187,12 +192,17 @@ impl Request for ListKeys {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyPage, Error> {
-        let limit = self.0.limit();
-        let found = appliance.records.keys(self.0.after.as_ref(), limit).await?;
-        let next = (found.len() == limit).then(|| found.last().map(|key| key.meta.name().clone()));
-        let keys = found.iter().map(|key| KeyView::of(&key.meta)).collect();
-        Ok(KeyPage { keys, next: next.flatten() })
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyPage, Error> {
+        let listed = appliance.records.list_keys(self.0.after.as_ref(), self.0.limit()).await?;
+        let may_see = |name: &Name, labels| {
+            let key = Resource::Key(name.clone());
+            appliance.may_see(&permit, Action::KeyShow, &key, labels)
+        };
+        let keys = listed.found.iter().map(|key| &key.meta);
+        let seen = keys.filter(|key| may_see(key.name(), Some(key.labels())));
+        let keys = seen.map(KeyView::of).collect();
+        let broken = listed.broken.into_iter().filter(|name| may_see(name, None)).collect();
+        Ok(KeyPage { keys, broken, next: listed.next })
     }
 }
 
@@ -248,20 +258,26 @@ impl Request for Jwks {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<JwksView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<JwksView, Error> {
         let mut keys = Vec::new();
         let mut after: Option<Name> = None;
         loop {
-            let page = appliance.records.keys(after.as_ref(), Page::MOST).await?;
-            for record in &page {
-                if let Some(current) = record.meta.current() {
-                    let public = public_key(record, current.version())?;
-                    keys.push(public.jwk(record.meta.mgf1_hash()));
+            let page = appliance.records.list_keys(after.as_ref(), Page::MOST).await?;
+            for record in &page.found {
+                let key = Resource::Key(record.meta.name().clone());
+                let labels = Some(record.meta.labels());
+                let Some(current) = record.meta.current() else { continue };
+                if !appliance.may_see(&permit, Action::KeyPublic, &key, labels) {
+                    continue;
+                }
+                match public_key(record, current.version()) {
+                    Ok(public) => keys.push(public.jwk(record.meta.mgf1_hash())),
+                    Err(error) => tracing::error!(%error, "the key set goes on without it"),
                 }
             }
-            match page.last() {
-                Some(last) if page.len() == Page::MOST => after = Some(last.meta.name().clone()),
-                _ => return Ok(JwksView { keys }),
+            after = page.next;
+            if after.is_none() {
+                return Ok(JwksView { keys });
             }
         }
     }
@@ -269,7 +285,7 @@ impl Request for Jwks {
 
 impl Traced for KeyView {
     fn details(&self) -> Details {
-        Details { version: self.about, ..Details::default() }
+        Details { version: self.about, revision: self.revision, ..Details::default() }
     }
 }
 
@@ -338,7 +354,7 @@ impl Appliance {
             crate::records::RecordError::Conflict => Error::Exists("key"),
             other => other.into(),
         })?;
-        Ok(KeyView::of(&kept.meta).about(1))
+        Ok(KeyView::changed(&kept, Some(1)))
     }
 }
 

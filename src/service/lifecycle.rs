@@ -162,7 +162,7 @@ impl Request for Rotate {
         new.versions.push(std::sync::Arc::new(record));
         let kept = appliance.records.change_key(&old, new).await?;
         appliance.forget_opened(&self.name).await;
-        Ok(KeyView::of(&kept.meta).about(version))
+        Ok(KeyView::changed(&kept, Some(version)))
     }
 }
 
@@ -206,11 +206,11 @@ impl Appliance {
         }
         let kept = self.records.change_key(&old, new).await?;
         self.forget_opened(name).await;
-        let view = KeyView::of(&kept.meta);
-        Ok(match changed[..] {
-            [one] => view.about(one),
-            _ => view,
-        })
+        let one = match changed[..] {
+            [one] => Some(one),
+            _ => None,
+        };
+        Ok(KeyView::changed(&kept, one))
     }
 
     /// Has custody wipe what it holds open of a key. Should custody be away, it holds nothing.

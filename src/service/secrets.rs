@@ -42,7 +42,7 @@ pub struct PutBody {
 /// Store a secret, new or in the place of what is there.
 pub type PutSecret = Named<PutBody>;
 
-/// List the secrets, a page at a time.
+/// List the secrets, a page at a time: of each page those that the caller may be shown.
 pub struct ListSecrets(pub Page);
 
 /// Show what is known of a secret, never its value.
@@ -79,7 +79,12 @@ pub struct SecretView {
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SecretPage {
+    /// May be fewer than were asked for, also where there is a next page.
     pub secrets: Vec<SecretView>,
+    /// Secrets of this page whose records were damaged or changed outside Strongroom; absent where none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>, required = false)]
+    pub broken: Vec<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub next: Option<Name>,
@@ -220,12 +225,16 @@ impl Request for ListSecrets {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<SecretPage, Error> {
-        let limit = self.0.limit();
-        let found = appliance.records.secrets(self.0.after.as_ref(), limit).await?;
-        let next = (found.len() == limit).then(|| found.last().map(|at| at.record.name.clone()));
-        let secrets = found.into_iter().map(SecretView::of).collect();
-        Ok(SecretPage { secrets, next: next.flatten() })
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<SecretPage, Error> {
+        let listed = appliance.records.list_secrets(self.0.after.as_ref(), self.0.limit()).await?;
+        let may_see = |name: &Name| {
+            let secret = Resource::Secret(name.clone());
+            appliance.may_see(&permit, Action::SecretShow, &secret, None)
+        };
+        let seen = listed.found.into_iter().filter(|at| may_see(&at.record.name));
+        let secrets = seen.map(SecretView::of).collect();
+        let broken = listed.broken.into_iter().filter(may_see).collect();
+        Ok(SecretPage { secrets, broken, next: listed.next })
     }
 }
 

@@ -4,7 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::key::{KeyMeta, Name, VersionMeta};
+use super::gate::Appliance;
+use crate::key::{KeyMeta, Labels, Name, VersionMeta};
+use crate::policy::{Action, Context, Permit, Resource};
+use crate::records::KeyRecord;
 
 /// A request about one named thing, with what came in the body or the query.
 pub struct Named<T> {
@@ -57,6 +60,9 @@ pub struct KeyView {
     /// The one version that was made or changed, for the trail.
     #[serde(skip)]
     pub about: Option<u32>,
+    /// The revision of the key's record once it was made or changed, for the trail.
+    #[serde(skip)]
+    pub revision: Option<u64>,
 }
 
 /// A version of a key as it is shown.
@@ -102,12 +108,13 @@ impl KeyView {
             created_at: meta.created_at(),
             versions: meta.versions().iter().map(VersionView::of).collect(),
             about: None,
+            revision: None,
         }
     }
 
-    /// Says to the trail which version it is about.
-    pub fn about(self, version: u32) -> Self {
-        Self { about: Some(version), ..self }
+    /// A key that was made or changed: the trail is told its revision, and the version if it was one.
+    pub fn changed(record: &KeyRecord, version: Option<u32>) -> Self {
+        Self { about: version, revision: Some(record.revision), ..Self::of(&record.meta) }
     }
 }
 
@@ -125,5 +132,19 @@ impl VersionView {
             destroy_at: meta.destroy_at(),
             destroyed_at: meta.destroyed_at(),
         }
+    }
+}
+
+impl Appliance {
+    /// Whether one entry of a permitted list may be shown to the caller. Nothing is told of those that
+    /// may not, neither to the caller nor to the trail.
+    pub(super) fn may_see(
+        &self,
+        permit: &Permit,
+        action: Action,
+        resource: &Resource,
+        labels: Option<&Labels>,
+    ) -> bool {
+        self.policy().permit(permit.caller(), action, resource, Context { labels }).is_ok()
     }
 }

@@ -211,6 +211,47 @@ fn nobody_gets_round_a_keys_policy_by_way_of_a_secret() {
 }
 
 #[test]
+fn lists_show_only_what_policy_lets_each_caller_see() {
+    let more = r#"
+        @id("no-public")
+        forbid (principal == User::"unix:60002", action == Action::"key:public",
+                resource == Key::"vault");
+        @id("no-show")
+        forbid (principal == User::"unix:60002", action == Action::"key:show", resource)
+        when { resource.hasTag("class") && resource.getTag("class") == "hidden" };
+        @id("no-secret")
+        forbid (principal == User::"unix:60002", action == Action::"secret:show",
+                resource == Secret::"quiet");
+    "#;
+    let appliance = appliance_with(|appliance, config| policies(appliance, config, more));
+    for (name, class) in [("open", "open"), ("tagged", "hidden"), ("vault", "open")] {
+        let labels = json!({ "class": class });
+        let body = json!({ "name": name, "algorithm": "RSA-2048", "labels": labels });
+        appliance.post("/v1/keys", &body).expect_status(201);
+    }
+    for name in ["loud", "quiet"] {
+        let body = json!({"key": "open", "plaintext": b64("x")});
+        appliance.put(&format!("/v1/secrets/{name}"), &body).expect_status(201);
+    }
+    let seen = |user: User, path: &str, list: &str, member: &str| -> Vec<String> {
+        let page = user.asks(&appliance, "GET", path, None).expect_status(200).json();
+        let entries = page[list].as_array().expect("a list").iter();
+        entries.map(|entry| entry[member].as_str().expect("a text").to_owned()).collect()
+    };
+    let kid = |name: &str| -> String {
+        let view = appliance.get(&format!("/v1/keys/{name}")).expect_status(200).json();
+        view["versions"][0]["kid"].as_str().expect("a text").to_owned()
+    };
+    assert_eq!(seen(SERVICE, "/v1/keys", "keys", "name"), ["open", "vault"]);
+    assert_eq!(seen(SERVICE, "/v1/keys?limit=1&after=open", "keys", "name"), [""; 0]);
+    assert_eq!(seen(SERVICE, "/v1/jwks.json", "keys", "kid"), [kid("open"), kid("tagged")]);
+    assert_eq!(seen(SERVICE, "/v1/secrets", "secrets", "name"), ["loud"]);
+    assert_eq!(seen(AUDITOR, "/v1/keys", "keys", "name"), ["open", "tagged", "vault"]);
+    assert_eq!(seen(AUDITOR, "/v1/jwks.json", "keys", "kid").len(), 3);
+    assert_eq!(seen(AUDITOR, "/v1/secrets", "secrets", "name"), ["loud", "quiet"]);
+}
+
+#[test]
 fn recovery_needs_a_permission_of_its_own() {
     let more = r#"
         @id("recover")
