@@ -7,10 +7,15 @@ use std::collections::{HashMap, HashSet};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
 
 use super::line::{Hash, Head, Kind, Line, checkpoint_message};
 use super::report::{Finding, FindingKind, Place, Report};
 use super::verify::{Expectations, VerifyKey};
+
+/// In a trail that is in use, an intent may be without outcome for as long: far longer than any deed
+/// takes, and what a crash has left open is closed by the next start.
+const UNDER_WAY: SignedDuration = SignedDuration::from_mins(5);
 
 /// How many hashes of lines are remembered.
 const REMEMBERED: usize = 64 * 1024;
@@ -42,7 +47,10 @@ pub(super) struct Checker<'k> {
     /// A line whose `prev` is not the hash of the line before; the next line tells who is to blame.
     suspect: Option<(u64, Spot)>,
     blamed: HashSet<u64>,
-    open: HashMap<u64, Spot>,
+    /// Intents without an outcome so far: where they stand, and when they were written.
+    open: HashMap<u64, (Spot, Box<str>)>,
+    /// When the line that was read last was written.
+    time: String,
     orphans: Vec<(u64, u64, Spot)>,
     /// Numbers whose lines could not be read or were replaced.
     lost: Vec<(u64, u64)>,
@@ -67,6 +75,7 @@ impl<'k> Checker<'k> {
             suspect: None,
             blamed: HashSet::new(),
             open: HashMap::new(),
+            time: String::new(),
             orphans: Vec::new(),
             lost: Vec::new(),
             seen_known: HashMap::new(),
@@ -123,6 +132,7 @@ impl<'k> Checker<'k> {
         if !self.place(line.seq) {
             return;
         }
+        line.time.clone_into(&mut self.time);
         self.remember(Head { seq: line.seq, hash });
         self.chain(line);
         self.pair(line);
@@ -214,7 +224,9 @@ impl<'k> Checker<'k> {
 
     fn pair(&mut self, line: &Line<'_>) {
         match (line.kind, line.of) {
-            (Kind::Intent, _) => drop(self.open.insert(line.seq, self.spot())),
+            (Kind::Intent, _) => {
+                self.open.insert(line.seq, (self.spot(), line.time.into()));
+            }
             (Kind::Outcome, Some(of)) => {
                 let before_this_part = self.report.first.is_some_and(|first| of < first);
                 if self.open.remove(&of).is_none()
@@ -279,10 +291,10 @@ impl<'k> Checker<'k> {
                 self.find_at(seq, FindingKind::OutcomeWithoutIntent { of }, Some(spot));
             }
         }
-        if self.expectations.in_use {
-            self.report.under_way = self.open.len() as u64;
-        } else {
-            for (seq, spot) in std::mem::take(&mut self.open) {
+        for (seq, (spot, time)) in std::mem::take(&mut self.open) {
+            if self.expectations.in_use && self.is_recent(&time) {
+                self.report.under_way += 1;
+            } else {
                 self.find_at(seq, FindingKind::IntentWithoutOutcome, Some(spot));
             }
         }
@@ -291,6 +303,12 @@ impl<'k> Checker<'k> {
         self.report.uncovered = last.saturating_sub(self.report.covered);
         self.report.findings.sort_by_key(|finding| finding.line);
         self.report
+    }
+
+    /// Whether a line of this time may be of a deed that was under way when the last line was written.
+    fn is_recent(&self, time: &str) -> bool {
+        let times = time.parse::<Timestamp>().ok().zip(self.time.parse::<Timestamp>().ok());
+        times.is_some_and(|(time, last)| last.duration_since(time) <= UNDER_WAY)
     }
 
     fn compare_known(&mut self) {

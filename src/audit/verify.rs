@@ -67,8 +67,8 @@ impl VerifyKey {
 pub struct Expectations {
     /// Heads that were kept: each must be in the trail.
     pub known: Vec<Head>,
-    /// The trail is being written just now: a half line at the end, and intents at the end without an
-    /// outcome yet, are no findings.
+    /// The trail is being written just now: a half line at the end is no finding, nor is an intent without
+    /// an outcome that was written at most five minutes before the last line.
     pub in_use: bool,
     /// It need not begin at line 1: older files were put away, or only a part was exported.
     pub partial: bool,

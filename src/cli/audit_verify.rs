@@ -34,7 +34,7 @@ pub struct Verify {
     /// A line and its hash that are known from elsewhere; may be given several times
     #[arg(long, value_name = "SEQ:HASH")]
     head: Vec<Head>,
-    /// The trail was in use when it was read: deeds at its end may still be under way
+    /// The trail was in use when it was read: deeds of its last five minutes may still be under way
     #[arg(long)]
     in_use: bool,
     /// It need not begin with line 1: older files were put away

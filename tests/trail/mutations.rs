@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use strongroom::audit::{AuditError, FindingKind, OnBreak, Settings};
+use strongroom::audit::{AuditError, Expectations, FindingKind, OnBreak, Settings};
 
 use crate::tools::{Bench, chain_anew, deed, intent, kinds, lines, segments, write_lines};
 
@@ -235,4 +235,31 @@ async fn an_intent_without_an_outcome_and_an_outcome_without_an_intent_are_named
     let found = kinds(&bench.verify(&[]));
     let line = index as u64 + 1;
     assert!(found.contains(&(line, FindingKind::OutcomeWithoutIntent { of: 1 })), "{found:?}");
+}
+
+#[tokio::test]
+async fn in_a_trail_in_use_only_a_recent_intent_may_be_open() {
+    let bench = Bench::new();
+    let trail = bench.open(None).unwrap();
+    let (old, young) = (trail.begin(intent(1)), trail.begin(intent(2)));
+    let (old, young) = (old.durable().await.unwrap(), young.durable().await.unwrap());
+    deed(&trail, 3).await;
+    let numbers = [old.seq(), young.seq()];
+    std::mem::forget((old, young));
+    drop(trail);
+    let in_use = Expectations { in_use: true, ..Expectations::default() };
+    assert_eq!(bench.verify_with(&in_use).under_way, 2);
+    let mut lines = lines(&bench);
+    for (line, time) in lines.iter_mut().zip(["00:00:00", "00:00:01", "00:04:00", "00:05:00"]) {
+        let at = line.find("\"time\":\"").unwrap() + 8;
+        line.replace_range(at..at + 27, &format!("2026-01-02T{time}.000000Z"));
+    }
+    let last = lines.last_mut().unwrap();
+    let at = last.find("\"time\":\"").unwrap() + 8;
+    last.replace_range(at..at + 27, "2026-01-02T00:05:01.000001Z");
+    chain_anew(&mut lines, 1);
+    write_lines(&bench, &lines);
+    let report = bench.verify_with(&in_use);
+    assert_eq!(kinds(&report), [(numbers[0], FindingKind::IntentWithoutOutcome)]);
+    assert_eq!(report.under_way, 1);
 }
