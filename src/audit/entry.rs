@@ -146,9 +146,6 @@ pub enum Event {
     PolicyRefused,
     TokenLost,
     TokenBack,
-    BreakerOpened,
-    BreakerClosed,
-    CustodyRestarted,
     /// A new file of the trail begins with this line.
     Segment,
     /// Bytes at the end that no answer ever rested on were cut off after a crash.
@@ -172,9 +169,6 @@ impl Event {
             Event::PolicyRefused => "policy-refused",
             Event::TokenLost => "token-lost",
             Event::TokenBack => "token-back",
-            Event::BreakerOpened => "breaker-opened",
-            Event::BreakerClosed => "breaker-closed",
-            Event::CustodyRestarted => "custody-restarted",
             Event::Segment => "segment",
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",
