@@ -37,7 +37,7 @@ const PROBLEMS: [(&str, &str); 11] = [
     ("413", "body-too-large"),
     ("415", "not-json"),
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
-    ("500", "internal, record-broken"),
+    ("500", "internal, record-broken, outcome-unrecorded"),
     (
         "503",
         "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, master-key, token-unavailable, \

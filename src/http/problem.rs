@@ -206,7 +206,27 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             S::SERVICE_UNAVAILABLE,
             "try again; an operator sees why in the journal: a full disk, or permissions",
         ),
+        "outcome-unrecorded" => (
+            S::INTERNAL_SERVER_ERROR,
+            "do not repeat it; show what it was about to see it as it is now",
+        ),
         "busy" => (S::SERVICE_UNAVAILABLE, "try again in a moment"),
         _ => (S::INTERNAL_SERVER_ERROR, "an operator finds the cause in the journal by request_id"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::AuditError;
+
+    #[test]
+    fn a_caller_is_not_asked_to_repeat_what_is_done() {
+        let problem = Problem::from(Error::OutcomeOwed(AuditError::Full));
+        assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!((problem.code, problem.retry_after), ("outcome-unrecorded", None));
+        assert!(problem.next.starts_with("do not repeat"), "{}", problem.next);
+        let refused = Problem::from(Error::Audit(AuditError::Full));
+        assert_eq!(refused.retry_after, Some(1), "nothing was done: that may be repeated");
     }
 }

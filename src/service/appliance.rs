@@ -158,7 +158,7 @@ impl Request for Init {
             created_at: appliance.now(),
         };
         appliance.records.found(home).await?;
-        appliance.trail.event(EventNote::new(Event::Initialised)).await?;
+        appliance.tell(EventNote::new(Event::Initialised)).await;
         // From the first line on the trail is signed; should it fail now, it is tried again anyway.
         if let Err(error) = appliance.trail.checkpoint().await {
             tracing::warn!(%error, "no checkpoint at init");
@@ -312,7 +312,7 @@ impl Request for Lock {
             tracing::warn!("no checkpoint before the lock");
         }
         appliance.custody.lock().await?;
-        appliance.trail.event(EventNote::new(Event::Locked)).await?;
+        appliance.tell(EventNote::new(Event::Locked)).await;
         Ok(appliance.status().await)
     }
 }
@@ -348,7 +348,7 @@ impl Request for Unlock {
         let home = appliance.records.home().map(|home| home.for_custody());
         appliance.custody.unlock(home, pin).await?;
         appliance.records.set_locked(None).await?;
-        appliance.trail.event(EventNote::new(Event::Unlocked)).await?;
+        appliance.tell(EventNote::new(Event::Unlocked)).await;
         Ok(appliance.status().await)
     }
 }

@@ -59,6 +59,9 @@ pub enum Error {
     Busy,
     #[error("the trail cannot be written: {0}")]
     Audit(#[from] AuditError),
+    /// The act is done; only its outcome's line is still owed.
+    #[error("it is done, and the trail could not be told of its outcome yet: {0}")]
+    OutcomeOwed(AuditError),
     #[error("{0}")]
     Record(RecordError),
     #[error("{0}")]
@@ -122,6 +125,7 @@ impl Error {
             Error::Master(_) => "master-key",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::Audit(_) => "trail-unavailable",
+            Error::OutcomeOwed(_) => "outcome-unrecorded",
             Error::Record(RecordError::Broken(_)) => "record-broken",
             Error::Record(_) => "store-unavailable",
             Error::Custody(
@@ -137,6 +141,11 @@ impl Error {
     pub fn public_text(&self) -> String {
         match self {
             Error::Audit(_) => "the audit trail cannot be written, so nothing is done".to_owned(),
+            Error::OutcomeOwed(_) => {
+                "it is done; the audit trail could not be told of its outcome \
+                 yet, and is told as soon as it can be written"
+                    .to_owned()
+            }
             Error::Record(RecordError::Broken(_)) => {
                 "a stored record does not hold together; it is not served".to_owned()
             }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::state::{Settings, Standing};
-use crate::audit::{Code, Details, Intent, Outcome, Trail};
+use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
 use crate::custody::protocol::Check;
 use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
@@ -117,7 +117,8 @@ impl Appliance {
     ///
     /// # Errors
     /// [`Error::Denied`] where policy does not permit it, [`Error::Audit`] where its line cannot be
-    /// written, else what the act came to.
+    /// written, [`Error::OutcomeOwed`] where it was done and its outcome's line cannot be, else what the
+    /// act came to.
     pub async fn perform<R: Request>(&self, call: Call, request: R) -> Result<R::Reply, Error> {
         let result = self.judge_and_run(&call, request).await;
         self.standing.count(R::ACTION, result.as_ref().map_or_else(Error::code, |_| "done"));
@@ -144,8 +145,8 @@ impl Appliance {
                 let changes = Some(self.records.changes());
                 let outcome = outcome(&result);
                 let details = Details { changes, ..outcome.details.clone() };
-                self.trail.close(entry, outcome.with(details)).durable().await?;
-                result
+                let written = self.trail.close(entry, outcome.with(details)).durable().await;
+                told(result, written)
             }
             Trace::Beside => {
                 let pending = self.trail.begin(intent);
@@ -226,6 +227,14 @@ impl Appliance {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Tells the trail of something that has happened. Where it cannot be written now, the line is owed
+    /// and written later: what has happened does not fail for it.
+    pub(super) async fn tell(&self, note: EventNote) {
+        if let Err(error) = self.trail.event(note).await {
+            tracing::warn!(%error, "the trail could not be told of an event yet");
+        }
+    }
+
     /// The trail, for what the daemon itself has to tell it.
     pub fn trail(&self) -> &Trail {
         &self.trail
@@ -245,4 +254,32 @@ fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
     }
 }
 
+/// What a caller is told of an act whose intent had its line: an act that was done stays done, whether
+/// its outcome has a line or not.
+pub(super) fn told<T>(
+    result: Result<T, Error>,
+    written: Result<(), AuditError>,
+) -> Result<T, Error> {
+    match (result, written) {
+        (Ok(_), Err(error)) => Err(Error::OutcomeOwed(error)),
+        (result, _) => result,
+    }
+}
+
 impl Traced for () {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_is_never_said_to_be_undone() {
+        assert!(matches!(told(Ok(7), Ok(())), Ok(7)));
+        let owed = told(Ok(7), Err(AuditError::Full));
+        assert!(matches!(owed, Err(Error::OutcomeOwed(AuditError::Full))));
+        let failed = told::<()>(Err(Error::Conflict), Err(AuditError::Full));
+        assert!(matches!(failed, Err(Error::Conflict)), "the act's own error says more");
+        let text = Error::OutcomeOwed(AuditError::Full).public_text();
+        assert!(text.starts_with("it is done"), "{text}");
+    }
+}

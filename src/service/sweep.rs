@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::error::Error;
-use super::gate::{Appliance, Call, Request, Trace, Traced};
+use super::gate::{Appliance, Call, Request, Trace, Traced, told};
 use super::view::{KeyView, Page};
 use crate::audit::{Code, Details, Intent, Outcome};
 use crate::identity::Caller;
@@ -78,8 +78,8 @@ impl Appliance {
             }
             Err(error) => Outcome::failed(Code(error.code())),
         };
-        self.trail.close(entry, outcome).durable().await?;
-        result?;
+        let written = self.trail.close(entry, outcome).durable().await;
+        told(result, written)?;
         tracing::info!(key = %name, version, "destroyed, its waiting period being over");
         Ok(())
     }
