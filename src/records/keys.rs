@@ -118,6 +118,13 @@ impl Records {
         Ok(keys)
     }
 
+    /// Up to `limit` names of keys in their order, after `after`, as they stand in the store: no record
+    /// is opened, so that a broken one hides no other.
+    pub fn key_names(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, RecordError> {
+        let page = self.store.scan(Table::Key, "", after, limit)?;
+        Ok(page.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// Stores a new key.
     ///
     /// # Errors

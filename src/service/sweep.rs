@@ -9,6 +9,7 @@ use crate::audit::{Code, Details, Intent, Outcome};
 use crate::identity::Caller;
 use crate::key::{Name, Transition};
 use crate::policy::{Action, Permit, Resource};
+use crate::records::RecordError;
 
 /// The part of Strongroom that acts here, as it stands in the trail: `system:sweep`.
 const PART: &str = "sweep";
@@ -38,27 +39,43 @@ impl Request for DestroyDue {
 }
 
 impl Appliance {
-    /// Looks through all keys and destroys what is due; returns how many versions were.
+    /// Looks through all keys and destroys what is due; returns how many versions were. A key that
+    /// cannot be dealt with is named in the log and passed over.
     ///
     /// # Errors
-    /// What ended the sweep early; what it did stays done, the next one goes on.
+    /// What ended the sweep early, because it is not about one key; what it did stays done, the next one
+    /// goes on.
     pub async fn sweep(&self) -> Result<usize, Error> {
         let mut destroyed = 0;
-        let mut after: Option<Name> = None;
+        let mut after: Option<String> = None;
         loop {
-            let page = self.records.keys(after.as_ref(), Page::MOST).await?;
-            for key in &page {
-                for version in key.meta.due(self.now()) {
-                    let name = key.meta.name().clone();
-                    self.destroy_due(DestroyDue { name, version }).await?;
-                    destroyed += 1;
+            let page = self.records.key_names(after.as_deref(), Page::MOST)?;
+            for name in &page {
+                match self.sweep_key(name, &mut destroyed).await {
+                    Err(error) if stops_all(&error) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(key = name, %error, "the sweep passes this key over");
+                    }
+                    Ok(()) => {}
                 }
             }
             match page.last() {
-                Some(last) if page.len() == Page::MOST => after = Some(last.meta.name().clone()),
+                Some(last) if page.len() == Page::MOST => after = Some(last.clone()),
                 _ => return Ok(destroyed),
             }
         }
+    }
+
+    /// Destroys what is due of one key.
+    async fn sweep_key(&self, name: &str, destroyed: &mut usize) -> Result<(), Error> {
+        let broken = || Error::Record(RecordError::Broken("key/?".to_owned()));
+        let name = Name::parse(name).map_err(|_| broken())?;
+        let Some(key) = self.records.key(&name).await? else { return Ok(()) };
+        for version in key.meta.due(self.now()) {
+            self.destroy_due(DestroyDue { name: name.clone(), version }).await?;
+            *destroyed += 1;
+        }
+        Ok(())
     }
 
     /// The same way as every request, but for the judging: it was permitted when it was scheduled.
@@ -83,4 +100,12 @@ impl Appliance {
         tracing::info!(key = %name, version, "destroyed, its waiting period being over");
         Ok(())
     }
+}
+
+/// Whether it would be the same with every other key: it is about trail, store, token or custody.
+fn stops_all(error: &Error) -> bool {
+    !matches!(
+        error.code(),
+        "record-broken" | "conflict" | "key-state" | "no-such-version" | "outcome-unrecorded"
+    )
 }

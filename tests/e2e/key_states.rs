@@ -1,9 +1,8 @@
 //! Keys change their states, and what each state still allows; with the clock moved where days pass.
 
 use serde_json::{Value, json};
-use strongroom::store::Store;
-use strongroom::store::Table;
 use strongroom::store::sled_store::{Settings, SledStore};
+use strongroom::store::{Batch, Expect, Store, Table};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
 use crate::appliance::{Appliance, Reply, wait_until};
@@ -207,6 +206,32 @@ fn a_destruction_that_fell_due_while_the_daemon_was_down_is_carried_out() {
     appliance.stop();
     assert!(before > sealed(1) + 1200, "{before} bytes before, {} after", sealed(1));
     assert_eq!(other, sealed(2), "the other version is as it was");
+}
+
+#[test]
+fn a_broken_record_does_not_keep_others_from_their_destruction() {
+    let mut appliance = Appliance::new();
+    for key in ["a", "b", "c"] {
+        appliance.create_key(key);
+        destroy(&appliance, key, &json!({ "waiting_period_days": 1 })).expect_status(200);
+    }
+    appliance.stop();
+    let path = appliance.path("store");
+    let store = SledStore::open(&Settings { path, ..Settings::default() }).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let broken = Batch::new()
+        .put(Table::KeyVersion, "a/0000000001", Expect::Any, vec![7; 100])
+        .put(Table::Key, "b", Expect::Any, vec![7; 100]);
+    runtime.block_on(store.commit(broken)).unwrap();
+    drop(store);
+    travel(&mut appliance, "+2d");
+    appliance.start();
+    wait_until("the destruction", || states(&appliance, "c") == ["destroyed"]);
+    for key in ["a", "b"] {
+        let named = format!("the sweep passes this key over key=\"{key}\"");
+        assert_eq!(appliance.log().matches(&named).count(), 1, "{}", appliance.log());
+        appliance.get(&format!("/v1/keys/{key}")).expect_problem(500, "record-broken");
+    }
 }
 
 #[test]
