@@ -67,6 +67,13 @@ impl Config {
                 self.custody.cache.max_bytes
             ));
         }
+        let seals = self.records.seals_per_store_key;
+        if !records::SEALS_PER_STORE_KEY.contains(&seals) {
+            let (least, most) = records::SEALS_PER_STORE_KEY.into_inner();
+            return Some(format!(
+                "[records] seals_per_store_key = {seals} must be from {least} to {most}"
+            ));
+        }
         let positive = [
             ("[limits] connections", self.limits.connections),
             ("[limits] connections_per_uid", self.limits.connections_per_uid),
@@ -110,5 +117,12 @@ mod tests {
         }
         let greedy: Config = toml::from_str("[custody.cache]\nmax_bytes = 4194304").unwrap();
         assert!(greedy.fault().unwrap().contains("max_bytes"));
+        for (seals, is_fit) in
+            [(0, false), (4, false), (5, true), (1 << 32, true), ((1_u64 << 32) + 1, false)]
+        {
+            let text = format!("[records]\nseals_per_store_key = {seals}");
+            let fault = toml::from_str::<Config>(&text).unwrap().fault();
+            assert_eq!(fault.is_none(), is_fit, "{seals}: {fault:?}");
+        }
     }
 }

@@ -10,7 +10,9 @@ use super::{RecordError, Records};
 use crate::custody::protocol::{Home, StoreKey};
 use crate::store::{Batch, Expect, Store, Table};
 
-pub(super) const HOME: &str = "home";
+const HOME: &str = "home";
+/// Each store key has a record of its own behind this, so that they may become many.
+const STORE_KEY: &str = "store-key/";
 const LOCKED: &str = "locked";
 const HEAD: &str = "head";
 /// Put with every change, so that its revision counts them.
@@ -24,6 +26,7 @@ pub struct HomeRecord {
     /// The master generation that new keys are wrapped under.
     pub generation: u32,
     /// The store keys, wrapped, oldest first: the newest seals, all of them open.
+    #[serde(skip)]
     pub store_keys: Vec<StoreKey>,
     /// Public point of the trail's signing key (SEC 1, uncompressed).
     pub signer_point: Vec<u8>,
@@ -73,13 +76,42 @@ pub async fn keep_head(store: &dyn Store, head: &str) -> Result<(), RecordError>
 
 /// Reads the appliance's record from a store that may be new.
 pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
-    let home: Option<HomeRecord> = plain(store, HOME)?;
-    match home {
-        Some(home) if home.store_keys.is_empty() => {
-            Err(RecordError::Broken("appliance/home".to_owned()))
+    let Some(mut home) = plain::<HomeRecord>(store, HOME)? else { return Ok(None) };
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.scan(Table::Appliance, STORE_KEY, after.as_deref(), PAGE)?;
+        let broken = |key: &str| RecordError::Broken(format!("appliance/{key}"));
+        for (key, stored) in &page {
+            let store_key: StoreKey =
+                serde_json::from_slice(&stored.value).map_err(|_| broken(key))?;
+            // One that is missing would make all that it sealed look broken.
+            let next = home.store_keys.len() as u64 + 1;
+            if u64::from(store_key.id) != next || store_key_at(store_key.id) != *key {
+                return Err(broken(key));
+            }
+            home.store_keys.push(store_key);
         }
-        home => Ok(home),
+        match page.last() {
+            Some((key, _)) if page.len() == PAGE => after = Some(key.clone()),
+            _ if home.store_keys.is_empty() => return Err(broken(HOME)),
+            _ => return Ok(Some(home)),
+        }
     }
+}
+
+/// How many store keys are read at once.
+const PAGE: usize = 100;
+
+/// Where a store key lies; they are found in the order of their ids.
+fn store_key_at(id: u32) -> String {
+    format!("{STORE_KEY}{id:010}")
+}
+
+/// Adds a new store key to `batch`.
+pub(super) fn put_store_key(batch: Batch, store_key: &StoreKey) -> Result<Batch, RecordError> {
+    let at = store_key_at(store_key.id);
+    let value = encode(&at, store_key)?;
+    Ok(batch.put(Table::Appliance, &at, Expect::Absent, value))
 }
 
 /// Counts a change of records along with it.
@@ -112,7 +144,10 @@ impl Records {
     /// Keeps the record that makes this an initialised appliance. There can be only one.
     pub async fn found(&self, record: HomeRecord) -> Result<(), RecordError> {
         let value = encode(HOME, &record)?;
-        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Absent, value);
+        let mut batch = Batch::new().put(Table::Appliance, HOME, Expect::Absent, value);
+        for store_key in &record.store_keys {
+            batch = put_store_key(batch, store_key)?;
+        }
         self.commit(batch).await?;
         *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(record));
         Ok(())

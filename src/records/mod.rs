@@ -23,7 +23,7 @@ use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
 pub use home::{HomeRecord, LockRecord, keep_head, read_head, read_home, read_locked};
 pub use keys::{KeyRecord, VersionRecord};
-pub use opened::Settings;
+pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use secrets::SecretRecord;
 
 use opened::Opened;

@@ -1,12 +1,17 @@
 //! Keys that were opened, kept in memory up to a number of them.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::{KeyRecord, RecordError};
 use crate::key::Name;
+
+/// What [`Settings::seals_per_store_key`] may be: no more than the bound of NIST SP 800-38D §8.3, and so
+/// many that store keys stay few beside what they seal.
+pub const SEALS_PER_STORE_KEY: RangeInclusive<u64> = 5..=1 << 32;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

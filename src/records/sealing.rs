@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::home::{HOME, encode, plain};
+use super::home::{encode, plain, put_store_key};
 use super::{HomeRecord, RecordError, Records};
 use crate::custody::protocol::StoreKey;
 use crate::store::{Batch, Expect, Store, Table};
@@ -58,7 +58,7 @@ impl Records {
             *count = Count { store_key: newest.id, used: 0, reserved: 0 };
         }
         if count.used >= count.reserved {
-            let seals = (count.reserved + BLOCK).min(self.seals_per_store_key.max(1));
+            let seals = (count.reserved + BLOCK).min(self.seals_per_store_key);
             let value = encode(SEALS, &Reserved { store_key: newest.id, seals })?;
             let batch = Batch::new().put(Table::Appliance, SEALS, Expect::Any, value);
             self.store.commit(batch).await?;
@@ -79,9 +79,9 @@ impl Records {
     async fn next_store_key(&self, home: &HomeRecord) -> Result<Arc<HomeRecord>, RecordError> {
         let id = home.newest_store_key().id + 1;
         let mut next = home.clone();
-        next.store_keys.push(self.custody.new_store_key(id).await?);
-        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
-        self.store.commit(batch).await?;
+        let store_key = self.custody.new_store_key(id).await?;
+        self.store.commit(put_store_key(Batch::new(), &store_key)?).await?;
+        next.store_keys.push(store_key);
         tracing::info!(id, "a new store key seals records from now on");
         let next = Arc::new(next);
         *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));

@@ -32,3 +32,26 @@ fn a_store_key_that_has_sealed_enough_is_followed_by_another() {
     appliance.put("/v1/secrets/more", &body).expect_status(201);
     assert!(appliance.log().contains("from now on id=4"));
 }
+
+#[test]
+fn there_may_be_more_store_keys_than_one_record_could_hold() {
+    let mut appliance = Appliance::configured(|config| {
+        let records = toml::toml! { seals_per_store_key = 5 };
+        config.insert("records".to_owned(), records.into());
+    });
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("payments");
+    let value = BASE64_STANDARD.encode("value");
+    let body = json!({ "key": "payments", "plaintext": value });
+    appliance.put("/v1/secrets/first", &body).expect_status(201);
+    appliance.put("/v1/secrets/s", &body).expect_status(201);
+    for _ in 0..600 {
+        appliance.put("/v1/secrets/s", &body).expect_status(200);
+    }
+    assert!(appliance.log().contains("from now on id=120"));
+    appliance.restart();
+    for name in ["first", "s"] {
+        let opened = appliance.post(&format!("/v1/secrets/{name}/reveal"), &json!({}));
+        assert_eq!(opened.expect_status(200).json()["plaintext"], value);
+    }
+}
