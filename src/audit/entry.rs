@@ -82,6 +82,8 @@ pub struct Details {
     /// How many items a batch had, and how many of them failed.
     pub items: Option<u32>,
     pub failed_items: Option<u32>,
+    /// Whether a version was used that only a recovery may use; `None` where not.
+    pub recovery: Option<bool>,
     /// Why, as the caller said it.
     pub reason: Option<Code>,
     /// How many changes of records the store is known to hold after the deed.
@@ -257,6 +259,7 @@ impl Details {
             output_bytes: self.output_bytes,
             items: self.items,
             failed_items: self.failed_items,
+            recovery: self.recovery,
             reason: self.reason.map(|reason| plain(reason.0)),
             changes: self.changes,
             ..line

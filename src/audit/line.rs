@@ -89,6 +89,9 @@ pub struct Line<'a> {
     pub items: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_items: Option<u32>,
+    /// Whether a version was used that only a recovery may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<bool>,
     /// Why, as the caller said it: a word from a fixed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,

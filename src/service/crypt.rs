@@ -94,6 +94,9 @@ pub struct Decrypted {
     pub plaintext: Disclosed,
     pub version: u32,
     pub kid: String,
+    /// Whether it was a recovery, for the trail.
+    #[serde(skip)]
+    pub for_recovery: bool,
 }
 
 /// What became of one item: its result, or its error.
@@ -320,7 +323,11 @@ impl Appliance {
         let address = KeyAddress { name, version };
         let plaintext = self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
         self.still_may(record, proof).await?;
-        Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid: proof.kid().to_owned() })
+        let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
+        if for_recovery {
+            tracing::warn!(key = %proof.key(), version, "a version was used for recovery");
+        }
+        Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid, for_recovery })
     }
 }
 
@@ -335,14 +342,19 @@ impl Traced for DecryptReply {
         match self {
             DecryptReply::One(one) => Details {
                 version: Some(one.version),
+                recovery: one.for_recovery.then_some(true),
                 output_bytes: Some(one.plaintext.0.expose().len() as u64),
                 ..Details::default()
             },
             DecryptReply::Items { items } => {
                 let failed = items.iter().filter(|item| matches!(item, ItemResult::Failed { .. }));
+                let recovered = |item: &ItemResult| {
+                    matches!(item, ItemResult::Done(Decrypted { for_recovery: true, .. }))
+                };
                 Details {
                     items: Some(items.len() as u32),
                     failed_items: Some(failed.count() as u32),
+                    recovery: items.iter().any(recovered).then_some(true),
                     ..Details::default()
                 }
             }

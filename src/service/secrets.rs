@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::binary::{Binary, Disclosed, SecretBinary};
-use super::crypt::protect;
+use super::crypt::{Decrypted, protect};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::view::{Named, Page};
@@ -101,6 +101,9 @@ pub struct Revealed {
     pub plaintext: Disclosed,
     #[serde(flatten)]
     pub secret: SecretView,
+    /// Whether it was a recovery, for the trail.
+    #[serde(skip)]
+    pub for_recovery: bool,
 }
 
 impl SecretView {
@@ -265,18 +268,31 @@ impl Request for RevealSecret {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Revealed, Error> {
         let found =
             appliance.records.secret(&self.0).await?.ok_or_else(|| appliance.absent("secret"))?;
-        let name = &found.record.key;
+        let opened = appliance.open_secret(&permit, &found.record).await.inspect_err(|error| {
+            let (key, version) = (&found.record.key, found.record.version);
+            tracing::info!(secret = %self.0, %key, version, code = error.code(), "not opened");
+        })?;
+        let (plaintext, for_recovery) = (opened.plaintext, opened.for_recovery);
+        Ok(Revealed { plaintext, secret: SecretView::of(found), for_recovery })
+    }
+}
+
+impl Appliance {
+    /// Opens a stored ciphertext for the caller of `permit`.
+    async fn open_secret(
+        &self,
+        permit: &Permit,
+        secret: &SecretRecord,
+    ) -> Result<Decrypted, Error> {
         // A stored ciphertext is a ciphertext: to see it opened, one must be allowed to decrypt.
-        let of_key = Resource::Key(name.clone());
-        drop(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
-        let key = appliance.key(name).await?;
-        let pick = Pick::Version(found.record.version);
-        let proof = appliance.may_process(&permit, &key, pick).await?;
+        let of_key = Resource::Key(secret.key.clone());
+        drop(self.permit_also(permit, Action::KeyDecrypt, &of_key).await?);
+        let key = self.key(&secret.key).await?;
+        let proof = self.may_process(permit, &key, Pick::Version(secret.version)).await?;
         let ciphertext = BASE64_STANDARD
-            .decode(&found.record.ciphertext)
-            .map_err(|_| RecordError::Broken(format!("secret/{}", self.0)))?;
-        let opened = appliance.process(&key, &proof, ciphertext, Vec::new()).await?;
-        Ok(Revealed { plaintext: opened.plaintext, secret: SecretView::of(found) })
+            .decode(&secret.ciphertext)
+            .map_err(|_| RecordError::Broken(format!("secret/{}", secret.name)))?;
+        self.process(&key, &proof, ciphertext, Vec::new()).await
     }
 }
 
@@ -314,6 +330,7 @@ impl Traced for SecretView {
 impl Traced for Revealed {
     fn details(&self) -> Details {
         let bytes = self.plaintext.0.expose().len() as u64;
-        Details { output_bytes: Some(bytes), ..self.secret.details() }
+        let recovery = self.for_recovery.then_some(true);
+        Details { output_bytes: Some(bytes), recovery, ..self.secret.details() }
     }
 }
