@@ -91,7 +91,7 @@ pub struct PolicyFrom {
 #[derive(Args)]
 #[command(after_help = "Example:
   strongroom policy explain --config /etc/strongroom/strongroom.toml \\
-      --user deploy --action key:decrypt --resource key/payments
+      --user deploy --action key:decrypt --resource key/payments --label team=billing
 
 Exits with 0 when the answer is yes and with 1 when it is no.")]
 pub struct Explain {
@@ -107,6 +107,9 @@ pub struct Explain {
     /// On what: `appliance`, `key/NAME` or `secret/NAME`
     #[arg(long, value_parser = resource, default_value = "appliance")]
     pub resource: Resource,
+    /// A label that the key has, for policies that look at them; may be given several times
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = super::key::label)]
+    pub labels: Vec<(String, String)>,
 }
 
 /// Check a configuration, or show what is in force

@@ -330,7 +330,7 @@ impl MadeFor {
 }
 
 /// `NAME=VALUE`, under the rules for labels.
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE")?;
     Labels::default().insert(name, value).map_err(|error| error.to_string())?;
     Ok((name.to_owned(), value.to_owned()))

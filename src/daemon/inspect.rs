@@ -10,7 +10,8 @@ use super::{DaemonError, house};
 use crate::cli::{Explain, PolicyFrom};
 use crate::custody::protocol::{Check, Verdict};
 use crate::identity::{Caller, UnixPeer};
-use crate::policy::{self, Context, Policy};
+use crate::key::Labels;
+use crate::policy::{self, Context, Policy, Resource};
 
 /// Reads and checks a configuration with its policy.
 pub fn check_config(path: &Path) -> Result<String, DaemonError> {
@@ -55,9 +56,19 @@ pub fn explain(asked: &Explain) -> Result<(String, bool), DaemonError> {
     let policy = Policy::load(&config.policy)?;
     let caller = Caller::Unix(peer(&asked.user)?);
     let Some(action) = asked.action() else { return Ok((String::new(), false)) };
-    let context = Context::default();
+    let mut labels = Labels::default();
+    for (name, value) in &asked.labels {
+        let failed = |error| super::io("reading --label")(std::io::Error::other(error));
+        labels.insert(name, value).map_err(failed)?;
+    }
+    let is_key = matches!(asked.resource, Resource::Key(_));
+    let context = Context { labels: is_key.then_some(&labels) };
     let explanation = policy.explain(&caller, action, &asked.resource, context);
-    Ok((format!("{explanation}\n"), explanation.permitted))
+    let remark = match is_key && policy.reads_labels() && asked.labels.is_empty() {
+        true => "for a key without labels: policies look at them, and --label says which it has\n",
+        false => "",
+    };
+    Ok((format!("{explanation}\n{remark}"), explanation.permitted))
 }
 
 /// The user as the kernel would name it on the socket, with its groups.

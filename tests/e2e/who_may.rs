@@ -252,6 +252,34 @@ fn lists_show_only_what_policy_lets_each_caller_see() {
 }
 
 #[test]
+fn a_decision_that_rests_on_labels_is_explained_with_them() {
+    let more = r#"
+        @id("billing")
+        permit (principal == User::"unix:65534", action == Action::"key:decrypt", resource)
+        when { resource.hasTag("team") && resource.getTag("team") == "billing" };
+    "#;
+    let appliance = Appliance::prepared(bound);
+    let mut config = appliance.config();
+    policies(&appliance, &mut config, more);
+    appliance.write_config(&config);
+    let file = appliance.config_file().display().to_string();
+    let explain = |more: &[&str]| {
+        let mut asked = vec!["policy", "explain", "--config", &file, "--user", "nobody"];
+        asked.extend(["--action", "key:decrypt", "--resource", "key/k"]);
+        asked.extend(more);
+        let output = appliance.cli(&asked);
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, text) = explain(&["--label", "team=billing"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("permitted by billing"), "{text}");
+    assert_eq!(explain(&["--label", "team=shop", "--label", "a=b"]).0, Some(1));
+    let (code, text) = explain(&[]);
+    assert!(code == Some(1) && text.contains("for a key without labels"), "{text}");
+    assert_eq!(explain(&["--label", "team"]).0, Some(2));
+}
+
+#[test]
 fn recovery_needs_a_permission_of_its_own() {
     let more = r#"
         @id("recover")
@@ -273,7 +301,13 @@ fn recovery_needs_a_permission_of_its_own() {
         SERVICE.asks(&appliance, "POST", path, Some(body)).expect_problem(409, "key-state");
         let opened = NOBODY.asks(&appliance, "POST", path, Some(body));
         assert_eq!(unb64(&opened.expect_status(200).json()["plaintext"]), b"x", "{path}");
+        let lines = crate::checks::lines_of(&appliance, &opened);
+        assert_eq!(lines.last().expect("an outcome")["recovery"], true, "{path}");
     }
+    let batch = json!({ "items": [item] });
+    let opened = NOBODY.asks(&appliance, "POST", "/v1/keys/there/decrypt", Some(&batch));
+    let lines = crate::checks::lines_of(&appliance, &opened);
+    assert_eq!(lines.last().expect("an outcome")["recovery"], true);
 }
 
 /// A request that was begun and refused by the second question: both lines, and nothing told.
