@@ -22,10 +22,6 @@ pub(super) struct Engine {
     log: File,
 }
 
-/// A failed sync: written data may be lost although the kernel still shows them.
-pub(super) const SYNC_FAILED: StoreError =
-    StoreError::Io { during: "syncing", kind: io::ErrorKind::InvalidData };
-
 /// Brings a database one schema version up.
 type Migration = fn(&sled::Db) -> sled::Result<()>;
 
@@ -125,8 +121,16 @@ impl Engine {
         self.tree.flush().map_err(of_sled)?;
         self.log.sync_data().map_err(|error| match of_io("syncing", &error) {
             StoreError::Full => StoreError::Full,
-            _ => SYNC_FAILED,
+            // Written data may be lost although the kernel still shows them.
+            _ => StoreError::NotSynced,
         })
+    }
+
+    /// From now on every sync fails: what it goes to is a pipe.
+    #[cfg(test)]
+    pub(super) fn break_sync(&mut self) {
+        let (reader, _) = std::io::pipe().unwrap();
+        self.log = File::from(std::os::fd::OwnedFd::from(reader));
     }
 }
 

@@ -134,6 +134,12 @@ impl Store for MemoryStore {
         Box::pin(std::future::ready(result))
     }
 
+    fn health(&self) -> Result<(), StoreError> {
+        let inner = self.lock();
+        let failing = inner.fail_commits.as_ref().or(inner.fail_reads.as_ref());
+        failing.map_or(Ok(()), |error| Err(error.clone()))
+    }
+
     fn watch(&self, table: Table, prefix: &str) -> Watch {
         self.watchers.watch(table, prefix)
     }

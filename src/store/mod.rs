@@ -108,8 +108,11 @@ pub enum StoreError {
         "the store has schema version {found}, this program knows up to {supported}: use the newer program"
     )]
     Newer { found: u32, supported: u32 },
-    /// Any other failure of the disk. After a failed sync the store stays closed for good: what the
-    /// kernel holds and what the disk holds may differ.
+    /// A sync failed. The store stays closed for good, until the process starts anew: what the kernel
+    /// holds and what the disk holds may differ, and no later sync would tell.
+    #[error("the disk of the store failed to sync what was written: the store is closed for good")]
+    NotSynced,
+    /// Any other failure of the disk.
     #[error("the disk of the store failed while {during}: {kind}")]
     Io { during: &'static str, kind: std::io::ErrorKind },
 }
@@ -138,6 +141,13 @@ pub trait Store: Send + Sync {
 
     /// Does all of a batch or nothing of it. After an error other than a conflict it is open which.
     fn commit(&self, batch: Batch) -> CommitFuture;
+
+    /// Whether it works, as far as is known without touching the disk.
+    ///
+    /// # Errors
+    /// What it failed with last. [`StoreError::NotSynced`] stays; after any other it tries to work again
+    /// by itself.
+    fn health(&self) -> Result<(), StoreError>;
 
     /// Tells of every durable change at keys of `table` that start with `prefix`, from now on.
     fn watch(&self, table: Table, prefix: &str) -> Watch;

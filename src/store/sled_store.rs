@@ -4,6 +4,8 @@
 //! commits: it takes every batch that waits, applies each as one atomic sled batch, flushes once,
 //! syncs sled's log file once, and only then answers. As that thread is the only writer, what a batch
 //! expects is checked without a transaction.
+//!
+//! After a failure of the disk the same thread opens sled anew, so that nobody who reads waits for that.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::batch::check_key;
-use super::engine::{Engine, SYNC_FAILED, lock, make_directory, of_io};
+use super::engine::{Engine, lock, make_directory, of_io};
 use super::watch::Watchers;
 use super::{Batch, CommitFuture, Store, StoreError, Stored, Table, Watch};
 
@@ -66,10 +68,18 @@ enum State {
     Failed {
         error: StoreError,
         retry: Option<Instant>,
+        /// What failed, until the committing thread closes it.
+        spent: Option<Engine>,
     },
 }
 
-struct Job {
+enum Job {
+    Commit(Commit),
+    /// A reader met a failure: look after it.
+    Mend,
+}
+
+struct Commit {
     batch: Batch,
     reply: oneshot::Sender<Result<(), StoreError>>,
 }
@@ -97,6 +107,19 @@ impl SledStore {
             .map_err(|error| of_io("starting a thread", &error))?;
         Ok(Self { shared, jobs: Some(jobs), committer: Some(committer) })
     }
+
+    /// Runs `work`; a failure that it meets is left to the committing thread.
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Engine) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (result, failed) = self.shared.with_engine(work);
+        if failed && let Some(jobs) = &self.jobs {
+            // Without a receiver there is nothing to mend any more.
+            let _ = jobs.send(Job::Mend);
+        }
+        result
+    }
 }
 
 impl Drop for SledStore {
@@ -112,12 +135,12 @@ impl Drop for SledStore {
 impl Store for SledStore {
     fn get(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError> {
         check_key(key)?;
-        self.shared.with_engine(|engine| engine.value(table, key))
+        self.read(|engine| engine.value(table, key))
     }
 
     fn next_revision(&self, table: Table, key: &str) -> Result<u64, StoreError> {
         check_key(key)?;
-        self.shared.with_engine(|engine| Ok(engine.slot(table, key)?.last + 1))
+        self.read(|engine| Ok(engine.slot(table, key)?.last + 1))
     }
 
     fn scan(
@@ -127,16 +150,23 @@ impl Store for SledStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Stored)>, StoreError> {
-        self.shared.with_engine(|engine| engine.page(table, prefix, after, limit))
+        self.read(|engine| engine.page(table, prefix, after, limit))
     }
 
     fn commit(&self, batch: Batch) -> CommitFuture {
         let (reply, answer) = oneshot::channel();
         if let Some(jobs) = &self.jobs {
             // Without a receiver the job is dropped, and `answer` says so.
-            let _ = jobs.send(Job { batch, reply });
+            let _ = jobs.send(Job::Commit(Commit { batch, reply }));
         }
         Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Closed)) })
+    }
+
+    fn health(&self) -> Result<(), StoreError> {
+        match &*self.shared.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(_) => Ok(()),
+            State::Failed { error, .. } => Err(error.clone()),
+        }
     }
 
     fn watch(&self, table: Table, prefix: &str) -> Watch {
@@ -148,28 +178,38 @@ impl Shared {
     /// The committing thread: ends when the store is dropped and nothing waits any more.
     fn commit_all(&self, waiting: &mpsc::Receiver<Job>) {
         let mut group = Vec::new();
-        while let Ok(first) = waiting.recv() {
-            group.push(first);
-            while group.len() < self.settings.group_limit.max(1) {
-                match waiting.try_recv() {
-                    Ok(job) => group.push(job),
-                    Err(_) => break,
-                }
+        loop {
+            let first = match self.until_retry() {
+                Some(pause) => waiting.recv_timeout(pause),
+                None => waiting.recv().map_err(mpsc::RecvTimeoutError::from),
+            };
+            if matches!(first, Err(mpsc::RecvTimeoutError::Disconnected)) {
+                return;
             }
+            self.mend();
+            let rest = std::iter::from_fn(|| waiting.try_recv().ok());
+            let rest = first.into_iter().chain(rest).take(self.settings.group_limit.max(1));
+            group.extend(rest.filter_map(|job| match job {
+                Job::Commit(commit) => Some(commit),
+                Job::Mend => None,
+            }));
             self.commit_group(group.drain(..));
         }
     }
 
     /// Applies each batch, makes them durable together and answers each.
-    fn commit_group(&self, group: impl Iterator<Item = Job>) {
+    fn commit_group(&self, group: impl Iterator<Item = Commit>) {
         let mut applied = Vec::new();
         let mut ready = self.check_room();
-        for Job { batch, reply } in group {
+        for Commit { batch, reply } in group {
             let result = match &ready {
-                Ok(()) => self.with_engine(|engine| {
-                    let planned = batch.plan(|table, key| engine.slot(table, key))?;
-                    engine.apply(planned)
-                }),
+                Ok(()) => {
+                    let work = |engine: &Engine| {
+                        let planned = batch.plan(|table, key| engine.slot(table, key))?;
+                        engine.apply(planned)
+                    };
+                    self.with_engine(work).0
+                }
                 Err(error) => Err(error.clone()),
             };
             match result {
@@ -186,7 +226,7 @@ impl Shared {
         if applied.is_empty() {
             return;
         }
-        let durable = ready.and_then(|()| self.with_engine(Engine::make_durable));
+        let durable = ready.and_then(|()| self.with_engine(Engine::make_durable).0);
         for (reply, changes) in applied {
             if durable.is_ok() {
                 changes.into_iter().for_each(|change| self.watchers.tell(change));
@@ -202,55 +242,71 @@ impl Shared {
         if free < self.settings.reserve_bytes { Err(StoreError::Full) } else { Ok(()) }
     }
 
-    /// Runs `work`; a failure of the disk closes sled, and a later call opens it anew.
+    /// Runs `work`; a failure of the disk ends the use of sled as it is open now. Says whether this was
+    /// one.
     fn with_engine<T>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.reopen_if_due()?;
-        let result = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            match &*state {
-                State::Open(engine) => work(engine),
-                State::Failed { error, .. } => return Err(error.clone()),
-            }
+    ) -> (Result<T, StoreError>, bool) {
+        let result = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(engine) => work(engine),
+            State::Failed { error, .. } => return (Err(error.clone()), false),
         };
-        if let Err(error) = &result
-            && error.is_of_disk()
-        {
+        let failure = result.as_ref().err().filter(|error| error.is_of_disk());
+        if let Some(error) = failure {
             self.fail(error);
         }
-        result
+        let failed = failure.is_some();
+        (result, failed)
     }
 
     fn fail(&self, error: &StoreError) {
-        let retry = (*error != SYNC_FAILED).then(|| Instant::now() + RETRY);
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // A sync that failed weighs more than what failed beside it.
+        if matches!(&*state, State::Failed { error, .. } if *error == StoreError::NotSynced) {
+            return;
+        }
+        let retry = (*error != StoreError::NotSynced).then(|| Instant::now() + RETRY);
         tracing::error!(%error, retried = retry.is_some(), "the store failed");
-        let failed = State::Failed { error: error.clone(), retry };
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = failed;
+        let failed = State::Failed { error: error.clone(), retry, spent: None };
+        let spent = match std::mem::replace(&mut *state, failed) {
+            State::Open(engine) => Some(engine),
+            State::Failed { spent, .. } => spent,
+        };
+        if let State::Failed { spent: place, .. } = &mut *state {
+            *place = spent;
+        }
     }
 
-    fn reopen_if_due(&self) -> Result<(), StoreError> {
-        let due = |state: &State| matches!(state, State::Failed { retry: Some(at), .. } if *at <= Instant::now());
-        if !due(&self.state.read().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(());
+    /// How long until a failed store is to be opened again; `None` where it is not to be.
+    fn until_retry(&self) -> Option<Duration> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Failed { retry: Some(at), .. } => {
+                Some(at.saturating_duration_since(Instant::now()))
+            }
+            _ => None,
         }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if !due(&state) {
-            return Ok(());
+    }
+
+    /// Closes what failed, and opens it anew when it is time. Only the committing thread comes here, and
+    /// nobody has to wait for the state meanwhile.
+    fn mend(&self) {
+        let spent = match &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(_) => return,
+            State::Failed { spent, .. } => spent.take(),
+        };
+        drop(spent);
+        if self.until_retry().is_none_or(|pause| !pause.is_zero()) {
+            return;
         }
-        match self.check_room().and_then(|()| Engine::open(&self.settings)) {
+        let next = match self.check_room().and_then(|()| Engine::open(&self.settings)) {
             Ok(engine) => {
                 tracing::info!("the store works again");
-                *state = State::Open(engine);
-                Ok(())
+                State::Open(engine)
             }
-            Err(error) => {
-                let retry = Some(Instant::now() + RETRY);
-                *state = State::Failed { error: error.clone(), retry };
-                Err(error)
-            }
-        }
+            Err(error) => State::Failed { error, retry: Some(Instant::now() + RETRY), spent: None },
+        };
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
 }
 
@@ -262,7 +318,70 @@ impl StoreError {
             StoreError::Full
                 | StoreError::ReadOnly
                 | StoreError::Corrupt { .. }
+                | StoreError::NotSynced
                 | StoreError::Io { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Expect;
+
+    fn store(directory: &tempfile::TempDir) -> SledStore {
+        let path = directory.path().join("store");
+        SledStore::open(&Settings { path, ..Settings::default() }).unwrap()
+    }
+
+    fn put(key: &str) -> Batch {
+        Batch::new().put(Table::Key, key, Expect::Any, vec![1])
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_sync_it_stays_closed_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        store.commit(put("a")).await.unwrap();
+        assert_eq!(store.health(), Ok(()));
+        match &mut *store.shared.state.write().unwrap() {
+            State::Open(engine) => engine.break_sync(),
+            State::Failed { error, .. } => panic!("{error}"),
+        }
+        assert_eq!(store.commit(put("b")).await, Err(StoreError::NotSynced));
+        assert_eq!(store.health(), Err(StoreError::NotSynced));
+        store.shared.fail(&StoreError::Full);
+        assert_eq!(store.shared.until_retry(), None, "no other failure has it opened again");
+        assert_eq!(store.commit(put("c")).await, Err(StoreError::NotSynced));
+        assert_eq!(store.get(Table::Key, "a"), Err(StoreError::NotSynced));
+        drop(store);
+        assert!(self::store(&directory).get(Table::Key, "a").unwrap().is_some());
+    }
+
+    #[test]
+    fn after_another_failure_it_works_again_although_nobody_asks_it_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let met = store.read(|_| Err::<(), _>(StoreError::Full));
+        assert_eq!(met, Err(StoreError::Full));
+        assert_eq!(store.health(), Err(StoreError::Full));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while store.health().is_err() {
+            assert!(Instant::now() < deadline, "it never came back");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(store.get(Table::Key, "a"), Ok(None));
+    }
+
+    #[test]
+    fn a_reader_does_not_open_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        let due =
+            State::Failed { error: StoreError::Full, retry: Some(Instant::now()), spent: None };
+        // The committing thread sleeps: nothing was handed in since it looked last.
+        *store.shared.state.write().unwrap() = due;
+        assert_eq!(store.get(Table::Key, "a"), Err(StoreError::Full));
+        assert_eq!(store.health(), Err(StoreError::Full));
     }
 }
