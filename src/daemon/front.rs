@@ -12,12 +12,13 @@ use crate::custody::{self, Client, LinkSettings, LinkState, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
 use crate::service::{Appliance, Parts};
-use crate::store::Store;
 use crate::store::sled_store::SledStore;
+use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
 pub struct Front {
     pub appliance: Arc<Appliance>,
+    pub store: Arc<dyn Store>,
     pub custody: Client,
 }
 
@@ -39,7 +40,7 @@ impl Front {
         let signer = Arc::new(CustodySigner(custody.clone()));
         let keeper = Arc::new(InStore(Arc::clone(&store)));
         let trail = Trail::open(&config.audit, known, signer, keeper)?;
-        let records = Records::open(store, custody.clone(), &config.records)?;
+        let records = Records::open(Arc::clone(&store), custody.clone(), &config.records)?;
         check_store(&records, &trail, config.audit.on_break).await?;
         let digest = policy_digest(&policy);
         trail.event(EventNote::new(Event::Start)).await?;
@@ -48,13 +49,14 @@ impl Front {
         let appliance = Arc::new(Appliance::new(Parts {
             policy,
             trail,
+            store: Arc::clone(&store),
             records,
             custody: custody.clone(),
             settings: config.keys.clone(),
             house: house::checks(config),
             config_file: path.display().to_string(),
         }));
-        Ok(Self { appliance, custody })
+        Ok(Self { appliance, store, custody })
     }
 
     /// Starts what goes on beside the requests: the trail's checkpoints, the sweep, the watch over the
@@ -108,6 +110,16 @@ fn wanted(store: &dyn Store) -> Result<Wanted, DaemonError> {
     Ok(Wanted::Unlocked(home.map(|home| home.for_custody())))
 }
 
+/// Resolves when the store has failed for good, with what it failed with.
+pub async fn lost(store: &dyn Store) -> StoreError {
+    loop {
+        if let Err(error @ StoreError::NotSynced) = store.health() {
+            return error;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 /// Carries out destructions as they fall due, from the start on.
 async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
     loop {
@@ -151,5 +163,21 @@ async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
         if let Err(error) = appliance.trail().event(EventNote::new(event)).await {
             tracing::warn!(%error, "the trail could not be told of the token");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn only_a_store_that_failed_for_good_ends_the_front() {
+        let store = MemoryStore::new();
+        store.fail_commits(Some(StoreError::Full));
+        let patience = Duration::from_millis(20);
+        assert!(tokio::time::timeout(patience, lost(&store)).await.is_err());
+        store.fail_commits(Some(StoreError::NotSynced));
+        assert_eq!(lost(&store).await, StoreError::NotSynced);
     }
 }

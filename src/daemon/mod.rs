@@ -27,6 +27,8 @@ pub enum DaemonError {
     Custody(#[from] crate::custody::StartError),
     #[error("{0}; see [store] of the configuration")]
     Store(#[from] crate::store::StoreError),
+    #[error("{0}. Look at its disk, then start the front again; what was acknowledged is there")]
+    StoreLost(crate::store::StoreError),
     #[error("{0}")]
     Records(#[from] crate::records::RecordError),
     #[error(

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
-use super::front::{Front, policy_digest};
+use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::{DaemonError, io};
 use crate::audit::{Event, EventNote};
@@ -31,7 +31,8 @@ const HUNG: Duration = Duration::from_secs(10);
 /// How long requests that are under way may take when it is time to stop.
 const PATIENCE: Duration = Duration::from_millis(2500);
 
-/// Runs the front until SIGTERM or SIGINT.
+/// Runs the front until SIGTERM or SIGINT, or until the store fails for good: that only a new process
+/// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let loaded = Config::load(&arguments.config)?;
     let logs = logging::start(&loaded.config.log)?;
@@ -93,13 +94,17 @@ async fn run(
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     notify(&[NotifyState::Ready]);
     let mut beat = tokio::time::interval(watchdog_period());
-    loop {
+    let end = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            error = lost(front.store.as_ref()) => break Err(DaemonError::StoreLost(error)),
             _ = hangup.recv() => reload(path, config, &front, logs).await,
             _ = beat.tick() => notify(&[NotifyState::Watchdog]),
         }
+    };
+    if let Err(error) = &end {
+        tracing::error!(%error, "the front has to end");
     }
     tracing::info!("what is under way is finished, then the front ends");
     notify(&[NotifyState::Stopping]);
@@ -107,8 +112,8 @@ async fn run(
     if tokio::time::timeout(PATIENCE, serving).await.is_err() {
         tracing::warn!("some requests took too long to end; they are given up");
     }
-    front.appliance.trail().stop().await?;
-    Ok(())
+    let stopped = front.appliance.trail().stop().await;
+    end.and(stopped.map_err(DaemonError::from))
 }
 
 /// Ends a custody of ours that has not come to work for so long that it must hang.

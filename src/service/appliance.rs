@@ -40,7 +40,8 @@ pub struct Status;
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StatusView {
     pub version: &'static str,
-    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable` or `master-unfit`.
+    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable`, `master-unfit`,
+    /// `store-unavailable` or `trail-unavailable`.
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -198,6 +199,9 @@ impl Appliance {
             }
             LinkState::PinRefused(why) => ("pin-refused", why),
             LinkState::Unfit(why) => ("master-unfit", why),
+            LinkState::Unlocked { .. } if self.store.health().is_err() => {
+                ("store-unavailable", "the store cannot be used; the journal says why".to_owned())
+            }
             LinkState::Unlocked { .. } if self.records.home().is_none() => {
                 ("not-initialised", "generate the master key: `strongroom init`".to_owned())
             }

@@ -14,6 +14,7 @@ use crate::identity::Caller;
 use crate::key::Labels;
 use crate::policy::{Action, Context, Permit, Policy, Resource};
 use crate::records::Records;
+use crate::store::Store;
 
 /// When the intent's line has to be on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,7 @@ pub struct Call {
 pub struct Appliance {
     pub(super) policy: RwLock<Arc<Policy>>,
     pub(super) trail: Arc<Trail>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) records: Records,
     pub(super) custody: Client,
     pub(super) settings: RwLock<Settings>,
@@ -86,6 +88,8 @@ pub struct Appliance {
 pub struct Parts {
     pub policy: Policy,
     pub trail: Trail,
+    /// The store that the records lie in, to be asked how it is.
+    pub store: Arc<dyn Store>,
     pub records: Records,
     pub custody: Client,
     pub settings: Settings,
@@ -99,10 +103,11 @@ pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
 
 impl Appliance {
     pub fn new(parts: Parts) -> Self {
-        let Parts { policy, trail, records, custody, settings, house, config_file } = parts;
+        let Parts { policy, trail, store, records, custody, settings, house, config_file } = parts;
         Self {
             policy: RwLock::new(Arc::new(policy)),
             trail: Arc::new(trail),
+            store,
             records,
             custody,
             settings: RwLock::new(settings),

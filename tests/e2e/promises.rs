@@ -261,11 +261,11 @@ fn imported_key(directory: &Path) -> Vec<u8> {
 struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
-    fn at(path: &'a Path) -> Self {
+    fn at(path: &'a Path, size: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "only root can mount; run the tests as root");
         std::fs::create_dir(path).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"]).arg(path);
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tmpfs"]).arg(path);
         assert!(mount.status().expect("mount").success(), "a tmpfs cannot be mounted here");
         Self(path)
     }
@@ -288,10 +288,39 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
+fn a_store_that_fails_is_named_and_comes_back_without_being_asked() {
+    let mount = tempfile::tempdir().unwrap();
+    let path = mount.path().join("store");
+    let disk = SmallDisk::at(&path, "4m");
+    let appliance = Appliance::configured(|config| {
+        let store = config["store"].as_table_mut().unwrap();
+        store.insert("path".to_owned(), path.display().to_string().into());
+        store.insert("reserve_bytes".to_owned(), 0.into());
+    });
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("k");
+    put_secret(&appliance, "s", "k", "y").expect_status(201);
+    disk.fill();
+    let value = "z".repeat(150);
+    // Writes may still fit into the pages that are taken already.
+    wait_until("the store's failure", || {
+        put_secret(&appliance, "t", "k", &value);
+        appliance.get("/v1/status").json()["state"] == "store-unavailable"
+    });
+    wait_until("health to say so", || {
+        put_secret(&appliance, "t", "k", &value);
+        appliance.get("/v1/health").status == 503
+    });
+    disk.make_room();
+    wait_until("it to come back by itself", || appliance.get("/v1/health").status == 200);
+    expect_plaintext(&reveal(&appliance, "s"), "y");
+}
+
+#[test]
 fn without_room_for_its_line_nothing_is_done_and_with_room_it_goes_on() {
     let mount = tempfile::tempdir().unwrap();
     let path = mount.path().join("trail");
-    let disk = SmallDisk::at(&path);
+    let disk = SmallDisk::at(&path, "256k");
     let mut appliance = Appliance::configured(|config| {
         config["audit"]["directory"] = path.display().to_string().into();
     });
