@@ -79,11 +79,13 @@ pub enum Verb {
     SealRecord {
         store_key: StoreKey,
         address: RecordAddress,
+        #[serde(with = "whole")]
         value: Vec<u8>,
     },
     OpenRecord {
         store_key: StoreKey,
         address: RecordAddress,
+        #[serde(with = "whole")]
         sealed: Vec<u8>,
     },
     GenerateKey {
@@ -96,9 +98,12 @@ pub enum Verb {
     },
     Decrypt {
         address: KeyAddress,
+        #[serde(with = "whole")]
         sealed: Vec<u8>,
         mgf1_hash: Mgf1Hash,
+        #[serde(with = "whole")]
         ciphertext: Vec<u8>,
+        #[serde(with = "whole")]
         label: Vec<u8>,
     },
     /// Forgets opened keys: one, or all of a name, or all.
@@ -137,8 +142,8 @@ pub enum Reply {
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
     Initialised { created: Vec<String>, home: Home },
     StoreKey(StoreKey),
-    Sealed(Vec<u8>),
-    Opened(Vec<u8>),
+    Sealed(#[serde(with = "whole")] Vec<u8>),
+    Opened(#[serde(with = "whole")] Vec<u8>),
     Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },
     Plaintext(Passing<Plaintext>),
     Signature { generation: u32, signature: Vec<u8> },
@@ -225,6 +230,19 @@ pub enum Fault {
     ArenaFull,
     #[error("custody did not understand: {0}")]
     Protocol(String),
+}
+
+/// Bytes that are written and read in one go; by itself serde takes a `Vec` apart, byte by byte.
+mod whole {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(<[u8]>::to_vec)
+    }
 }
 
 /// A secret on its way through the socket: the one place where it is written out and read in. A secret

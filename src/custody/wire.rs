@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zeroize::Zeroize;
 
 use super::protocol::MAX_PACKET;
 use crate::secret::{self, IoBuffer};
@@ -103,7 +102,7 @@ impl Packet {
     }
 
     fn wipe(&mut self) {
-        self.bytes[..self.used].zeroize();
+        self.bytes.wipe(self.used);
         self.used = 0;
         secret::clear_registers(); // the copies into and out of the buffer went through them
     }

@@ -10,7 +10,8 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
-use zeroize::Zeroize;
+
+use super::heap::wipe;
 
 /// Memory of its own pages: locked against swap, left out of core dumps, empty in a forked child.
 pub struct IoBuffer {
@@ -41,6 +42,12 @@ impl IoBuffer {
         }
         Ok(buffer)
     }
+
+    /// Overwrites the first `len` bytes, or all where it is no longer.
+    pub fn wipe(&mut self, len: usize) {
+        // SAFETY: within the mapping, which is writable.
+        unsafe { wipe(self.start, len.min(self.len)) };
+    }
 }
 
 impl Deref for IoBuffer {
@@ -60,7 +67,7 @@ impl DerefMut for IoBuffer {
 
 impl Drop for IoBuffer {
     fn drop(&mut self) {
-        self.zeroize();
+        self.wipe(self.len);
         // SAFETY: the mapping is ours and no borrow of it is left; unmapping also unlocks it.
         let _ = unsafe { munmap(self.start.cast(), self.len) };
     }
