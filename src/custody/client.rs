@@ -80,8 +80,11 @@ const PING_PERIOD: Duration = Duration::from_secs(1);
 /// How long an answer may take that needs much arithmetic, or a token that opens slowly.
 const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pauses between two tries to connect, in milliseconds: quick at first, for a start beside custody.
-const PAUSES: [u64; 6] = [5, 10, 20, 50, 200, 1000];
+/// Between two tries to connect: short for about a second, for a start beside custody or a restart of
+/// it, and long after that.
+const SHORT_PAUSE: Duration = Duration::from_millis(3);
+const LONG_PAUSE: Duration = Duration::from_millis(500);
+const SHORT_PAUSES: u32 = 250;
 
 impl Client {
     /// Starts to keep the link; `wanted` is what custody is brought to whenever it comes.
@@ -250,8 +253,8 @@ async fn keep_link(shared: Arc<Shared>) {
                 failures += 1;
             }
         }
-        let pause = PAUSES.get(failures).or(PAUSES.last()).copied().unwrap_or(1000);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let pause = if failures <= SHORT_PAUSES { SHORT_PAUSE } else { LONG_PAUSE };
+        tokio::time::sleep(pause).await;
     }
 }
 
