@@ -49,6 +49,8 @@ pub(super) struct Shared {
     /// Told when enough lines for a checkpoint have come.
     pub checkpoint_due: Notify,
     pub backlog: usize,
+    /// Deeds that can be worked on at the same time.
+    processors: usize,
 }
 
 #[derive(Default)]
@@ -61,6 +63,11 @@ struct Queue {
     /// The writer has ended.
     closed: bool,
 }
+
+/// For each deed that goes before: less than half of what a private operation of RSA-2048 takes. At
+/// most for so many of them.
+const PAUSE: Duration = Duration::from_micros(100);
+const LONGEST: u32 = 10;
 
 /// How far the trail is safely on disk.
 #[derive(Debug, Clone)]
@@ -80,6 +87,16 @@ impl Durable {
     }
 }
 
+impl Queue {
+    /// How many deeds are neither done nor refused, where `open` of those written have no outcome yet.
+    fn under_way(&self, open: usize) -> usize {
+        let count = |is: fn(&Job) -> bool| self.jobs.iter().filter(|job| is(job)).count();
+        let begun = count(|job| matches!(job, Job::Begin { .. }));
+        let closed = count(|job| matches!(job, Job::Close { .. }));
+        (open + begun).saturating_sub(closed)
+    }
+}
+
 impl Shared {
     pub fn new(durable: Durable, backlog: usize) -> Self {
         Self {
@@ -88,6 +105,7 @@ impl Shared {
             durable: Mutex::new(durable),
             checkpoint_due: Notify::new(),
             backlog,
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 
@@ -131,20 +149,33 @@ impl Shared {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes all that waits into `jobs`, which is empty. `open` says that outcomes are expected, which
+    /// Takes all that waits into `jobs`, which is empty. `open` deeds have no outcome yet; outcomes
     /// come without waking anybody.
-    fn take(&self, jobs: &mut Vec<Job>, open: bool, linger: Duration) {
+    fn take(&self, jobs: &mut Vec<Job>, open: usize, linger: Duration) {
         let mut queue = self.lock();
         if !queue.urgent {
-            queue = if open || !queue.jobs.is_empty() {
+            queue = if open > 0 || !queue.jobs.is_empty() {
                 let waited = self.wake.wait_timeout(queue, linger);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             } else {
                 self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner)
             };
         }
+        let pause = self.company(queue.under_way(open));
+        if queue.urgent && !pause.is_zero() {
+            drop(queue);
+            std::thread::sleep(pause);
+            queue = self.lock();
+        }
         queue.urgent = false;
         std::mem::swap(&mut queue.jobs, jobs);
+    }
+
+    /// How long to wait for more lines before what has come is synced: a part of the time that so many
+    /// deeds wait for a processor anyway. Nothing where each has its own.
+    fn company(&self, under_way: usize) -> Duration {
+        let before_it = under_way.saturating_sub(1) / self.processors;
+        PAUSE * u32::try_from(before_it).unwrap_or(LONGEST).min(LONGEST)
     }
 
     fn close(&self) -> Vec<Job> {
@@ -256,8 +287,8 @@ impl Writer {
         }
         loop {
             let pause = if self.owed.is_empty() { self.linger } else { RETRY };
-            let expecting = !self.open.is_empty() || !self.owed.is_empty();
-            self.shared.take(&mut jobs, expecting, pause);
+            let open = self.open.len() + self.owed.len();
+            self.shared.take(&mut jobs, open, pause);
             if jobs.is_empty() && self.owed.is_empty() {
                 continue;
             }
