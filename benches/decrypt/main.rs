@@ -12,7 +12,6 @@ mod load;
 mod machine;
 mod report;
 #[path = "../../tests/support/token.rs"]
-#[allow(dead_code)] // as above
 mod token;
 
 use std::os::unix::net::UnixStream;
