@@ -311,15 +311,21 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
         Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
         Ok(Err(fault)) => LinkState::Down(fault.to_string()),
         Ok(Ok(_)) => LinkState::Down("custody answered something else than was asked".to_owned()),
-        Err(error) => LinkState::Down(error.to_string()),
+        // No verdict on the token: what was known of it stays known.
+        Err(error) => return shared.down(error.to_string()),
     };
+    if matches!(*shared.wanted.borrow(), Wanted::Locked) {
+        // An operator locked meanwhile, and that is what counts.
+        let _ = connection.ask(Verb::Lock, shared.settings.deadline).await;
+        return;
+    }
     shared.state.send_replace(state);
 }
 
 impl Shared {
     fn down(&self, why: String) {
         self.state.send_if_modified(|state| match state {
-            LinkState::Locked | LinkState::PinRefused(_) => false,
+            LinkState::Locked | LinkState::PinRefused(_) | LinkState::Unfit(_) => false,
             LinkState::Down(known) if *known == why => false,
             state => {
                 *state = LinkState::Down(why);
