@@ -301,8 +301,26 @@ impl<'k> Checker<'k> {
         self.compare_known();
         let last = self.report.last.map_or(0, |last| last.seq);
         self.report.uncovered = last.saturating_sub(self.report.covered);
+        self.demand_proof(last);
         self.report.findings.sort_by_key(|finding| finding.line);
         self.report
+    }
+
+    /// A chain of hashes alone proves nothing: whoever can write the files can write a new one. Only a
+    /// signature, or a head from elsewhere, vouches for what stands before it.
+    fn demand_proof(&mut self, last: u64) {
+        let held =
+            |known: &&Head| self.seen_known.get(&known.seq).is_some_and(|hash| *hash == known.hash);
+        let known = self.expectations.known.iter().filter(held).map(|known| known.seq).max();
+        let proven = self.report.covered.max(known.unwrap_or(0));
+        self.report.proven = proven;
+        let unproven = last.saturating_sub(proven);
+        if proven == 0 {
+            self.find_at(self.report.first.unwrap_or(0), FindingKind::Unproven, None);
+        } else if unproven > self.expectations.most_unproven {
+            let kind = FindingKind::UnprovenEnd { lines: unproven };
+            self.find_at(proven.saturating_add(1), kind, None);
+        }
     }
 
     /// Whether a line of this time may be of a deed that was under way when the last line was written.

@@ -59,6 +59,10 @@ pub enum FindingKind {
     BadCheckpoint,
     /// Something was to be done, and what became of it is not there.
     IntentWithoutOutcome,
+    /// Nothing vouches for any line: there is no checkpoint that a given key made, and no known head.
+    Unproven,
+    /// More lines than may be stand behind the last that something vouches for.
+    UnprovenEnd { lines: u64 },
     /// An outcome names an intent (`of`) that is not there, or had its outcome already.
     OutcomeWithoutIntent { of: u64 },
 }
@@ -78,6 +82,8 @@ pub struct Report {
     /// Lines after it: chained, and not yet covered by a signature. Whoever can write the files could
     /// have written these anew; only a head that is kept elsewhere tells.
     pub uncovered: u64,
+    /// The last line that a signature or a known head vouches for.
+    pub proven: u64,
     /// Intents at the end whose deed may still be under way (only where the trail is in use).
     pub under_way: u64,
     pub findings: Vec<Finding>,
@@ -135,6 +141,14 @@ impl fmt::Display for Finding {
             FindingKind::IntentWithoutOutcome => {
                 write!(f, "the intent in line {line} has no outcome")?;
             }
+            FindingKind::Unproven => write!(
+                f,
+                "no checkpoint is signed by the given key, and no known head was given: all of it may be forged"
+            )?,
+            FindingKind::UnprovenEnd { lines } => write!(
+                f,
+                "the {lines} lines from line {line} on have no signature behind them: they may be forged"
+            )?,
             FindingKind::OutcomeWithoutIntent { of } => {
                 write!(f, "the outcome in line {line} is of line {of}, which is no open intent")?;
             }
@@ -148,10 +162,11 @@ impl fmt::Display for Finding {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(last) = &self.last else { return writeln!(f, "no lines") };
         writeln!(f, "trail       {}", self.trail.as_deref().unwrap_or("-"))?;
         writeln!(f, "lines       {} in {} files", self.lines, self.files)?;
-        writeln!(f, "head        {last}")?;
+        if let Some(last) = &self.last {
+            writeln!(f, "head        {last}")?;
+        }
         writeln!(f, "checkpoints {}, covering up to line {}", self.checkpoints, self.covered)?;
         if self.uncovered > 0 {
             writeln!(f, "not yet covered by a signature: {} lines", self.uncovered)?;
@@ -165,6 +180,15 @@ impl fmt::Display for Report {
         if self.further_findings > 0 {
             writeln!(f, "FOUND       {} more", self.further_findings)?;
         }
-        if self.is_sound() { writeln!(f, "sound") } else { writeln!(f, "NOT SOUND") }
+        let behind = self.last.map_or(0, |last| last.seq).saturating_sub(self.proven);
+        match (self.is_sound(), behind) {
+            (false, _) => writeln!(f, "NOT SOUND"),
+            (true, 0) => writeln!(f, "sound"),
+            (true, _) => writeln!(
+                f,
+                "sound up to line {}; the {behind} lines behind it are chained, and not proved",
+                self.proven
+            ),
+        }
     }
 }

@@ -63,7 +63,7 @@ impl VerifyKey {
 }
 
 /// What is known from elsewhere.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Expectations {
     /// Heads that were kept: each must be in the trail.
     pub known: Vec<Head>,
@@ -72,6 +72,21 @@ pub struct Expectations {
     pub in_use: bool,
     /// It need not begin at line 1: older files were put away, or only a part was exported.
     pub partial: bool,
+    /// Lines at the end that neither a signature nor a known head may vouch for. Without any that does,
+    /// even one is too many.
+    pub most_unproven: u64,
+}
+
+impl Expectations {
+    /// Twice what a daemon writes before it signs, as shipped.
+    pub const MOST_UNPROVEN: u64 = 20_000;
+}
+
+impl Default for Expectations {
+    fn default() -> Self {
+        let most_unproven = Self::MOST_UNPROVEN;
+        Self { known: Vec::new(), in_use: false, partial: false, most_unproven }
+    }
 }
 
 /// Why there is no report.

@@ -15,7 +15,8 @@ use crate::audit::{
 ///
 /// Names what was flipped, dropped, reordered, cut off, rolled back or brought in from elsewhere, and
 /// intents without an outcome; exits with 1 when there is any of it. Lines after the last checkpoint are
-/// proved only by a head that was kept elsewhere (--head): `strongroom status` shows the newest.
+/// proved only by a head that was kept elsewhere (--head): `strongroom status` shows the newest. Where
+/// nothing at all is proved, or too much at the end is not, that is a finding.
 #[derive(Args)]
 #[command(group = ArgGroup::new("trail").required(true).args(["dir", "files"]))]
 #[command(after_help = "Examples:
@@ -40,14 +41,21 @@ pub struct Verify {
     /// It need not begin with line 1: older files were put away
     #[arg(long)]
     partial: bool,
+    /// So many lines may stand at the end without a signature or known head behind them
+    #[arg(long, value_name = "LINES", default_value_t = Expectations::MOST_UNPROVEN)]
+    most_unproven: u64,
 }
 
 impl Verify {
     pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
         let keys: Vec<VerifyKey> =
             self.public_key.iter().map(|path| key(path)).collect::<Result<_, _>>()?;
-        let expectations =
-            Expectations { known: self.head, in_use: self.in_use, partial: self.partial };
+        let expectations = Expectations {
+            known: self.head,
+            in_use: self.in_use,
+            partial: self.partial,
+            most_unproven: self.most_unproven,
+        };
         let report = match &self.dir {
             Some(dir) => verify(dir, &keys, &expectations),
             None => verify_files(&self.files, &keys, &expectations),

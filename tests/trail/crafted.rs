@@ -63,6 +63,7 @@ fn no_number_in_a_line_upsets_the_verification() {
             in_use: round % 2 == 0,
             partial: round % 3 == 0,
             known: vec![strongroom::audit::Head { seq: dice.number(), ..bench.head }],
+            ..Expectations::default()
         };
         let report = verify_files(&[path], &[], &expectations).unwrap();
         assert_eq!(report.lines, bytes.iter().filter(|&&byte| byte == b'\n').count() as u64);

@@ -3,6 +3,7 @@
 
 mod crafted;
 mod mutations;
+mod proof;
 mod recovery;
 mod tools;
 mod writing;

@@ -152,7 +152,7 @@ async fn intents_that_a_crash_left_open_are_closed_as_interrupted_also_across_fi
     std::mem::forget((old, young));
     drop(trail);
     assert!(segments(&bench).len() > 3);
-    assert_eq!(bench.verify(&[]).findings.len(), 2);
+    assert_eq!(kinds(&bench.verify(&[])).len(), 2);
     let in_use = Expectations { in_use: true, ..Expectations::default() };
     assert_eq!(bench.verify_with(&in_use).under_way, 2);
 
