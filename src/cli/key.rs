@@ -27,9 +27,15 @@ pub enum Key {
     Suspend(Change),
     /// Use a suspended key or version again
     Resume(Change),
-    /// End protecting with a key or a version for good; it still opens what it protected
+    /// End using a key or a version for good
+    ///
+    /// It protects nothing any more, and what it protected opens only for who has the permission
+    /// `key:recover` besides `key:decrypt`. Nobody has it as shipped.
     Deactivate(Change),
     /// Mark a key or a version as compromised: it stops at once, for good
+    ///
+    /// What it protected opens only for who has the permission `key:recover` besides `key:decrypt`.
+    /// Nobody has it as shipped.
     Compromise(Change),
     Destroy(Destroy),
     /// Cancel a destruction that is still waiting
