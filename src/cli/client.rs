@@ -22,6 +22,10 @@ use super::problem::{Failure, Problem};
 /// The longest answer that is read, in bytes; lists come in pages far below it.
 const MAX_ANSWER: usize = 16 << 20;
 
+/// The mode bits that let a group connect to a socket, and pass a directory (unix(7), path_resolution(7)).
+const GROUP_WRITES: u32 = 0o020;
+const GROUP_PASSES: u32 = 0o010;
+
 /// Where the daemon listens and how long to wait for it.
 pub struct Client {
     socket: PathBuf,
@@ -243,11 +247,7 @@ fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
             Failure::unreachable(format!("nobody listens on {path}"), running)
         }
         ErrorKind::PermissionDenied => {
-            let next = match group_of(socket) {
-                Some(group) => format!("the group `{group}` may use it: usermod -aG {group} USER"),
-                None => "ask an operator which group may use it".to_owned(),
-            };
-            Failure::unreachable(format!("this user may not use {path}"), next)
+            Failure::unreachable(format!("this user may not use {path}"), who_may_use(socket))
         }
         ErrorKind::WouldBlock => Failure::unreachable(
             format!("{path} has more callers than it takes"),
@@ -261,13 +261,22 @@ fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// The group of the socket, or of its directory where that is what stands in the way.
-fn group_of(socket: &Path) -> Option<String> {
-    let own = std::fs::metadata(socket).ok();
-    let metadata = own.or_else(|| std::fs::metadata(socket.parent()?).ok())?;
-    let gid = nix::unistd::Gid::from_raw(metadata.gid());
-    let group = nix::unistd::Group::from_gid(gid).ok().flatten()?;
-    Some(group.name)
+/// Who may use the socket, or pass its directory where that is what stands in the way. The group of root
+/// is nobody's way in.
+fn who_may_use(socket: &Path) -> String {
+    let own = std::fs::metadata(socket).ok().map(|metadata| (metadata, GROUP_WRITES));
+    let directory = || Some((std::fs::metadata(socket.parent()?).ok()?, GROUP_PASSES));
+    let operator = "ask an operator, who sets `mode` and `group` under [listen]";
+    let Some((metadata, bit)) = own.or_else(directory) else { return operator.to_owned() };
+    if metadata.mode() & bit != 0 && metadata.gid() != 0 {
+        let group = nix::unistd::Group::from_gid(metadata.gid().into()).ok().flatten();
+        if let Some(group) = group.map(|group| group.name) {
+            return format!("the group `{group}` may use it: usermod -aG {group} USER");
+        }
+    }
+    let owner = nix::unistd::User::from_uid(metadata.uid().into()).ok().flatten();
+    let owner = owner.map_or_else(|| metadata.uid().to_string(), |user| user.name);
+    format!("run it as the socket's owner, `{owner}`, or {operator}")
 }
 
 #[cfg(test)]
@@ -285,6 +294,21 @@ mod tests {
         let body = json(&serde_json::json!({"plaintext": "QUJD"})).ok().unwrap();
         assert_eq!(&body[..], br#"{"plaintext":"QUJD"}"#);
         assert_eq!(body.capacity(), body.len());
+    }
+
+    #[test]
+    fn a_group_is_a_way_in_only_where_the_mode_lets_it_in() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let gid = std::fs::metadata(&socket).unwrap().gid();
+        for (mode, lets_in) in [(0o600, false), (0o640, false), (0o660, gid != 0)] {
+            std::fs::set_permissions(&socket, PermissionsExt::from_mode(mode)).unwrap();
+            let said = who_may_use(&socket);
+            assert_eq!(said.contains("usermod"), lets_in, "{mode:o}: {said}");
+            assert_eq!(said.contains("owner") && said.contains("[listen]"), !lets_in, "{said}");
+        }
     }
 
     #[test]
