@@ -89,6 +89,23 @@ async fn what_is_wrong_is_named_and_the_code_is_one() {
 }
 
 #[tokio::test]
+async fn a_trail_without_lines_names_what_was_found() {
+    let (bench, _, key) = trail().await;
+    let file = bench.directory.path().join("emptied.jsonl");
+    let head = bench.head.to_string();
+    let cases: [(&str, &[&str], &str); 2] =
+        [("", &["--head", &head], "its end was cut off"), ("rubbish\n", &[], "is not a line")];
+    for (content, more, expected) in cases {
+        fs::write(&file, content).unwrap();
+        let output = verify(&[&["--public-key", &key][..], more].concat(), &[&file]);
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}{}", text(&output.stderr));
+        assert!(said.starts_with("no lines\nFOUND "), "{said}");
+        assert!(said.contains(expected) && said.ends_with("NOT SOUND\n"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_verified_is_told_apart_from_wrong_use() {
     let (bench, directory, key) = trail().await;
     let empty = tempfile::tempdir().unwrap();

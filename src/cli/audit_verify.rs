@@ -80,9 +80,24 @@ fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
     if out.is_json() {
         return out.document(&serde_json::json!(report));
     }
-    let text = report.to_string();
+    let text = match &report.last {
+        Some(_) => report.to_string(),
+        None => without_lines(report),
+    };
     let lines: Vec<String> = text.lines().map(|line| format!("{}\n", plain(line))).collect();
     out.text(&lines.concat())
+}
+
+/// What is said of a trail without a single sound line: what was found instead of it.
+fn without_lines(report: &Report) -> String {
+    let mut text = "no lines\n".to_owned();
+    for finding in &report.findings {
+        text += &format!("FOUND       {finding}\n");
+    }
+    if report.further_findings > 0 {
+        text += &format!("FOUND       {} more\n", report.further_findings);
+    }
+    text + if report.is_sound() { "sound\n" } else { "NOT SOUND\n" }
 }
 
 fn key(path: &Path) -> Result<VerifyKey, Failure> {
