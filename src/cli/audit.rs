@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,9 +13,11 @@ use super::Session;
 use super::audit_export::Export;
 use super::audit_verify::Verify;
 use super::client;
+use super::house;
 use super::output::{Output, cell, plain, table};
 use super::problem::Failure;
 use crate::audit::Head;
+use crate::policy::{Action, Resource};
 
 /// Lines asked for at a time.
 pub const PAGE: u64 = 500;
@@ -73,13 +76,14 @@ pub struct Tail {
 pub struct Filter {
     /// Only this action: key:decrypt
     #[arg(long, value_name = "ACTION")]
+    #[arg(value_parser = PossibleValuesParser::new(Action::ALL.map(Action::as_str)))]
     action: Option<String>,
     /// Only this caller: unix:1000
-    #[arg(long, value_name = "CALLER")]
+    #[arg(long, value_name = "CALLER", value_parser = caller)]
     caller: Option<String>,
     /// Only this resource: key/payments
-    #[arg(long, value_name = "RESOURCE")]
-    resource: Option<String>,
+    #[arg(long, value_name = "RESOURCE", value_parser = house::resource)]
+    resource: Option<Resource>,
 }
 
 /// One page of the trail; a line stays the text it is, because its bytes are what is hashed.
@@ -212,8 +216,9 @@ pub(super) fn page(
     filter: &Filter,
 ) -> Result<(Page, Option<String>), Failure> {
     let mut path = format!("/v1/audit?after={after}&limit={limit}");
+    let resource = filter.resource.as_ref().map(Resource::path);
     for (name, value) in
-        [("action", &filter.action), ("caller", &filter.caller), ("resource", &filter.resource)]
+        [("action", &filter.action), ("caller", &filter.caller), ("resource", &resource)]
     {
         if let Some(value) = value {
             path += &format!("&{name}={}", client::query(value));
@@ -221,6 +226,17 @@ pub(super) fn page(
     }
     let reply = session.client.get(&path)?;
     Ok((reply.parse()?, reply.request_id))
+}
+
+/// A caller as the trail names it: a namespace and a name within it; users are numbers there.
+fn caller(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some(("unix", uid)) if uid.parse::<u32>().is_ok() => Ok(text.to_owned()),
+        Some((space, name)) if !matches!(space, "" | "unix") && !name.is_empty() => {
+            Ok(text.to_owned())
+        }
+        _ => Err("a caller is `unix:UID` (a number) or `system:PART`".to_owned()),
+    }
 }
 
 fn sequence(line: &RawValue) -> Option<u64> {

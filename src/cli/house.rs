@@ -137,7 +137,7 @@ impl Explain {
 }
 
 /// `appliance`, `key/NAME` or `secret/NAME`, as the trail writes them.
-fn resource(text: &str) -> Result<Resource, String> {
+pub(super) fn resource(text: &str) -> Result<Resource, String> {
     let name = |name: &str| Name::parse(name).map_err(|error| error.to_string());
     match text.split_once('/') {
         None if text == "appliance" => Ok(Resource::Appliance),
