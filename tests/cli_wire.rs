@@ -129,7 +129,7 @@ fn values_come_and_go_byte_for_byte() {
         let output = peer.run(&["secret", "reveal", "stripe", "--output", "json"], b"");
         assert_eq!(text(&output.stdout), format!("{reply}\n"));
 
-        let put = ["secret", "put", "stripe", "--key", "payments", "--by-daemon"];
+        let put = ["secret", "put", "stripe", "--key", "payments", "--by-daemon", "--allow-empty"];
         assert_done(&peer.run(&put, value));
         assert_eq!(peer.last().json(), json!({"key": "payments", "plaintext": plaintext}));
     }
@@ -162,6 +162,58 @@ fn a_value_is_encrypted_before_it_leaves() {
     for asked in peer.asked() {
         assert!(!text(&asked.body).contains(&STANDARD.encode("canary value\n")));
     }
+}
+
+#[test]
+fn nothing_at_all_replaces_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, jwk, _) = key_pair(dir.path());
+    let peer = Peer::new(&[
+        ("GET /v1/keys/payments/public?format=jwk", 200, &jwk),
+        ("PUT /v1/secrets/stripe", 201, "{}"),
+    ]);
+    let put = ["secret", "put", "stripe", "--key", "payments"];
+    for put in [
+        &put[..],
+        &[&put[..], &["--by-daemon"]].concat(),
+        &[&put[..], &["--in", "/dev/null"]].concat(),
+    ] {
+        let output = peer.run(put, b"");
+        assert_eq!(output.status.code(), Some(2), "{put:?}");
+        assert!(text(&output.stderr).contains("--allow-empty"), "{}", text(&output.stderr));
+        assert!(peer.asked().iter().all(|asked| !asked.line.starts_with("PUT")), "{put:?}");
+    }
+    assert_done(&peer.run(&[&put[..], &["--allow-empty"]].concat(), b""));
+    assert!(peer.last().line.starts_with("PUT"));
+}
+
+#[test]
+fn the_trail_is_asked_only_for_what_can_be_in_it() {
+    let peer = Peer::new(&[(
+        "GET /v1/audit?after=0&limit=500&action=key:decrypt&caller=unix:1000&resource=key/k",
+        200,
+        r#"{"lines":[]}"#,
+    )]);
+    let good = ["--action", "key:decrypt", "--caller", "unix:1000", "--resource", "key/k"];
+    assert_done(&peer.run(&[&["audit", "show"][..], &good].concat(), b""));
+    let before = peer.asked().len();
+    let wrong = [
+        ("--action", "decrypt"),
+        ("--action", "key:open"),
+        ("--caller", "1000"),
+        ("--caller", "unix:"),
+        ("--caller", "unix:alice"),
+        ("--caller", ":1000"),
+        ("--resource", "payments"),
+        ("--resource", "keys/payments"),
+    ];
+    for (option, value) in wrong {
+        for command in ["show", "tail"] {
+            let output = peer.run(&["audit", command, option, value], b"");
+            assert_eq!(output.status.code(), Some(2), "{command} {option} {value}");
+        }
+    }
+    assert_eq!(peer.asked().len(), before);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::output::{columns, facts};
 use super::problem::Failure;
 use super::terminal;
 use crate::key::Name;
+use crate::secret::SecretBytes;
 
 /// Store, list, show, reveal and delete secrets
 #[derive(Subcommand)]
@@ -54,6 +55,9 @@ pub struct Put {
     /// Only where the secret still has this revision
     #[arg(long, value_name = "REVISION")]
     if_match: Option<u64>,
+    /// Store a value of no bytes; refused otherwise
+    #[arg(long, conflicts_with = "ciphertext")]
+    allow_empty: bool,
     /// Send the value to the daemon, which encrypts it
     #[arg(long, conflicts_with_all = ["ciphertext", "version", "kid", "mgf1_hash", "no_verify"])]
     by_daemon: bool,
@@ -139,7 +143,7 @@ impl Put {
         }
         let path = format!("/v1/secrets/{}", self.name);
         let (reply, how) = if self.by_daemon {
-            let secret = self.input.secret(Some("Value of the secret"))?;
+            let secret = self.value()?;
             let plaintext = input::base64(secret.expose());
             let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
             (session.client.put(&path, &body, self.if_match)?, "encrypted by the daemon".to_owned())
@@ -153,6 +157,18 @@ impl Put {
         session.out.reply(&reply, facts)
     }
 
+    /// The value. One of no bytes is mostly a mishap upstream, and would replace what is there.
+    fn value(&self) -> Result<SecretBytes, Failure> {
+        let secret = self.input.secret(Some("Value of the secret"))?;
+        if secret.expose().is_empty() && !self.allow_empty {
+            return Err(Failure::wrong_use(
+                "the value is empty, and nothing was stored",
+                "see what came in; --allow-empty stores a value of no bytes",
+            ));
+        }
+        Ok(secret)
+    }
+
     /// The ciphertext and which version it is for, as members of the body; and where it was made.
     fn encrypted(&self, session: &Session) -> Result<(Map<String, Value>, String), Failure> {
         let (ciphertext, mut body, how) = match &self.ciphertext {
@@ -162,7 +178,7 @@ impl Put {
             }
             None => {
                 let recipient = Recipient::fetch(session, &self.key, &self.mgf1)?;
-                let secret = self.input.secret(Some("Value of the secret"))?;
+                let secret = self.value()?;
                 let kid = recipient.kid();
                 let how = format!("encrypted here with key {} ({kid})", self.key);
                 let body = Map::from_iter([("kid".to_owned(), json!(kid))]);
