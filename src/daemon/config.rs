@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::logging;
+use crate::secret::arena;
 use crate::{audit, custody, http, policy, records, service, store, token};
 
 /// All settings; every one has a default. `config/strongroom.toml` explains each.
@@ -74,14 +75,41 @@ impl Config {
                 "[records] seals_per_store_key = {seals} must be from {least} to {most}"
             ));
         }
-        let positive = [
-            ("[limits] connections", self.limits.connections),
-            ("[limits] connections_per_uid", self.limits.connections_per_uid),
-            ("[limits] body_bytes", self.limits.body_bytes),
-            ("[limits] json_depth", self.limits.json_depth),
+        let listen = self.listen.fault().map(|fault| fault.to_string());
+        listen.or_else(|| self.out_of_bounds())
+    }
+
+    /// The first number that no daemon could work with.
+    fn out_of_bounds(&self) -> Option<String> {
+        let least_one = |value: usize| (value, 1, usize::MAX);
+        let wait = |value: u64| (usize::try_from(value).unwrap_or(usize::MAX), 1, 3_600_000);
+        let (custody, limits) = (&self.custody, &self.limits);
+        let arena = arena::Settings::MIN_SIZE..=arena::Settings::MAX_SIZE;
+        let bounds = [
+            ("[limits] connections", least_one(limits.connections)),
+            ("[limits] connections_per_uid", least_one(limits.connections_per_uid)),
+            ("[limits] body_bytes", least_one(limits.body_bytes)),
+            ("[limits] json_depth", least_one(limits.json_depth)),
+            ("[limits] header_timeout_ms", wait(limits.header_timeout_ms)),
+            ("[limits] body_timeout_ms", wait(limits.body_timeout_ms)),
+            ("[custody] workers", (custody.workers, 0, 1024)),
+            ("[custody] token_threads", (custody.token_threads, 1, 1024)),
+            ("[custody] deadline_ms", wait(custody.deadline_ms)),
+            (
+                "[custody.arena] size_bytes",
+                (custody.arena.size_bytes, *arena.start(), *arena.end()),
+            ),
+            ("[token] pool_size", (self.token.pool_size, 1, 1024)),
+            ("[token] wait_ms", wait(self.token.wait_ms)),
+            ("[audit] deadline_ms", wait(self.audit.deadline_ms)),
+            ("[audit] checkpoint_lines", wait(self.audit.checkpoint_lines)),
+            ("[audit] checkpoint_seconds", wait(self.audit.checkpoint_seconds)),
         ];
-        let zero = positive.iter().find(|(_, value)| *value == 0);
-        zero.map(|(name, _)| format!("{name} must be at least 1"))
+        let wrong = bounds.iter().find(|(_, (value, least, most))| value < least || value > most);
+        wrong.map(|(name, (value, least, most))| match *most {
+            usize::MAX => format!("{name} = {value}: it must be at least {least}"),
+            most => format!("{name} = {value}: it must lie between {least} and {most}"),
+        })
     }
 }
 
@@ -117,6 +145,16 @@ mod tests {
         }
         let greedy: Config = toml::from_str("[custody.cache]\nmax_bytes = 4194304").unwrap();
         assert!(greedy.fault().unwrap().contains("max_bytes"));
+        for (text, name) in [
+            ("[listen]\nmode = \"0999\"", "mode"),
+            ("[custody]\nworkers = 999999", "workers"),
+            ("[custody]\ndeadline_ms = 0", "deadline_ms"),
+            ("[custody.arena]\nsize_bytes = 99999999999", "size_bytes"),
+            ("[audit]\ncheckpoint_lines = 0", "checkpoint_lines"),
+        ] {
+            let config: Config = toml::from_str(text).unwrap();
+            assert!(config.fault().unwrap().contains(name), "{text}");
+        }
         for (seals, is_fit) in
             [(0, false), (4, false), (5, true), (1 << 32, true), ((1_u64 << 32) + 1, false)]
         {

@@ -136,7 +136,8 @@ async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
 /// Tells trail and journal when the token goes and when it comes back.
 async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
     let mut states = custody.watch();
-    let mut was_there = matches!(*states.borrow_and_update(), LinkState::Unlocked { .. });
+    let mut was_there = false;
+    states.mark_changed();
     while states.changed().await.is_ok() {
         let state = states.borrow_and_update().clone();
         let is_there = matches!(state, LinkState::Unlocked { .. });

@@ -49,6 +49,14 @@ pub enum ListenError {
     Io { path: PathBuf, cause: io::Error },
 }
 
+impl Settings {
+    /// What keeps a socket from being bound as these settings say, found before it is tried.
+    pub fn fault(&self) -> Option<ListenError> {
+        let group = self.group.as_deref().map(resolve).transpose();
+        parse_mode(&self.mode).err().or(group.err())
+    }
+}
+
 /// Binds the socket that the settings describe.
 pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     let path = &settings.socket;

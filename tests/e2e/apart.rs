@@ -67,6 +67,15 @@ fn a_front_that_starts_again_finds_its_living_custody_ready() {
     }
 }
 
+/// Makes a process stand still, as a module that never returns would; waits until it does.
+fn hang(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("stopped");
+    wait_until("a process that stands still", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    });
+}
+
 /// When the token was last logged in to, or tried: SoftHSM writes `token.object` then.
 fn last_login(appliance: &Appliance) -> std::time::SystemTime {
     let tokens = std::fs::read_dir(appliance.token().tokens()).expect("a directory");
@@ -99,7 +108,7 @@ fn a_custody_that_hangs_keeps_nobody_waiting_and_is_replaced() {
     let appliance = Appliance::new();
     appliance.create_key("payments");
     let custody = Pid::from_raw(appliance.custody_pid() as i32);
-    kill(custody, Signal::SIGSTOP).expect("stopped");
+    hang(custody);
     let asked = Instant::now();
     let body = json!({ "ciphertext": BASE64_STANDARD.encode([1; 256]) });
     appliance.post("/v1/keys/payments/decrypt", &body).expect_problem(503, "token-unavailable");
@@ -113,7 +122,7 @@ fn a_custody_that_hangs_keeps_nobody_waiting_and_is_replaced() {
 #[test]
 fn a_hung_custody_does_not_keep_the_appliance_from_being_locked() {
     let appliance = Appliance::new();
-    kill(Pid::from_raw(appliance.custody_pid() as i32), Signal::SIGSTOP).expect("stopped");
+    hang(Pid::from_raw(appliance.custody_pid() as i32));
     let locked = appliance.post("/v1/lock", &json!({ "reason": "key-compromise" }));
     assert_eq!(locked.expect_status(200).json()["state"], "locked");
 }
