@@ -264,21 +264,34 @@ impl Request for Doctor {
             }],
         };
         let (state, detail) = appliance.state();
-        if !matches!(state, "ready" | "token-unavailable") {
-            let verdict = if state == "not-initialised" { Verdict::Warn } else { Verdict::Fail };
-            let remedy = detail.clone();
-            checks.push(Check {
-                name: "state".to_owned(),
-                verdict,
-                found: state.to_owned(),
-                remedy,
-            });
+        if !matches!(state, "ready" | "locked") {
+            // Custody only knows that it is not open; the front knows why.
+            checks.retain(|check| check.name != "token" || check.verdict == Verdict::Ok);
         }
+        checks.extend(check_of_state(state, detail));
         checks.extend((appliance.house)());
         Ok(DoctorView {
             checks: checks.into_iter().map(|check| appliance.view_of(check)).collect(),
         })
     }
+}
+
+/// What is wrong with the state, in the words of its cause; nothing when it is ready.
+fn check_of_state(state: &str, detail: String) -> Option<Check> {
+    let (verdict, remedy) = match state {
+        "ready" => return None,
+        "not-initialised" => (Verdict::Warn, "`strongroom init`"),
+        "locked" => (Verdict::Fail, "`strongroom unlock`"),
+        "pin-refused" => {
+            (Verdict::Fail, "[token] pin_file or pin_credential, then `strongroom unlock`")
+        }
+        "token-unavailable" | "master-unfit" => {
+            (Verdict::Fail, "[token] module, label or serial, and the module's own environment")
+        }
+        _ => (Verdict::Fail, "the disk; see the journal"),
+    };
+    let found = if detail.is_empty() { state.to_owned() } else { format!("{state}: {detail}") };
+    Some(Check { name: "state".to_owned(), verdict, found, remedy: remedy.to_owned() })
 }
 
 impl Appliance {
