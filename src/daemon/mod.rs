@@ -37,10 +37,7 @@ pub enum DaemonError {
          is with [audit] on_break = \"record\""
     )]
     StoreBehind { found: u64, known: u64 },
-    #[error(
-        "{0}; see [audit] of the configuration. A trail that was cut or rolled back is put back from \
-         a copy, or accepted as it is with on_break = \"record\""
-    )]
+    #[error("{0}; {advice}", advice = trail_advice(.0))]
     Trail(#[from] crate::audit::AuditError),
     #[error("{0}; see [policy] of the configuration, and try `strongroom policy check`")]
     Policy(#[from] crate::policy::PolicyError),
@@ -52,6 +49,20 @@ pub enum DaemonError {
     Harden(#[from] crate::secret::HardenError),
     #[error("{during}: {cause}")]
     Io { during: &'static str, cause: std::io::Error },
+}
+
+/// What to do about a trail that could not be opened.
+fn trail_advice(error: &crate::audit::AuditError) -> &'static str {
+    use crate::audit::AuditError;
+    match error {
+        AuditError::CutTail { .. } | AuditError::RolledBack { .. } | AuditError::Damaged { .. } => {
+            "put the trail back from a copy; only if that cannot be, it is accepted as it is with \
+             [audit] on_break = \"record\", and its line says so"
+        }
+        AuditError::InUse => "stop the other one first",
+        AuditError::Mode { .. } => "chmod 700 the directory",
+        _ => "see [audit] directory of the configuration and the disk that it lies on",
+    }
 }
 
 /// Turns an I/O error into ours.
