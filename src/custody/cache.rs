@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::KeyAddress;
 use super::rsa::PrivateKey;
-use crate::key::Algorithm;
 
 /// How long and how much custody keeps open.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +30,9 @@ impl Default for Settings {
         Self { max_bytes: 2 * 1024 * 1024, idle_seconds: 300, absolute_seconds: 3600 }
     }
 }
+
+/// How many threads are taken to use one key at the same time, when its place in the arena is counted.
+const SHARERS: usize = 4;
 
 /// The cache; all times are handed in.
 pub struct KeyCache {
@@ -89,7 +91,7 @@ impl KeyCache {
         key: Arc<PrivateKey>,
         now: Instant,
     ) {
-        let cost = arena_cost(key.algorithm());
+        let cost = key.arena_bytes(SHARERS);
         if self.settings.keeps_none() || cost > self.settings.max_bytes {
             return;
         }
@@ -144,11 +146,6 @@ impl Settings {
         now.duration_since(entry.used) < Duration::from_secs(self.idle_seconds)
             && now.duration_since(entry.loaded) < Duration::from_secs(self.absolute_seconds)
     }
-}
-
-/// Bytes of arena of one opened key, as measured: about 9 KiB for RSA-2048.
-fn arena_cost(algorithm: Algorithm) -> usize {
-    algorithm.bits() * 9 / 2
 }
 
 fn remove_oldest(entries: &mut HashMap<KeyAddress, Entry>) -> usize {

@@ -183,7 +183,7 @@ fn accept_fronts(
             nix::sys::socket::SockFlag::SOCK_CLOEXEC,
         ) {
             // SAFETY: accept4 returned a descriptor that nobody else owns.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code)] // a number becomes an owner
             Ok(fd) => Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
