@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 use strongroom::store::sled_store::{Settings, SledStore};
 use strongroom::store::{Batch, Expect, Store, Table};
 
-use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
+use crate::acts::{
+    decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines, travel,
+};
 use crate::appliance::{Appliance, Reply, wait_until};
 
 /// The versions' states of a key, oldest first.
@@ -247,16 +249,4 @@ fn a_destruction_that_falls_due_while_locked_is_carried_out_after_the_unlock() {
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
     wait_until("the destruction", || states(&appliance, "k") == ["destroyed"]);
     step(&appliance, "k", "rotate", json!({})).expect_problem(409, "key-state");
-}
-
-/// Moves the clock of daemons that are started from now on; what measures time that passes is left.
-fn travel(appliance: &mut Appliance, by: &str) {
-    let library = ["x86_64", "aarch64"]
-        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
-        .into_iter()
-        .find(|path| std::path::Path::new(path).exists());
-    let library = library.expect("libfaketime is missing: apt-get install libfaketime");
-    appliance.set_environment("LD_PRELOAD", &library);
-    appliance.set_environment("FAKETIME", by);
-    appliance.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }

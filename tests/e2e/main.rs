@@ -18,6 +18,7 @@ mod callers;
 mod checks;
 mod clients;
 mod daemon;
+mod fixtures;
 mod hostile;
 mod imports;
 mod init;
