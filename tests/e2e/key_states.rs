@@ -192,7 +192,7 @@ fn a_destruction_that_fell_due_while_the_daemon_was_down_is_carried_out() {
         store.unwrap().get(Table::KeyVersion, &at).unwrap().expect("a record").value.len()
     };
     let (before, other) = (sealed(1), sealed(2));
-    travel(&mut appliance, "+2d");
+    appliance.move_clock("+2d");
     appliance.start();
     wait_until("the destruction", || states(&appliance, "k")[0] == "destroyed");
     assert_eq!(states(&appliance, "k"), ["destroyed", "active"]);
@@ -226,7 +226,7 @@ fn a_broken_record_does_not_keep_others_from_their_destruction() {
         .put(Table::Key, "b", Expect::Any, vec![7; 100]);
     runtime.block_on(store.commit(broken)).unwrap();
     drop(store);
-    travel(&mut appliance, "+2d");
+    appliance.move_clock("+2d");
     appliance.start();
     wait_until("the destruction", || states(&appliance, "c") == ["destroyed"]);
     for key in ["a", "b"] {
@@ -243,7 +243,7 @@ fn a_destruction_that_falls_due_while_locked_is_carried_out_after_the_unlock() {
     destroy(&appliance, "k", &json!({ "waiting_period_days": 1 })).expect_status(200);
     appliance.post("/v1/lock", &json!({})).expect_status(200);
     appliance.stop();
-    travel(&mut appliance, "+25h");
+    appliance.move_clock("+25h");
     appliance.start();
     appliance.get("/v1/keys/k").expect_problem(503, "locked");
     appliance.post("/v1/unlock", &json!({})).expect_status(200);

@@ -204,6 +204,19 @@ impl Appliance {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Moves the clock of daemons that are started from now on by `+2d` and the like (libfaketime); what
+    /// measures time that passes is left.
+    pub fn move_clock(&mut self, by: &str) {
+        let library = ["x86_64", "aarch64"]
+            .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
+            .into_iter()
+            .find(|path| Path::new(path).exists());
+        let library = library.expect("libfaketime is missing: apt-get install libfaketime");
+        self.set_environment("LD_PRELOAD", &library);
+        self.set_environment("FAKETIME", by);
+        self.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+
     /// Changes the configuration on disk; a running daemon is told by SIGHUP or a restart.
     pub fn change_config(&self, change: impl FnOnce(&mut toml::Table)) {
         let mut config = self.config();

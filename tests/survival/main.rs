@@ -1,0 +1,17 @@
+//! What was acknowledged survives: processes killed at any moment, power that goes, disks that fill.
+//!
+//! Rounds are few here and many in `scripts/nightly`; each run prints the seed that its random moments
+//! come from.
+
+#[path = "../support/appliance.rs"]
+#[allow(dead_code)] // each test binary uses another part of it
+mod appliance;
+#[path = "../support/token.rs"]
+mod token;
+
+mod dice;
+mod kills;
+mod object;
+mod wire;
+mod witness;
+mod worker;
