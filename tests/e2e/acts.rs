@@ -72,15 +72,3 @@ pub fn events(directory: &Path) -> Vec<String> {
     let lines = trail_lines(directory);
     lines.iter().filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect()
 }
-
-/// Moves the clock of daemons that are started from now on; what measures time that passes is left.
-pub fn travel(appliance: &mut Appliance, by: &str) {
-    let library = ["x86_64", "aarch64"]
-        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
-        .into_iter()
-        .find(|path| std::path::Path::new(path).exists());
-    let library = library.expect("libfaketime is missing: apt-get install libfaketime");
-    appliance.set_environment("LD_PRELOAD", &library);
-    appliance.set_environment("FAKETIME", by);
-    appliance.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-}

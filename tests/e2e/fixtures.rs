@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::acts::{base64, put_secret, step, travel};
+use crate::acts::{base64, put_secret, step};
 use crate::appliance::Appliance;
 
 /// What an older binary wrote, and what it said of it.
@@ -42,7 +42,7 @@ impl Fixture {
         let written: jiff::Timestamp =
             expected["written_at"].as_str().expect("a time").parse().expect("a time");
         let since = jiff::Timestamp::now().duration_since(written).as_secs();
-        travel(&mut appliance, &format!("-{}s", since - 10));
+        appliance.move_clock(&format!("-{}s", since - 10));
         Self { appliance, expected }
     }
 

@@ -4,9 +4,7 @@ use serde_json::{Value, json};
 use strongroom::store::sled_store::{Settings, SledStore};
 use strongroom::store::{Batch, Expect, Store, Table};
 
-use crate::acts::{
-    decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines, travel,
-};
+use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
 use crate::appliance::{Appliance, Reply, wait_until};
 
 /// The versions' states of a key, oldest first.
