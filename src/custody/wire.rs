@@ -70,8 +70,7 @@ impl Packet {
         }
         let packet = self.bytes.get(..length).ok_or(WireError::TooLong)?;
         let (id, message) = packet.split_first_chunk::<ID>().ok_or(WireError::Malformed)?;
-        let message = postcard::from_bytes(message).map_err(|_| WireError::Malformed)?;
-        Ok((u64::from_le_bytes(*id), message))
+        Ok((u64::from_le_bytes(*id), parse(message)?))
     }
 
     /// Writes `message` as one packet; what was written is wiped at once.
@@ -105,6 +104,14 @@ impl Packet {
         self.bytes.wipe(self.used);
         self.used = 0;
         secret::clear_registers(); // the copies into and out of the buffer went through them
+    }
+}
+
+/// Reads a message that takes up all of `bytes`.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(WireError::Malformed),
     }
 }
 
