@@ -33,3 +33,7 @@ pub mod secret;
 pub mod service;
 pub mod store;
 pub mod token;
+
+#[cfg(test)]
+#[path = "../fuzz/targets.rs"]
+mod fuzz_targets;

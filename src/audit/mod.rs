@@ -8,6 +8,9 @@
 
 mod check;
 mod entry;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod line;
 mod read;
 mod recover;

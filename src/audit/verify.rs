@@ -136,7 +136,11 @@ const MAX_LINE: u64 = 64 * 1024;
 fn verify_file(path: &Path, checker: &mut Checker<'_>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     checker.begin_file(&name);
-    let mut reader = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    verify_lines(&mut BufReader::with_capacity(256 * 1024, File::open(path)?), checker)
+}
+
+/// Holds all lines of a file against each other.
+pub(super) fn verify_lines(reader: &mut impl BufRead, checker: &mut Checker<'_>) -> io::Result<()> {
     let mut bytes = Vec::new();
     loop {
         bytes.clear();

@@ -8,6 +8,9 @@ mod audit;
 mod audit_export;
 mod audit_verify;
 mod client;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod house;
 mod input;
 mod key;

@@ -10,6 +10,9 @@ mod client;
 mod connection;
 mod custodian;
 mod doctor;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keyring;
 mod process;
 pub mod protocol;

@@ -59,7 +59,7 @@ impl Config {
     }
 
     /// What no single module can see.
-    fn fault(&self) -> Option<String> {
+    pub(super) fn fault(&self) -> Option<String> {
         let arena = self.custody.arena.size_bytes;
         if self.custody.cache.max_bytes > arena / 4 * 3 {
             return Some(format!(

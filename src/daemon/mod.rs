@@ -4,6 +4,9 @@ mod child;
 mod config;
 mod custody;
 mod front;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod house;
 mod inspect;
 pub mod logging;

@@ -124,7 +124,7 @@ fn rule_of_ours(text: &str) -> Option<String> {
 
 /// Whether arrays and objects are nested deeper than `most`. Looks at brackets outside of strings
 /// alone, which is enough to refuse before parsing.
-fn is_deeper(bytes: &[u8], most: usize) -> bool {
+pub(super) fn is_deeper(bytes: &[u8], most: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in bytes {
         match (in_string, byte) {

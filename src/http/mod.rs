@@ -4,6 +4,9 @@
 //! only file that knows status codes of errors.
 
 mod body;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod listen;
 mod metrics;
 mod openapi;

@@ -1,6 +1,9 @@
 //! Knows what a key is and may do: names, algorithms, versions, SP 800-57 states, public forms.
 
 mod algorithm;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jwk;
 mod labels;
 mod name;

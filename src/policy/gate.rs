@@ -77,7 +77,11 @@ pub struct Policy {
 impl Policy {
     /// Reads and checks every policy file and resolves every role.
     pub fn load(settings: &Settings) -> Result<Self, PolicyError> {
-        let loaded = load::load(settings)?;
+        Self::of(load::load(settings)?)
+    }
+
+    /// From what was read and checked.
+    pub(super) fn of(loaded: Loaded) -> Result<Self, PolicyError> {
         let actions = loaded.schema.action_entities();
         let reads_labels = loaded.policies.policies().any(reads_tags);
         Ok(Self {

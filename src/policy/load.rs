@@ -93,9 +93,13 @@ pub(super) struct Loaded {
 }
 
 pub(super) fn load(settings: &Settings) -> Result<Loaded, PolicyError> {
-    let schema = SCHEMA.parse::<Schema>().map_err(|error| PolicyError::Schema(chain(&error)))?;
     let roles = Roles::resolve(&settings.roles)?;
-    let texts = read(&settings.directory)?;
+    check(read(&settings.directory)?, roles)
+}
+
+/// Checks the texts of all files, by their names.
+pub(super) fn check(texts: BTreeMap<String, String>, roles: Roles) -> Result<Loaded, PolicyError> {
+    let schema = SCHEMA.parse::<Schema>().map_err(|error| PolicyError::Schema(chain(&error)))?;
     let hash = hash(&texts, &roles);
     let mut set = Collected::default();
     for (file, text) in &texts {

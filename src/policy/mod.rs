@@ -6,6 +6,9 @@
 
 mod action;
 mod decisions;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod load;
 mod permit;

@@ -201,7 +201,7 @@ impl Records {
     /// Reads all versions of a key and puts the whole together.
     async fn assemble(&self, name: &Name, at: At<StoredKey>) -> Result<KeyRecord, RecordError> {
         let broken = || RecordError::Broken(format!("key/{name}"));
-        let StoredKey { meta: mut whole, version_revisions } = at.record;
+        let StoredKey { meta: whole, version_revisions } = at.record;
         let (mut metas, mut versions) = (Vec::new(), Vec::new());
         for (version, expected) in (1..).zip(version_revisions) {
             let address = version_key(name, version);
@@ -214,14 +214,17 @@ impl Records {
             metas.push(serde_json::to_value(&meta).map_err(|_| broken())?);
             versions.push(Arc::new(record));
         }
-        let members = whole.as_object_mut().ok_or_else(broken)?;
-        members.insert("versions".to_owned(), Value::Array(metas));
-        let meta: KeyMeta = serde_json::from_value(whole).map_err(|_| broken())?;
-        if meta.name() != name {
-            return Err(broken());
-        }
+        let meta = whole_meta(name, whole, metas).ok_or_else(broken)?;
         Ok(KeyRecord { revision: at.revision, meta, versions })
     }
+}
+
+/// The meta data of a key from those of its own record and of its versions; `None` where they do not
+/// make one of this name.
+fn whole_meta(name: &Name, mut own: Value, versions: Vec<Value>) -> Option<KeyMeta> {
+    own.as_object_mut()?.insert("versions".to_owned(), Value::Array(versions));
+    let meta: KeyMeta = serde_json::from_value(own).ok()?;
+    (meta.name() == name).then_some(meta)
 }
 
 /// Where a version's record lies. No name has a slash, so no two addresses meet.
@@ -257,4 +260,39 @@ impl StoredVersion {
         let public = BASE64_STANDARD.decode(self.public).ok()?;
         Some((self.meta, VersionRecord { revision, sealed, public }))
     }
+}
+
+/// The record of a key and those of its versions, a line each: what makes a key is written and read
+/// again as the same.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_again(lines: &[u8]) {
+    let mut lines = lines.split(|&byte| byte == b'\n');
+    let name = Name::parse("payments").expect("a name");
+    let Some(key) = read(&name, &mut lines) else { return };
+    let mut written =
+        vec![serde_json::to_vec(&StoredKey::of(&key).expect("a form")).expect("JSON")];
+    for (meta, record) in key.meta.versions().iter().zip(&key.versions) {
+        let stored = StoredVersion::of(meta.clone(), record);
+        written.push(serde_json::to_vec(&stored).expect("JSON"));
+    }
+    let mut written = written.iter().map(Vec::as_slice);
+    let again = read(&name, &mut written).expect("its own form");
+    assert_eq!(again.meta, key.meta);
+    for (again, record) in again.versions.iter().zip(&key.versions) {
+        assert_eq!(again.public, record.public);
+        assert!(again.sealed == record.sealed || again.sealed.is_empty());
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+fn read<'a>(name: &Name, lines: &mut impl Iterator<Item = &'a [u8]>) -> Option<KeyRecord> {
+    let StoredKey { meta, version_revisions } = serde_json::from_slice(lines.next()?).ok()?;
+    let (mut metas, mut versions) = (Vec::new(), Vec::new());
+    for revision in version_revisions.into_iter().take(64) {
+        let stored: StoredVersion = serde_json::from_slice(lines.next()?).ok()?;
+        let (meta, record) = stored.taken_apart(revision)?;
+        metas.push(serde_json::to_value(&meta).ok()?);
+        versions.push(Arc::new(record));
+    }
+    Some(KeyRecord { revision: 1, meta: whole_meta(name, meta, metas)?, versions })
 }

@@ -3,6 +3,9 @@
 //! [`Records`] opens and seals; what it opened it keeps in memory, so that a key in use costs neither
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod home;
 mod keys;
 mod opened;
