@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::config::Config;
+use super::footprint::let_go_of_the_start;
 use super::{DaemonError, logging};
 use crate::cli::Custody;
 use crate::custody::Ready;
@@ -35,7 +36,9 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let stop = move || {
         let _ = signals.wait();
     };
-    ready.serve(stop, || {
+    let at_the_first_beat = std::sync::Once::new();
+    ready.serve(stop, move || {
+        at_the_first_beat.call_once(let_go_of_the_start);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     })?;
     Ok(())

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
+use super::footprint::let_go_of_the_start;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::{DaemonError, io};
@@ -99,6 +100,7 @@ async fn run(
     let serving = tokio::spawn(server.run(stopped));
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     notify(&[NotifyState::Ready]);
+    let_go_of_the_start();
     let mut beat = tokio::time::interval(watchdog_period());
     let end = loop {
         tokio::select! {

@@ -148,7 +148,7 @@ pub fn start(settings: &Settings, purpose: Use) -> Result<&'static ArenaReport, 
     let arena = match ARENA.get() {
         Some(running) => running,
         None => {
-            let new = Arena::new(settings, purpose)?;
+            let new = Arena::new(settings)?;
             ARENA.get_or_init(|| new)
         }
     };
@@ -173,7 +173,7 @@ pub(super) fn running() -> Result<&'static Arena, ArenaError> {
 }
 
 impl Arena {
-    fn new(settings: &Settings, purpose: Use) -> Result<Self, ArenaError> {
+    fn new(settings: &Settings) -> Result<Self, ArenaError> {
         let size = settings.size_bytes;
         if !(Settings::MIN_SIZE..=Settings::MAX_SIZE).contains(&size) {
             return Err(ArenaError::Size(size));
@@ -184,9 +184,6 @@ impl Arena {
             KindChoice::Mlock => Some(ArenaKind::Mlock),
         };
         let mapping = mapping::map(size, wanted)?;
-        if purpose == Use::Custody {
-            mapping.bring_in();
-        }
         // SAFETY: a fresh mapping that is never unmapped and that nobody else was told of.
         let heap = unsafe { Heap::over(mapping.start, mapping.size) }
             .ok_or(ArenaError::Size(mapping.size))?;
@@ -217,7 +214,7 @@ mod tests {
     fn sizes_out_of_range_are_refused() {
         for size_bytes in [0, Settings::MIN_SIZE - 1, Settings::MAX_SIZE + 1] {
             let settings = Settings { size_bytes, ..Settings::default() };
-            assert_eq!(Arena::new(&settings, Use::Front).err(), Some(ArenaError::Size(size_bytes)));
+            assert_eq!(Arena::new(&settings).err(), Some(ArenaError::Size(size_bytes)));
         }
     }
 

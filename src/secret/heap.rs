@@ -1,4 +1,7 @@
 //! Deals out blocks of one mapping. Whatever comes back is wiped before it can be dealt out again.
+//!
+//! The mapping is taken over step by step, as room is needed: the kernel has promised all of it, and
+//! what nobody needs takes no memory.
 #![allow(unsafe_code)] // an allocator works on addresses
 
 use std::alloc::Layout;
@@ -9,7 +12,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use talc::base::{CHUNK_UNIT, Talc};
 use talc::{DefaultBinning, source::Manual};
 
-type Blocks = Talc<Manual, DefaultBinning>;
+/// The part of the mapping that is in use, and the allocator over it.
+struct Blocks {
+    talc: Talc<Manual, DefaultBinning>,
+    end: NonNull<u8>,
+}
+
+// SAFETY: the end points into the mapping that the allocator has taken over, which every thread may
+// use; it is read and written under the lock around it alone.
+unsafe impl Send for Blocks {}
+
+/// How much of the mapping is taken over at once, in bytes: the kernel needs about 20 µs for each page
+/// of secret memory that is touched first.
+const STEP: usize = 256 * 1024;
 
 /// An allocator over one mapping, for all threads of the process.
 pub(super) struct Heap {
@@ -24,13 +39,15 @@ impl Heap {
     /// # Safety
     /// `start..start + size` is readable and writable, nobody else uses it, and it is never unmapped.
     pub(super) unsafe fn over(start: NonNull<u8>, size: usize) -> Option<Self> {
-        let mut blocks = Blocks::new(Manual);
+        let mut talc = Talc::new(Manual);
+        let first = size.min(STEP);
+        bring_in(start, first);
         // SAFETY: the caller hands the memory over.
-        unsafe { blocks.claim(start.as_ptr(), size) }?;
+        let end = unsafe { talc.claim(start.as_ptr(), first) }?;
         let from = start.as_ptr().addr();
         Some(Self {
             range: from..from + size,
-            blocks: Mutex::new(blocks),
+            blocks: Mutex::new(Blocks { talc, end }),
             used: AtomicUsize::new(0),
         })
     }
@@ -40,8 +57,15 @@ impl Heap {
         if layout.size() == 0 || layout.size() > self.range.len() {
             return None;
         }
-        // SAFETY: the size is not zero.
-        let block = unsafe { self.lock().allocate(layout) }?;
+        let mut blocks = self.lock();
+        let block = loop {
+            // SAFETY: the size is not zero.
+            match unsafe { blocks.talc.allocate(layout) } {
+                Some(block) => break block,
+                None => self.take_over_more(&mut blocks)?,
+            }
+        };
+        drop(blocks);
         self.used.fetch_add(footprint(layout), Ordering::Relaxed);
         Some(block)
     }
@@ -54,9 +78,24 @@ impl Heap {
         // SAFETY: the block is as long as its layout says, by the contract above.
         unsafe {
             wipe(block, layout.size());
-            self.lock().deallocate(block.as_ptr(), layout);
+            self.lock().talc.deallocate(block.as_ptr(), layout);
         }
         self.used.fetch_sub(footprint(layout), Ordering::Relaxed);
+    }
+
+    /// Takes over the next step of the mapping; `None` where there is no more.
+    fn take_over_more(&self, blocks: &mut Blocks) -> Option<()> {
+        let left = self.range.end - blocks.end.as_ptr().addr();
+        let more = left.min(STEP);
+        // Less than this is not worth the allocator's while.
+        if more < CHUNK_UNIT {
+            return None;
+        }
+        bring_in(blocks.end, more);
+        // SAFETY: up to the end of the mapping, which is all this heap's; what lies behind the
+        // allocator's end has not been dealt out.
+        blocks.end = unsafe { blocks.talc.extend(blocks.end, blocks.end.as_ptr().add(more)) };
+        Some(())
     }
 
     /// Whether an address lies in the mapping.
@@ -73,6 +112,14 @@ impl Heap {
     /// panicked did not do so between two of their writes.
     fn lock(&self) -> MutexGuard<'_, Blocks> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads each page once, so that memory that is not there is missed now and not during an operation.
+fn bring_in(start: NonNull<u8>, size: usize) {
+    for offset in (0..size).step_by(4096) {
+        // SAFETY: within the mapping, which is readable and initialised (zero).
+        let _ = unsafe { start.add(offset).read_volatile() };
     }
 }
 
@@ -138,6 +185,18 @@ mod tests {
         assert_eq!(heap.used(), 0);
         assert!(heap.allocate(layout).is_some());
         assert!(heap.allocate(Layout::from_size_align(0, 1).expect("a layout")).is_none());
+    }
+
+    #[test]
+    fn a_heap_grows_to_the_end_of_its_mapping() {
+        let heap = small_heap(2 * STEP + 100 * 1024);
+        let layout = Layout::from_size_align(8 * 1024, 16).expect("a layout");
+        let blocks: Vec<_> = std::iter::from_fn(|| heap.allocate(layout)).collect();
+        assert!((74..77).contains(&blocks.len()), "{}", blocks.len());
+        let wide = small_heap(4 * STEP);
+        let layout = Layout::from_size_align(3 * STEP, 16).expect("a layout");
+        assert!(wide.allocate(layout).is_some(), "several steps for one block");
+        assert!(wide.allocate(layout).is_none());
     }
 
     #[test]

@@ -21,17 +21,6 @@ pub(super) struct Mapping {
     pub(super) size: usize,
 }
 
-impl Mapping {
-    /// Reads every page once, so that memory that is not there is missed now and not during an
-    /// operation: secret memory is brought in by use alone, at about 20 µs a page.
-    pub(super) fn bring_in(&self) {
-        for offset in (0..self.size).step_by(page_size()) {
-            // SAFETY: within the mapping, which is readable and initialised (zero).
-            let _ = unsafe { self.start.add(offset).read_volatile() };
-        }
-    }
-}
-
 /// Maps `size` bytes (rounded up to whole pages) of the wanted kind; `None` takes the stronger kind
 /// if the kernel has it.
 pub(super) fn map(size: usize, wanted: Option<ArenaKind>) -> Result<Mapping, ArenaError> {
