@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::resource::UsageWho;
 use serde_json::json;
 
@@ -26,6 +27,42 @@ pub struct Run {
     /// Processor time per decryption of each kind of thread of the appliance.
     pub threads_ms: Vec<(String, f64)>,
 }
+
+/// Latencies at half of what the appliance can do, on eight connections: requests fall due at even
+/// distances, whether or not earlier ones are answered, and are timed from when they were due.
+pub fn run_paced(socket: &Path, request: &[u8], per_second: f64, time: Duration) -> (f64, f64) {
+    let connect = || UnixStream::connect(socket).expect("connects");
+    let streams: Vec<UnixStream> = (0..8).map(|_| connect()).collect();
+    percentiles(&mut paced(&streams, request, Duration::from_secs_f64(1.0 / per_second), time))
+}
+
+/// Latencies of an unrelated request, every few milliseconds, while eight connections decrypt.
+pub fn run_beside(socket: &Path, request: &[u8], time: Duration) -> (f64, f64) {
+    let mut own = UnixStream::connect(socket).expect("connects");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let streams: Vec<UnixStream> =
+            (0..8).map(|_| UnixStream::connect(socket).expect("connects")).collect();
+        let probe = scope.spawn(|| {
+            let mut latencies = Vec::new();
+            while !stop.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(3));
+                let started = Instant::now();
+                own.write_all(STATUS).expect("sent");
+                let mut buffer = [0; 4096];
+                let length = own.read(&mut buffer).expect("received");
+                latencies.push(started.elapsed().as_nanos() as u32);
+                assert!(buffer[..length].starts_with(b"HTTP/1.1 200 "), "status is answered");
+            }
+            percentiles(&mut latencies)
+        });
+        drive(&streams, request, time);
+        stop.store(true, Ordering::Release);
+        probe.join().expect("it probes")
+    })
+}
+
+const STATUS: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: strongroom\r\n\r\n";
 
 /// A request to decrypt 32 bytes, whole.
 pub fn decrypt_request(appliance: &Appliance, key: &str) -> Vec<u8> {
@@ -100,6 +137,41 @@ fn drive(streams: &[UnixStream], request: &[u8], time: Duration) -> Vec<u32> {
             } else {
                 under_way -= 1;
             }
+        }
+    }
+    latencies
+}
+
+/// Sends a request each `distance` on whichever stream is free; see [`run_paced`].
+fn paced(streams: &[UnixStream], request: &[u8], distance: Duration, time: Duration) -> Vec<u32> {
+    let mut polled: Vec<PollFd<'_>> =
+        streams.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)).collect();
+    let mut latencies = Vec::with_capacity(100_000);
+    let mut under_way: Vec<Option<Instant>> = vec![None; streams.len()];
+    let start = Instant::now();
+    let (mut due, end) = (start, start + time);
+    while due < end || under_way.iter().any(Option::is_some) {
+        let now = Instant::now();
+        while due <= now && due < end {
+            let Some(free) = under_way.iter().position(Option::is_none) else { break };
+            let mut stream = &streams[free];
+            stream.write_all(request).expect("sent");
+            under_way[free] = Some(due);
+            due += distance;
+        }
+        let all_taken = under_way.iter().all(Option::is_some);
+        let wait =
+            if all_taken || due >= end { distance } else { due.saturating_duration_since(now) };
+        ppoll(&mut polled, Some(wait.into()), None).expect("polled");
+        for (at, mut stream) in streams.iter().enumerate() {
+            if polled[at].revents().is_none_or(|events| events.is_empty()) {
+                continue;
+            }
+            let mut buffer = [0; 4096];
+            let length = stream.read(&mut buffer).expect("received");
+            expect_whole(&buffer[..length]);
+            let due = under_way[at].take().expect("one answer for a request");
+            latencies.push(due.elapsed().as_nanos() as u32);
         }
     }
     latencies

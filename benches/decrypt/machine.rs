@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,10 @@ pub struct Machine {
     pub load_before: String,
     /// Median of appending 1 KiB and syncing it, where the trail is written.
     pub fdatasync_ms: f64,
+    /// From a byte written into a socket to the return of the other thread's read, at the median:
+    /// what it costs here that a thread which slept goes on. A request through the socket needs four
+    /// of them one after the other.
+    pub wake_up_ms: f64,
 }
 
 pub fn describe(directory: &Path) -> Machine {
@@ -39,7 +44,35 @@ pub fn describe(directory: &Path) -> Machine {
         kernel: word("/proc/sys/kernel/osrelease"),
         load_before: word("/proc/loadavg"),
         fdatasync_ms: fdatasync_ms(directory),
+        wake_up_ms: wake_up_ms(),
     }
+}
+
+/// Two threads send a byte to and fro, each asleep while it is the other's turn.
+fn wake_up_ms() -> f64 {
+    const ROUNDS: usize = 2000;
+    let (mut here, mut there) = UnixStream::pair().expect("a pair");
+    let echo = std::thread::spawn(move || {
+        let mut byte = [0];
+        while there.read(&mut byte).is_ok_and(|length| length == 1) {
+            there.write_all(&byte).expect("sent back");
+        }
+    });
+    let mut byte = [1];
+    let mut times: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            // As long as the other thread needs to fall asleep, and the processor with it.
+            std::thread::sleep(Duration::from_micros(200));
+            let started = Instant::now();
+            here.write_all(&byte).expect("sent");
+            here.read_exact(&mut byte).expect("came back");
+            started.elapsed().as_secs_f64() * 1e3 / 2.0
+        })
+        .collect();
+    drop(here);
+    echo.join().expect("it ends");
+    times.sort_by(f64::total_cmp);
+    times[ROUNDS / 2]
 }
 
 fn fdatasync_ms(directory: &Path) -> f64 {

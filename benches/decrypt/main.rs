@@ -1,6 +1,6 @@
 //! What a decryption costs: bare, and through the socket of a whole appliance with its trail on disk.
 //!
-//! `cargo bench` prints a table, `cargo bench -- --json` the same for programs; `--seconds N` says how
+//! `cargo bench --bench decrypt` prints a table, with `-- --json` the same for programs; `--seconds N` says how
 //! long each measurement takes. The appliance is a release build of its own in a directory of its own
 //! under `target/`, with a SoftHSM token of its own; it ends with the bench.
 
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use appliance::Appliance;
-use report::{Idle, Report, Socket, Startup};
+use report::{Beside, Idle, Paced, Report, Socket, Startup};
 use serde_json::json;
 
 /// Connections at the same time.
@@ -64,13 +64,18 @@ fn measure(time: Duration, directory: &Path) -> Report {
         let (front, custody) = (appliance.front_pid(), appliance.custody_pid());
         load::run(&appliance.socket(), &request, connections, time, &[front, custody])
     });
+    let half = sockets[CONNECTIONS.len() - 1].figures.per_second / 2.0;
+    let half_load = load::run_paced(&appliance.socket(), &request, half, time);
+    let beside = load::run_beside(&appliance.socket(), &request, time);
     let loaded = self::idle(&appliance);
     appliance.stop();
 
     let after = key.decrypt(1, time);
     let one = before.mean(&after);
-    let sockets = sockets.into_iter().map(|run| Socket::of(run, &one)).collect();
-    Report { machine, openssl, one, two, sockets, startup, idle, loaded }
+    let sockets = sockets.into_iter().map(|run| Socket::of(run, &one, &two)).collect();
+    let half_load = Paced { per_second: half, p50_ms: half_load.0, p99_ms: half_load.1 };
+    let beside = Beside { p50_ms: beside.0, p99_ms: beside.1 };
+    Report { machine, openssl, one, two, sockets, half_load, beside, startup, idle, loaded }
 }
 
 /// From exec to the first 200 of health, several times.

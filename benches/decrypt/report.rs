@@ -17,6 +17,8 @@ pub struct Report {
     pub one: Figures,
     pub two: Figures,
     pub sockets: Vec<Socket>,
+    pub half_load: Paced,
+    pub beside: Beside,
     pub startup: Startup,
     /// Memory after a start, and after all the load.
     pub idle: Idle,
@@ -53,6 +55,10 @@ pub struct Socket {
     pub figures: Figures,
     /// Over the bare operation on one thread.
     pub cpu_over_bare: f64,
+    /// Over the bare operation on two threads, which share what two siblings of a core share.
+    pub cpu_over_bare_two: f64,
+    /// Of what two bare threads do, in the time that the clients leave to the appliance.
+    pub throughput_share: f64,
     pub p50_over_bare: f64,
     pub clients_cpu_ms: f64,
     pub others_busy: f64,
@@ -60,10 +66,14 @@ pub struct Socket {
 }
 
 impl Socket {
-    pub fn of(run: Run, bare: &Figures) -> Self {
+    pub fn of(run: Run, bare: &Figures, two: &Figures) -> Self {
         let Run { connections, figures, clients_cpu_ms, others_busy, threads_ms } = run;
+        // The clients' processor time, as a share of two processors.
+        let clients = figures.per_second * clients_cpu_ms / 1e3 / 2.0;
         Self {
             connections,
+            cpu_over_bare_two: figures.cpu_ms / two.cpu_ms,
+            throughput_share: figures.per_second / (1.0 - clients) / two.per_second,
             cpu_over_bare: figures.cpu_ms / bare.cpu_ms,
             p50_over_bare: figures.p50_ms / bare.p50_ms,
             figures,
@@ -72,6 +82,21 @@ impl Socket {
             threads_ms,
         }
     }
+}
+
+/// At half of the most that the appliance did, on eight connections.
+#[derive(Serialize)]
+pub struct Paced {
+    pub per_second: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+}
+
+/// Of `GET /v1/status` while eight connections decrypt.
+#[derive(Serialize)]
+pub struct Beside {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
 }
 
 /// Milliseconds from exec to the first 200 of health.
@@ -101,20 +126,27 @@ pub fn percentiles(latencies: &mut [u32]) -> (f64, f64) {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cpu, avx512_ifma, cores, kernel, load_before, fdatasync_ms } = &self.machine;
+        let Machine { cpu, avx512_ifma, cores, kernel, load_before, fdatasync_ms, wake_up_ms } =
+            &self.machine;
         let ifma = if *avx512_ifma { "with" } else { "without" };
         writeln!(f, "RSA-2048 OAEP decryption, SHA-256")?;
         writeln!(f, "{cpu}, {cores} cores, {ifma} AVX512-IFMA, Linux {kernel}")?;
-        writeln!(f, "load before {load_before}; write and fdatasync {fdatasync_ms:.3} ms\n")?;
         writeln!(
             f,
-            "{:<24}{:>8}{:>9}{:>9}{:>11}{:>11}{:>11}{:>11}{:>8}",
+            "load before {load_before}; write and fdatasync {fdatasync_ms:.3} ms; \
+             a wake-up {wake_up_ms:.3} ms\n"
+        )?;
+        writeln!(
+            f,
+            "{:<24}{:>8}{:>9}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}{:>8}",
             "",
             "ops/s",
             "p50 ms",
             "p99 ms",
             "CPU ms/op",
             "CPU/bare",
+            "CPU/two",
+            "share/two",
             "p50/bare",
             "clients ms",
             "others"
@@ -131,13 +163,24 @@ impl fmt::Display for Report {
             line(f, &format!("socket, {} connection{many}", socket.connections), &socket.figures)?;
             writeln!(
                 f,
-                "{:>11.2}{:>11.2}{:>11.3}{:>8.2}",
+                "{:>11.2}{:>11.2}{:>11.2}{:>11.2}{:>11.3}{:>8.2}",
                 socket.cpu_over_bare,
+                socket.cpu_over_bare_two,
+                socket.throughput_share,
                 socket.p50_over_bare,
                 socket.clients_cpu_ms,
                 socket.others_busy
             )?;
         }
+        let Paced { per_second, p50_ms, p99_ms } = &self.half_load;
+        let times = p99_ms / self.one.p50_ms;
+        writeln!(
+            f,
+            "\nat {per_second:.0} ops/s, half of the most: p50 {p50_ms:.3} ms, p99 {p99_ms:.3} ms \
+             ({times:.1} times the bare operation)"
+        )?;
+        let Beside { p50_ms, p99_ms } = &self.beside;
+        writeln!(f, "status while 8 connections decrypt: p50 {p50_ms:.3} ms, p99 {p99_ms:.3} ms")?;
         writeln!(f, "\nCPU by thread, µs per decryption")?;
         for socket in &self.sockets {
             let of = |(name, ms): &(String, f64)| format!("{name} {:.1}", ms * 1e3);
