@@ -26,6 +26,7 @@ pub struct Appliance {
     front: Option<Child>,
     environment: Vec<(String, String)>,
     user: Option<User>,
+    before_exec: Option<fn() -> std::io::Result<()>>,
 }
 
 /// The user whose the daemon is, where it is not the test's own.
@@ -61,7 +62,8 @@ impl Appliance {
         let directory =
             tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
         let (token, environment) = (TestToken::new(), Vec::new());
-        let appliance = Self { token, directory, front: None, environment, user: None };
+        let appliance =
+            Self { token, directory, front: None, environment, user: None, before_exec: None };
         let mut config = appliance.default_config();
         change(&mut config);
         appliance.write_config(&config);
@@ -151,7 +153,7 @@ impl Appliance {
     }
 
     pub fn trail(&self) -> PathBuf {
-        self.path("trail")
+        self.config()["audit"]["directory"].as_str().expect("a path").into()
     }
 
     pub fn token(&self) -> &TestToken {
@@ -186,6 +188,10 @@ impl Appliance {
             None => Command::new(env!("CARGO_BIN_EXE_strongroom")),
             Some(user) => user.command(&self.path("strongroom")),
         };
+        if let Some(before) = self.before_exec {
+            // SAFETY: whoever set it answers for its being fit for the time between fork and exec.
+            unsafe { command.pre_exec(before) };
+        }
         let child = command
             .args(["serve", "--config"])
             .arg(self.config_file())
@@ -202,6 +208,11 @@ impl Appliance {
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Has daemons that are started from now on do this before they become one: system calls alone.
+    pub fn before_exec(&mut self, before: fn() -> std::io::Result<()>) {
+        self.before_exec = Some(before);
     }
 
     /// Moves the clock of daemons that are started from now on by `+2d` and the like (libfaketime); what

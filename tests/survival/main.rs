@@ -9,9 +9,13 @@ mod appliance;
 #[path = "../support/token.rs"]
 mod token;
 
+mod device;
 mod dice;
 mod kills;
+mod mounts;
 mod object;
+mod power;
+mod unsynced;
 mod wire;
 mod witness;
 mod worker;

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 
-use crate::appliance::{Appliance, Reply};
+use crate::appliance::{Appliance, Reply, wait_until};
 use crate::dice::Dice;
 use crate::object::{Fate, Moment, Object, State};
 use crate::worker::{Left, Shared, Worker};
@@ -150,15 +150,29 @@ impl Load {
 
 fn observe(appliance: &Appliance, worker: &Worker, name: &str) -> State {
     if worker.keys.contains_key(name) {
-        return State::of_key(name, &appliance.get(&format!("/v1/keys/{name}")));
+        let reply = served(|| appliance.get(&format!("/v1/keys/{name}")));
+        return State::of_key(name, &reply);
     }
-    let reply = appliance.post(&format!("/v1/secrets/{name}/reveal"), &json!({}));
+    let path = format!("/v1/secrets/{name}/reveal");
+    let reply = served(|| appliance.post(&path, &json!({})));
     if reply.status == 404 {
         return State::Absent;
     }
     let value = reply.expect_status(200).json()["plaintext"].clone();
     let value = BASE64_STANDARD.decode(value.as_str().expect("a text")).expect("base64");
     State::Secret { value: String::from_utf8(value).expect("as it was written") }
+}
+
+/// Asks again while custody is on its way back.
+fn served(ask: impl Fn() -> Reply) -> Reply {
+    let mut reply = ask();
+    wait_until("an answer", || {
+        if reply.status == 503 {
+            reply = ask();
+        }
+        reply.status != 503
+    });
+    reply
 }
 
 /// All whole lines of a trail.
