@@ -13,7 +13,7 @@ use super::protocol::{
     Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, StoreKey, TokenFacts, Verb,
 };
 use super::rsa::{DecryptError, KeyError, PrivateKey};
-use super::{CHECKPOINT_TAG, seal, sealed};
+use super::{checkpoint, seal, sealed};
 use crate::key::Mgf1Hash;
 use crate::secret::{DataKey, Pkcs8Der};
 use crate::token::Token;
@@ -228,7 +228,7 @@ impl Keyring {
 
     fn sign(&self, message: &[u8]) -> Answer {
         let home = self.home()?;
-        if !message.starts_with(CHECKPOINT_TAG) {
+        if !checkpoint::is_checkpoint(message) {
             return Err(Fault::Protocol("only checkpoints of the trail are signed".to_owned()));
         }
         let digest: [u8; 32] = Sha256::digest(message).into();

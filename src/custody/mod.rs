@@ -6,6 +6,7 @@
 
 mod asking;
 mod cache;
+mod checkpoint;
 mod client;
 mod connection;
 mod custodian;
@@ -24,11 +25,9 @@ mod wire;
 
 pub use asking::{CheckpointSignature, Initialised, NewKey};
 pub use cache::Settings as CacheSettings;
+pub use checkpoint::CHECKPOINT_TAG;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
 pub use doctor::examine_locked;
 pub use process::{Settings, Spawn, StartError};
 pub use sealed::store_key_of;
 pub use start::{Ready, resolve};
-
-/// What every message begins with that custody signs.
-pub const CHECKPOINT_TAG: &[u8] = b"strongroom trail checkpoint v1\n";
