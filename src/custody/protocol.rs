@@ -33,6 +33,7 @@ impl Hello {
 /// Where a key version lives: part of every AAD of its sealed form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyAddress {
+    #[serde(deserialize_with = "field")]
     pub name: String,
     pub version: u32,
 }
@@ -40,7 +41,9 @@ pub struct KeyAddress {
 /// Where a record lives, and as which revision of it: the AAD of its sealed form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordAddress {
+    #[serde(deserialize_with = "field")]
     pub table: String,
+    #[serde(deserialize_with = "field")]
     pub key: String,
     pub revision: u64,
 }
@@ -69,6 +72,7 @@ pub enum Verb {
     /// Generates what an appliance needs in the token, and a store key; with `resume`, keeps what the
     /// token holds already.
     Init {
+        #[serde(deserialize_with = "field")]
         appliance: String,
         resume: bool,
     },
@@ -123,6 +127,7 @@ pub enum Verb {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Home {
     /// Identifier made at init: 32 hex digits.
+    #[serde(deserialize_with = "field")]
     pub appliance: String,
     /// Master generation in use.
     pub generation: u32,
@@ -230,6 +235,13 @@ pub enum Fault {
     ArenaFull,
     #[error("custody did not understand: {0}")]
     Protocol(String),
+}
+
+/// A text that becomes a field of an AAD: one with a zero byte would pass for two.
+fn field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let refused = || serde::de::Error::custom("a zero byte in an address");
+    if text.contains('\0') { Err(refused()) } else { Ok(text) }
 }
 
 /// Bytes that are written and read in one go; by itself serde takes a `Vec` apart, byte by byte.
