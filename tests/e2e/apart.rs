@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::appliance::{Appliance, wait_until};
 
 /// Custody started by hand, as systemd would.
-struct Custody(Child);
+pub struct Custody(Child);
 
 impl Custody {
     fn start(appliance: &Appliance) -> Self {
@@ -37,7 +37,7 @@ impl Drop for Custody {
 }
 
 /// An initialised appliance whose custody is not its front's child.
-fn apart() -> (Appliance, Custody) {
+pub fn apart() -> (Appliance, Custody) {
     let mut appliance = Appliance::prepared(|config| {
         let custody = config["custody"].as_table_mut().expect("a table");
         custody.insert("spawn".to_owned(), "never".into());

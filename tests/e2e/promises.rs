@@ -242,7 +242,7 @@ fn files_under(path: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// PKCS#8 DER of a fresh key of `openssl`.
-fn imported_key(directory: &Path) -> Vec<u8> {
+pub fn imported_key(directory: &Path) -> Vec<u8> {
     let file = directory.join("imported.der");
     let made = Command::new("openssl")
         .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
