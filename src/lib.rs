@@ -15,7 +15,7 @@
 //! 3  custody                    the cryptographic boundary
 //! 2  token · store · policy     touches hardware · touches disk · judges
 //! 1  identity · key             knows: who asks · what a key is and may do
-//! 0  secret                     holds bytes that must not be seen
+//! 0  secret · sandbox           holds bytes that must not be seen · shuts the process in
 //! ```
 
 #![deny(unsafe_code)]
@@ -29,6 +29,7 @@ pub mod identity;
 pub mod key;
 pub mod policy;
 pub mod records;
+pub mod sandbox;
 pub mod secret;
 pub mod service;
 pub mod store;

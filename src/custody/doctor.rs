@@ -6,6 +6,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::custodian::OpenToken;
 use super::protocol::{Check, Verdict};
+use crate::sandbox;
 use crate::secret::ArenaKind;
 use crate::token::{self, Token, read_pin};
 
@@ -27,6 +28,7 @@ pub fn examine(
     }
     checks.push(locked_memory(arena));
     checks.push(core_limit());
+    checks.extend(sandbox::entered().map(|entered| sandboxed("sandbox of custody", entered)));
     checks
 }
 
@@ -105,6 +107,14 @@ fn locked_memory(arena: &crate::secret::ArenaReport) -> Check {
             format!("{found}; root can read it from outside"),
             "a kernel with memfd_secret (5.14 or newer), [custody.arena] kind",
         ),
+    }
+}
+
+/// Whether everything is in force that shuts a process in.
+pub fn sandboxed(name: &str, entered: &sandbox::Report) -> Check {
+    match entered.remedy() {
+        "" => ok(name, entered.to_string()),
+        remedy => warn(name, entered.to_string(), remedy),
     }
 }
 

@@ -15,6 +15,7 @@ mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod keyring;
+mod needs;
 mod process;
 pub mod protocol;
 pub mod rsa;
@@ -27,7 +28,8 @@ pub use asking::{CheckpointSignature, Initialised, NewKey};
 pub use cache::Settings as CacheSettings;
 pub use checkpoint::CHECKPOINT_TAG;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
-pub use doctor::examine_locked;
+pub use doctor::{examine_locked, sandboxed};
+pub use needs::{Settings as SandboxSettings, Surroundings, private_files};
 pub use process::{Settings, Spawn, StartError};
 pub use sealed::store_key_of;
 pub use start::{Ready, resolve};

@@ -13,10 +13,10 @@ use std::{io, thread};
 
 use serde::{Deserialize, Serialize};
 
-use super::cache;
 use super::custodian::{Custodian, Quick};
 use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
+use super::{cache, needs};
 use crate::secret::{arena, with_wiped_stack};
 
 /// Custody's own settings; the token's are its module's.
@@ -43,6 +43,8 @@ pub struct Settings {
     pub arena: arena::Settings,
     /// How long opened keys are kept.
     pub cache: cache::Settings,
+    /// What the token's module needs besides what is known.
+    pub sandbox: needs::Settings,
 }
 
 impl Default for Settings {
@@ -58,6 +60,7 @@ impl Default for Settings {
             canary_seconds: 10,
             arena: arena::Settings::default(),
             cache: cache::Settings::default(),
+            sandbox: needs::Settings::default(),
         }
     }
 }
@@ -82,6 +85,8 @@ pub enum StartError {
     Arena(#[from] crate::secret::ArenaError),
     #[error("the process could not be closed to dumps and debuggers: {0}")]
     Harden(#[from] crate::secret::HardenError),
+    #[error("the sandbox: {0}")]
+    Sandbox(#[from] crate::sandbox::SandboxError),
     #[error("packets: {0}")]
     Wire(#[from] WireError),
     #[error("the socket {path} could not be opened: {cause}")]

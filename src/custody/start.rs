@@ -14,8 +14,10 @@ use nix::unistd::{User, geteuid};
 
 use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
+use super::needs::{Granted, Surroundings, needs};
 use super::process::{self, Settings, StartError};
 use super::protocol::Fault;
+use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
 use crate::token::pkcs11::Pkcs11Token;
 use crate::token::{self, Token, read_pin};
@@ -30,15 +32,17 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Comes up to where the front can connect. `passed` is a listening socket from the supervisor;
-    /// `credentials` the directory of its credentials.
+    /// Comes up to where the front can connect, and shuts itself in: from here on it opens the module,
+    /// the PIN and the token's files, and nothing else. `passed` is a listening socket from the
+    /// supervisor. The process must have one thread.
     ///
     /// # Errors
     /// Whatever keeps custody from being safe: it does not start then.
     pub fn start(
         settings: Settings,
         token: token::Settings,
-        credentials: Option<PathBuf>,
+        sandbox: &sandbox::Settings,
+        around: &Surroundings,
         passed: Option<OwnedFd>,
     ) -> Result<Self, StartError> {
         let arena = secret::start(&settings.arena, Use::Custody)?;
@@ -51,8 +55,10 @@ impl Ready {
             None => bind_private(&settings.socket, front_uid)
                 .map_err(|cause| StartError::Socket { path: settings.socket.clone(), cause })?,
         };
-        let examiner = examiner(token.clone(), credentials.clone(), arena);
-        let opener = opener(token, credentials);
+        let pin = Granted::pin(&token);
+        sandbox::enter(sandbox, &needs(&settings.sandbox, &token, around))?;
+        let examiner = examiner(token.clone(), around.credentials.clone(), arena);
+        let opener = opener(token, around.credentials.clone(), pin);
         let custodian = Custodian::new(opener, examiner, settings.cache.clone(), arena.to_string());
         Ok(Self { settings, listener, front_uid, custodian, arena })
     }
@@ -83,12 +89,17 @@ pub fn resolve(user: Option<&str>) -> Result<u32, StartError> {
     Ok(found.uid.as_raw())
 }
 
-fn opener(settings: token::Settings, credentials: Option<PathBuf>) -> Opener {
+fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted) -> Opener {
     Box::new(move |given| {
         let pin = match given {
             Some(pin) => pin,
-            None => read_pin(&settings, credentials.as_deref())
-                .map_err(|error| Fault::PinRefused(error.to_string()))?,
+            None => read_pin(&settings, credentials.as_deref()).map_err(|error| {
+                match sandbox::entered().is_some() && file.is_replaced() {
+                    // The next process can open it.
+                    true => Fault::TokenUnavailable(format!("{error}; custody starts anew for it")),
+                    false => Fault::PinRefused(error.to_string()),
+                }
+            })?,
         };
         let token = Pkcs11Token::open(&settings, &pin)?;
         Ok(Arc::new(token) as Arc<dyn Token>)

@@ -1,179 +1,107 @@
-//! Custody as the front's child, where systemd does not run it: started, and started anew when it ends.
+//! Custody where systemd does not run it: the front has a process of its own start it and end it.
+//!
+//! The front gives up the right to execute programs, so the one that executes custody is split off
+//! before (`supervisor`). It stays outside the front's sandbox and takes three orders from it.
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, setpgid};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{DaemonError, io};
+use super::{DaemonError, io, logging, supervisor};
 
-/// Custody's supervisor; custody ends when it is dropped or stopped.
+/// What the front says to the supervisor: one byte each. The end of the connection says stop.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+pub enum Order {
+    /// Start custody, and start it anew whenever it ends.
+    Begin = b'b',
+    /// End a custody that hangs; it is then started anew. Answered by one byte: whether one ran.
+    EndCustody = b'e',
+}
+
+/// Custody's supervisor; custody ends when it is stopped or dropped.
 pub struct CustodyChild {
-    watch: Arc<Watch>,
-    thread: Option<JoinHandle<()>>,
+    supervisor: Pid,
+    orders: UnixStream,
 }
 
-#[derive(Default)]
-struct Watch {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    stopping: bool,
-    pid: Option<Pid>,
-}
-
-/// How long an ended custody stays down, at first and at most.
-const PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// A custody that lived this long starts over without the pauses that failures before it had added up.
-const STEADY: Duration = Duration::from_secs(5);
-
-/// How long custody may take to end when asked to, before it is killed.
-const PATIENCE: Duration = Duration::from_millis(700);
+/// How long the supervisor is waited for; it takes less to end custody and itself.
+const PATIENCE: Duration = Duration::from_millis(1200);
 
 impl CustodyChild {
-    /// Starts custody with the same configuration, and a thread that starts it again.
-    pub fn start(config: &Path) -> Result<Self, DaemonError> {
+    /// Splits the supervisor off. This process must have one thread, and none of what custody must not
+    /// inherit. Custody is started by [`CustodyChild::begin`].
+    #[allow(unsafe_code)] // fork(2)
+    pub fn prepare(config: &Path, log: &logging::Settings) -> Result<Self, DaemonError> {
         let program = std::env::current_exe().map_err(io("finding this program"))?;
-        let (config, watch) = (config.to_owned(), Arc::new(Watch::default()));
-        let thread = thread::Builder::new()
-            .name("supervisor".to_owned())
-            .spawn({
-                let watch = Arc::clone(&watch);
-                move || supervise(&program, &config, &watch)
-            })
-            .map_err(io("starting a thread"))?;
-        Ok(Self { watch, thread: Some(thread) })
+        let (orders, theirs) = UnixStream::pair().map_err(io("preparing custody's start"))?;
+        let failed = |errno: nix::errno::Errno| DaemonError::Io {
+            during: "splitting off custody's supervisor",
+            cause: errno.into(),
+        };
+        // SAFETY: there is one thread, so the child finds every lock as it should be.
+        match unsafe { fork() }.map_err(failed)? {
+            ForkResult::Parent { child } => Ok(Self { supervisor: child, orders }),
+            ForkResult::Child => {
+                drop(orders);
+                let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+                let _ = prctl::set_name(c"supervisor");
+                let _logs = logging::start(log);
+                let end = supervisor::follow(theirs, &program, config);
+                if let Err(error) = &end {
+                    tracing::error!(%error, "custody cannot be supervised");
+                }
+                std::process::exit(i32::from(end.is_err()))
+            }
+        }
     }
 
-    /// A handle to end a custody that hangs; it is then started anew.
-    pub fn hang_guard(&self) -> HangGuard {
-        HangGuard(Arc::clone(&self.watch))
+    /// Has custody started, and started anew whenever it ends.
+    pub fn begin(&mut self) -> Result<(), DaemonError> {
+        self.orders.write_all(&[Order::Begin as u8]).map_err(io("having custody started"))
+    }
+
+    /// A handle to end a custody that hangs. Needs a runtime around it.
+    pub fn hang_guard(&self) -> Result<HangGuard, DaemonError> {
+        let orders = self.orders.try_clone().and_then(|orders| {
+            orders.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(orders)
+        });
+        Ok(HangGuard(orders.map_err(io("watching custody"))?))
+    }
+
+    /// Whether the supervisor has ended, which it does not by itself: nobody starts custody any more.
+    pub fn has_ended(&self) -> bool {
+        !matches!(waitpid(self.supervisor, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
     }
 
     /// Ends custody and waits for its end.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        self.watch.state().stopping = true;
-        self.watch.changed.notify_all();
-        self.watch.signal(Signal::SIGTERM);
-        let asked = Instant::now();
-        while !thread.is_finished() && asked.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(5));
-        }
-        self.watch.signal(Signal::SIGKILL);
-        let _ = thread.join();
-    }
-}
-
-/// Ends custody from outside, see [`CustodyChild::hang_guard`].
-pub struct HangGuard(Arc<Watch>);
-
-impl HangGuard {
-    /// Asks custody to end, and kills the one that does not within [`PATIENCE`].
-    pub async fn end_custody(&self) {
-        let pid = self.0.state().pid;
-        self.0.signal(Signal::SIGTERM);
-        tokio::time::sleep(PATIENCE).await;
-        if self.0.state().pid == pid {
-            self.0.signal(Signal::SIGKILL);
-        }
-    }
+    pub fn stop(self) {}
 }
 
 impl Drop for CustodyChild {
     fn drop(&mut self) {
-        self.end();
-    }
-}
-
-impl Watch {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The pid is taken away under the same lock before the child is reaped: it cannot be another's.
-        if let Some(pid) = self.state().pid {
-            let _ = kill(pid, signal);
-        }
-    }
-
-    /// Waits before the next start; true when it is time to stop instead.
-    fn pause(&self, pause: Duration) -> bool {
-        let stopping = |state: &mut State| !state.stopping;
-        let waited = self.changed.wait_timeout_while(self.state(), pause, stopping);
-        waited.unwrap_or_else(PoisonError::into_inner).0.stopping
-    }
-}
-
-fn supervise(program: &PathBuf, config: &Path, watch: &Watch) {
-    let mut pause = PAUSE;
-    loop {
-        let started = Instant::now();
-        match spawn(program, config, watch) {
-            Ok(Some(child)) => wait(child, watch),
-            Ok(None) => return,
-            Err(error) => tracing::error!(%error, "custody could not be started"),
-        }
-        pause = if started.elapsed() > STEADY { PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-        if watch.pause(pause) {
-            return;
+        let _ = self.orders.shutdown(std::net::Shutdown::Both);
+        let asked = Instant::now();
+        while !self.has_ended() && asked.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// Starts custody; `None` where it is time to stop.
-#[allow(unsafe_code)] // pre_exec: one system call between fork and exec
-fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Option<Child>> {
-    let mut command = Command::new(program);
-    command.arg("custody").arg("--config").arg(config).stdin(Stdio::null());
-    // What systemd tells the front is not meant for custody. Ctrl-C goes to the front, which ends
-    // custody after its last checkpoint.
-    command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
-    command.env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID").process_group(0);
-    // A front that was killed takes custody with it, in order: no login is cut off in its middle.
-    // SAFETY: prctl is safe to call between fork and exec, and allocates nothing.
-    unsafe {
-        command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into));
-    }
-    let mut state = watch.state();
-    if state.stopping {
-        return Ok(None);
-    }
-    let child = command.spawn()?;
-    state.pid = i32::try_from(child.id()).ok().map(Pid::from_raw);
-    Ok(Some(child))
-}
+/// Ends custody from outside, see [`CustodyChild::hang_guard`].
+pub struct HangGuard(tokio::net::UnixStream);
 
-fn wait(mut child: Child, watch: &Watch) {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    // Waits without reaping, so that the pid stays the child's until nobody can signal it any more.
-    if let Ok(pid) = i32::try_from(child.id()) {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(Pid::from_raw(pid)), flags) == Err(nix::errno::Errno::EINTR) {}
-    }
-    let mut state = watch.state();
-    state.pid = None;
-    let stopping = state.stopping;
-    drop(state);
-    match child.wait() {
-        Ok(status) if !stopping => tracing::warn!(%status, "custody ended; it is started anew"),
-        Ok(_) => {}
-        Err(error) => tracing::error!(%error, "custody's end could not be learned"),
+impl HangGuard {
+    /// Has custody asked to end, and killed where it does not; false where none runs.
+    pub async fn end_custody(&mut self) -> bool {
+        let asked = self.0.write_all(&[Order::EndCustody as u8]).await.is_ok();
+        asked && matches!(self.0.read_u8().await, Ok(1))
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::logging;
 use crate::secret::arena;
-use crate::{audit, custody, http, policy, records, service, store, token};
+use crate::{audit, custody, http, policy, records, sandbox, service, store, token};
 
 /// All settings; every one has a default. `config/strongroom.toml` explains each.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -18,6 +18,7 @@ pub struct Config {
     pub limits: http::Limits,
     pub token: token::Settings,
     pub custody: custody::Settings,
+    pub sandbox: sandbox::Settings,
     pub store: store::sled_store::Settings,
     pub records: records::Settings,
     pub audit: audit::Settings,

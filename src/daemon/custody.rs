@@ -9,11 +9,12 @@ use super::config::Config;
 use super::footprint::let_go_of_the_start;
 use super::{DaemonError, logging};
 use crate::cli::Custody;
-use crate::custody::Ready;
+use crate::custody::{Ready, Surroundings};
+use crate::sandbox;
 
 /// Runs custody until it is told to end; it ends from within, so it only returns with an error.
 pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
-    let Config { token, mut custody, log, .. } = Config::load(&arguments.config)?.config;
+    let Config { token, mut custody, sandbox, log, .. } = Config::load(&arguments.config)?.config;
     let _logs = logging::start(&log)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -29,9 +30,15 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         Some(number) => Some(take_descriptor(number)),
         None => passed_socket(),
     };
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let ready = Ready::start(custody, token, credentials, passed)?;
-    tracing::info!(arena = %ready.arena(), "custody is ready");
+    let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let around = Surroundings {
+        credentials: named("CREDENTIALS_DIRECTORY"),
+        state: named("STATE_DIRECTORY"),
+        softhsm: named("SOFTHSM2_CONF"),
+    };
+    let ready = Ready::start(custody, token, &sandbox, &around, passed)?;
+    let shut_in = sandbox::entered().map(tracing::field::display);
+    tracing::info!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let stop = move || {
         let _ = signals.wait();

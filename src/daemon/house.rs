@@ -10,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 use super::config::Config;
 use crate::custody::protocol::{Check, Verdict};
 use crate::service::HouseChecks;
+use crate::{custody, sandbox};
 
 /// Descriptors that the front needs besides one per connection.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -30,6 +31,9 @@ pub fn checks(config: &Config) -> HouseChecks {
             descriptors(config.limits.connections),
         ];
         checks.push(roles(&config));
+        checks.extend(
+            sandbox::entered().map(|entered| custody::sandboxed("sandbox of the front", entered)),
+        );
         checks
     })
 }

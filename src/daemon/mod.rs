@@ -11,7 +11,9 @@ pub mod fuzzing;
 mod house;
 mod inspect;
 pub mod logging;
+mod needs;
 mod start;
+mod supervisor;
 mod trail_keeping;
 
 pub use custody::custody;
@@ -51,6 +53,12 @@ pub enum DaemonError {
     Arena(#[from] crate::secret::ArenaError),
     #[error("{0}")]
     Harden(#[from] crate::secret::HardenError),
+    #[error("the sandbox: {0}")]
+    Sandbox(#[from] crate::sandbox::SandboxError),
+    #[error(
+        "the process that starts custody has ended; the front ends with it, to be started anew"
+    )]
+    Unsupervised,
     #[error("{during}: {cause}")]
     Io { during: &'static str, cause: std::io::Error },
 }

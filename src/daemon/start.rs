@@ -15,12 +15,14 @@ use super::config::{Config, Loaded};
 use super::footprint::let_go_of_the_start;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
+use super::needs::needs;
 use super::{DaemonError, io};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
 use crate::custody::{Client, LinkState, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
+use crate::sandbox;
 use crate::secret::{self, Use, arena};
 
 /// Locked memory of the front: plaintexts and PINs that pass through.
@@ -36,25 +38,32 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 /// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let loaded = Config::load(&arguments.config)?;
+    // Without the runtime's environment of systemd, custody is the front's own child. Who starts it is
+    // split off while there is one thread and nothing to inherit.
+    let mut child = match loaded.config.custody.spawn {
+        Spawn::Never => None,
+        Spawn::Auto if sd_notify::booted().unwrap_or(false) && under_systemd() => None,
+        Spawn::Auto | Spawn::Always => {
+            Some(CustodyChild::prepare(&arguments.config, &loaded.config.log)?)
+        }
+    };
     let logs = logging::start(&loaded.config.log)?;
     let arena = arena::Settings { size_bytes: FRONT_ARENA, ..loaded.config.custody.arena.clone() };
     let arena = secret::start(&arena, Use::Front)?;
     secret::harden_process()?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, "the front starts");
-    // Without the runtime's environment of systemd, custody is the front's own child.
-    let child = match loaded.config.custody.spawn {
-        Spawn::Never => None,
-        Spawn::Auto if sd_notify::booted().unwrap_or(false) && under_systemd() => None,
-        Spawn::Auto | Spawn::Always => Some(CustodyChild::start(&arguments.config)?),
-    };
+    let sandbox =
+        sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
+    if let Some(child) = &mut child {
+        child.begin()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(front_threads())
         .thread_name("front")
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let guard = child.as_ref().map(CustodyChild::hang_guard);
-    let result = runtime.block_on(run(&arguments.config, &loaded, &logs, guard));
+    let result = runtime.block_on(run(&arguments.config, &loaded, &logs, child.as_ref()));
     // Deeds that still run get no more time: their lines say that they were interrupted.
     runtime.shutdown_timeout(Duration::from_millis(500));
     if let Some(child) = child {
@@ -78,16 +87,17 @@ async fn run(
     path: &Path,
     loaded: &Loaded,
     logs: &Logs,
-    guard: Option<HangGuard>,
+    child: Option<&CustodyChild>,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
+    let mut children = signal(SignalKind::child()).map_err(io("following signals"))?;
     let front = Front::open(path, loaded).await?;
     front.tend(config);
-    if let Some(guard) = guard {
-        tokio::spawn(end_hung(guard, front.custody.clone()));
+    if let Some(child) = child {
+        tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
     }
     let listener = match passed_socket() {
         Some(listener) => listener,
@@ -106,6 +116,9 @@ async fn run(
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
+            _ = children.recv() => if child.is_some_and(CustodyChild::has_ended) {
+                break Err(DaemonError::Unsupervised);
+            },
             error = lost(front.store.as_ref()) => break Err(DaemonError::StoreLost(error)),
             _ = hangup.recv() => reload(path, config, &front, logs).await,
             _ = beat.tick() => notify(&[NotifyState::Watchdog]),
@@ -125,7 +138,7 @@ async fn run(
 }
 
 /// Ends a custody of ours that has not come to work for so long that it must hang.
-async fn end_hung(guard: HangGuard, custody: Client) {
+async fn end_hung(mut guard: HangGuard, custody: Client) {
     let mut states = custody.watch();
     loop {
         let is_down = |state: &LinkState| matches!(state, LinkState::Down(_));

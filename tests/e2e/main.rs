@@ -32,6 +32,7 @@ mod memory;
 mod older_records;
 mod process;
 mod promises;
+mod sandbox;
 mod sealing;
 mod secrets;
 mod trail_files;

@@ -278,17 +278,13 @@ impl Appliance {
         self.front.as_ref().expect("it runs").id()
     }
 
-    /// The process that the front has started.
+    /// The process that the front has had started: its supervisor's child.
     pub fn custody_pid(&self) -> u32 {
         let front = self.front_pid();
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
-            for task in std::fs::read_dir(format!("/proc/{front}/task")).expect("it runs").flatten()
-            {
-                let children = std::fs::read_to_string(task.path().join("children"));
-                if let Some(pid) = children.unwrap_or_default().split_whitespace().next() {
-                    return pid.parse().expect("a number");
-                }
+            if let Some(custody) = child_of(front).and_then(child_of) {
+                return custody;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -400,6 +396,15 @@ impl Appliance {
         let public = self.get(&format!("/v1/keys/{name}/public?format=spki-pem"));
         public.expect_status(200).text()
     }
+}
+
+/// The first child of any thread of a process.
+fn child_of(process: u32) -> Option<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    tasks.flatten().find_map(|task| {
+        let children = std::fs::read_to_string(task.path().join("children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    })
 }
 
 impl User {

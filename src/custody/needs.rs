@@ -1,0 +1,143 @@
+//! What custody still needs once it has started, for its sandbox: the module with its libraries, the PIN,
+//! and the files that the module keeps the token in.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sandbox::{Needs, Sockets};
+use crate::token;
+
+/// The `[custody.sandbox]` part of the configuration: what a module needs besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Files and directories that the module reads, such as its own configuration.
+    pub read: Vec<PathBuf>,
+    /// Files and directories that the module writes, and devices that it speaks to.
+    pub write: Vec<PathBuf>,
+    /// What the module may connect to.
+    pub sockets: Sockets,
+}
+
+/// What the process was handed by whoever started it.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The directory of systemd's credentials.
+    pub credentials: Option<PathBuf>,
+    /// The directory that is custody's to write in.
+    pub state: Option<PathBuf>,
+    /// SoftHSM's configuration, where it is not at its usual place.
+    pub softhsm: Option<PathBuf>,
+}
+
+/// Where modules are used to have their configuration.
+const MODULES_OWN: [&str; 5] =
+    ["/etc/softhsm", "/etc/pkcs11", "/etc/opensc", "/etc/ssl/openssl.cnf", "/usr/share/p11-kit"];
+
+/// SoftHSM's configuration, unless its environment names another.
+const SOFTHSM: &str = "/etc/softhsm/softhsm2.conf";
+
+/// Puts it together.
+pub fn needs(settings: &Settings, token: &token::Settings, around: &Surroundings) -> Needs {
+    let mut read = settings.read.clone();
+    read.extend(MODULES_OWN.map(PathBuf::from));
+    // A module may load others that lie beside it.
+    let module = token.module.canonicalize().unwrap_or_else(|_| token.module.clone());
+    read.extend(module.parent().map(Path::to_owned));
+    read.extend(around.credentials.clone());
+    read.extend(token.pin_file.clone());
+    let mut write = settings.write.clone();
+    write.extend(around.state.clone());
+    let softhsm = around.softhsm.clone().unwrap_or_else(|| PathBuf::from(SOFTHSM));
+    write.extend(softhsm_tokens(&softhsm));
+    read.push(softhsm);
+    Needs { read, write, sockets: settings.sockets, ..Needs::default() }
+}
+
+/// What nobody else needs: the PIN, and where the token's files are.
+pub fn private_files(
+    settings: &super::Settings,
+    token: &token::Settings,
+    around: &Surroundings,
+) -> Vec<PathBuf> {
+    let mut files = needs(&settings.sandbox, token, around).write;
+    files.extend(token.pin_file.clone());
+    files
+}
+
+/// The directory that SoftHSM keeps its tokens in.
+fn softhsm_tokens(configuration: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(configuration).ok()?;
+    let value = text.lines().find_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == "directories.tokendir").then(|| value.trim())
+    });
+    value.map(PathBuf::from)
+}
+
+/// A file as it was when the sandbox was entered. One that is put in its place later is another file,
+/// which this process may not open: the next one may.
+pub struct Granted {
+    path: Option<PathBuf>,
+    was: Option<(u64, u64)>,
+}
+
+impl Granted {
+    /// To be asked before the sandbox is entered.
+    pub fn pin(token: &token::Settings) -> Self {
+        let path = token.pin_file.clone().filter(|_| token.pin_credential.is_none());
+        Self { was: path.as_deref().and_then(identity), path }
+    }
+
+    /// Whether another file has taken its place.
+    pub fn is_replaced(&self) -> bool {
+        self.path.as_deref().and_then(identity) != self.was
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokens_of_softhsm_are_found_by_its_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let conf = directory.path().join("softhsm2.conf");
+        std::fs::write(&conf, "# a\nlog.level = ERROR\ndirectories.tokendir =  /var/lib/x/ \n")
+            .unwrap();
+        let around = Surroundings {
+            softhsm: Some(conf.clone()),
+            state: Some("/var/lib/state".into()),
+            ..Surroundings::default()
+        };
+        let token = token::Settings { pin_file: Some("/p/pin".into()), ..Default::default() };
+        let settings = Settings { write: vec!["/dev/hsm".into()], ..Settings::default() };
+        let needs = needs(&settings, &token, &around);
+        let expected = ["/dev/hsm", "/var/lib/state", "/var/lib/x/"];
+        assert_eq!(needs.write, expected.map(PathBuf::from));
+        assert!(needs.read.contains(&conf) && needs.read.contains(&"/p/pin".into()));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path().join("pin");
+        let token = token::Settings { pin_file: Some(pin.clone()), ..Default::default() };
+        let absent = Granted::pin(&token);
+        assert!(!absent.is_replaced());
+        std::fs::write(&pin, "1").unwrap();
+        assert!(absent.is_replaced());
+        let granted = Granted::pin(&token);
+        std::fs::write(&pin, "2").unwrap();
+        assert!(!granted.is_replaced(), "what is written anew in its place is the same file");
+        std::fs::write(directory.path().join("new"), "3").unwrap();
+        std::fs::rename(directory.path().join("new"), &pin).unwrap();
+        assert!(granted.is_replaced());
+    }
+}

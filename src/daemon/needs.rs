@@ -1,0 +1,53 @@
+//! What the front still needs once it has started, for its sandbox: its own directories and what it reads
+//! again at a reload. Neither the token nor its PIN, wherever they lie.
+
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::config::Config;
+use crate::custody::{self, Surroundings};
+use crate::sandbox::{Needs, Sockets};
+
+/// Where the system keeps users and groups besides `/etc`; policy names some.
+const USERS: [&str; 2] = ["/run/systemd/userdb", "/var/lib/sss"];
+
+/// Puts it together. What is to be written in is made first: only what is there can be granted.
+pub fn needs(path: &Path, config: &Config) -> Needs {
+    let (store, trail) = (&config.store.path, &config.audit.directory);
+    let socket_in = config.listen.socket.parent().map(Path::to_owned);
+    // Where this fails, whoever opens it says why.
+    let _ = make_private(store);
+    let _ = make_private(trail);
+    if let Some(directory) = &socket_in {
+        let _ = DirBuilder::new().recursive(true).mode(0o755).create(directory);
+    }
+    // The whole directories: a file that is replaced is another file. And /etc, for its users.
+    let mut read = vec![PathBuf::from("/etc"), config.policy.directory.clone()];
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    read.extend(path.parent().map(Path::to_owned));
+    read.extend(USERS.map(PathBuf::from));
+    let around = Surroundings {
+        softhsm: std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from),
+        ..Surroundings::default()
+    };
+    Needs {
+        read,
+        write: vec![store.clone(), trail.clone()],
+        socket_in: socket_in.into_iter().collect(),
+        never: custody::private_files(&config.custody, &config.token, &around),
+        sockets: Sockets::Local,
+    }
+}
+
+/// Makes a directory that is its owner's alone, if it is not there, and sees it safely on disk.
+fn make_private(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(directory)?;
+    // The umask may have taken more away than is good.
+    std::fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}

@@ -1,0 +1,159 @@
+//! What a process of ours may still do once it has started: which files it opens (Landlock), which
+//! system calls it makes (seccomp). For good, for all its threads and children, whoever owns its code.
+//!
+//! The kernel asks for no privilege to give rights up, so this holds without systemd, too. It is entered
+//! before the first thread starts: a thread that was there earlier would stay free.
+
+mod calls;
+mod files;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use nix::sys::prctl;
+use serde::{Deserialize, Serialize};
+
+/// Whether a process without a sandbox may serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It may not: a kernel that lacks a part keeps it from starting.
+    Require,
+    /// Each part that the kernel has is entered, and must be; what it lacks, `doctor` names.
+    #[default]
+    Available,
+    /// There is none.
+    Off,
+}
+
+/// The `[sandbox]` part of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    pub mode: Mode,
+}
+
+/// Which sockets may still be made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sockets {
+    /// Unix datagrams, for logs and the supervisor. Nothing can be connected to that answers.
+    #[default]
+    None,
+    /// Every Unix socket, and netlink, for daemons of this machine.
+    Local,
+    /// Those of the network as well.
+    Network,
+}
+
+/// What a process needs once it serves; a path that is not there is left out.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// Files, and directories with all beneath them.
+    pub read: Vec<PathBuf>,
+    /// The same, to write, make and remove in; devices too.
+    pub write: Vec<PathBuf>,
+    /// Directories in which a socket is put and replaced.
+    pub socket_in: Vec<PathBuf>,
+    /// Never granted, though it may lie beneath what is: its siblings are granted one by one instead.
+    pub never: Vec<PathBuf>,
+    pub sockets: Sockets,
+}
+
+/// Why a process could not be shut in.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("{part} is not in force: {why}; [sandbox] mode = \"require\" asks for it")]
+    Missing { part: &'static str, why: String },
+    #[error("{part} could not be entered: {why}")]
+    Refused { part: &'static str, why: String },
+    #[error("{0} threads run already, and would stay outside")]
+    Late(usize),
+}
+
+/// What is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The version of Landlock's interface that is used; 0 where the kernel has none.
+    pub landlock: u8,
+    pub seccomp: bool,
+    mode: Mode,
+}
+
+impl Report {
+    /// Whether everything is in force that this program knows of.
+    pub fn is_whole(&self) -> bool {
+        self.landlock >= files::NEWEST && self.seccomp
+    }
+
+    /// Why it is not, and what would change that; empty where it is.
+    pub fn remedy(&self) -> &'static str {
+        match (self.mode, self.is_whole()) {
+            (_, true) => "",
+            (Mode::Off, _) => "[sandbox] mode",
+            _ => "a kernel with Landlock (Linux 6.12 or newer has all of it) and seccomp",
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.mode == Mode::Off {
+            return f.write_str("off");
+        }
+        match self.landlock {
+            0 => f.write_str("no Landlock: any file of its user can be opened")?,
+            version if version < files::NEWEST => {
+                write!(f, "Landlock {version} of {}", files::NEWEST)?
+            }
+            version => write!(f, "Landlock {version}")?,
+        }
+        f.write_str(if self.seccomp { ", seccomp" } else { ", no seccomp" })
+    }
+}
+
+static ENTERED: OnceLock<Report> = OnceLock::new();
+
+/// What this process has entered; nothing before [`enter`].
+pub fn entered() -> Option<&'static Report> {
+    ENTERED.get()
+}
+
+/// Shuts this process in. The process must have one thread, and does not come out again.
+///
+/// # Errors
+/// Where a part that has to be in force is not: the process must not go on then.
+pub fn enter(settings: &Settings, needs: &Needs) -> Result<&'static Report, SandboxError> {
+    let report = match settings.mode {
+        Mode::Off => Report { landlock: 0, seccomp: false, mode: Mode::Off },
+        mode => {
+            alone()?;
+            let refused = |errno: nix::errno::Errno| SandboxError::Refused {
+                part: "no_new_privs",
+                why: errno.to_string(),
+            };
+            prctl::set_no_new_privs().map_err(refused)?;
+            let landlock = files::enter(needs)?;
+            if landlock == 0 && mode == Mode::Require {
+                let why = "this kernel was built or started without it".to_owned();
+                return Err(SandboxError::Missing { part: "Landlock", why });
+            }
+            let seccomp = calls::enter(needs.sockets)?;
+            if !seccomp && mode == Mode::Require {
+                let why = "this kernel was built without it".to_owned();
+                return Err(SandboxError::Missing { part: "seccomp", why });
+            }
+            Report { landlock, seccomp, mode }
+        }
+    };
+    Ok(ENTERED.get_or_init(|| report))
+}
+
+/// Landlock and seccomp are entered by a thread, and by those that it starts.
+fn alone() -> Result<(), SandboxError> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) | Err(_) => Ok(()),
+        Ok(threads) => Err(SandboxError::Late(threads)),
+    }
+}

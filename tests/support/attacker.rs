@@ -1,0 +1,184 @@
+//! The attacker: code that runs inside a process of Strongroom and tries to get out of it.
+//!
+//! A library of its own, built by the test that uses it. Custody loads it as its PKCS#11 module (it hands
+//! on to SoftHSM); the front has it preloaded, where it wakes whenever a connection is taken. Each time
+//! it looks for a plan in `$ATTACK_DIR`: one attempt per line. What became of them is its report.
+
+use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
+use std::io::{Error, ErrorKind, Read};
+use std::path::PathBuf;
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn syscall(number: c_long, ...) -> c_long;
+    fn fork() -> c_int;
+    fn waitpid(pid: c_int, status: *mut c_int, flags: c_int) -> c_int;
+    fn _exit(code: c_int) -> !;
+}
+
+const RTLD_NOW: c_int = 2;
+const RTLD_NEXT: *mut c_void = -1_isize as *mut c_void;
+const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
+/// What a PKCS#11 module is asked for first.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut c_void) -> c_ulong {
+    attack();
+    type GetList = unsafe extern "C" fn(*mut *mut c_void) -> c_ulong;
+    let path = CString::new(SOFTHSM).unwrap();
+    // SAFETY: the module's entry has this signature (PKCS#11 §5.4), and its list outlives the process.
+    unsafe {
+        let library = dlopen(path.as_ptr(), RTLD_NOW);
+        let entry = dlsym(library, c"C_GetFunctionList".as_ptr());
+        std::mem::transmute::<*mut c_void, GetList>(entry)(list)
+    }
+}
+
+/// Stands before the C library's where this is preloaded.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn accept4(
+    socket: c_int,
+    address: *mut c_void,
+    length: *mut c_void,
+    flags: c_int,
+) -> c_int {
+    let command = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    if command.split(|byte| *byte == 0).any(|word| word == b"serve") {
+        attack();
+    }
+    type Accept = unsafe extern "C" fn(c_int, *mut c_void, *mut c_void, c_int) -> c_int;
+    // SAFETY: the next one of this name is the C library's own.
+    unsafe {
+        let next = dlsym(RTLD_NEXT, c"accept4".as_ptr());
+        std::mem::transmute::<*mut c_void, Accept>(next)(socket, address, length, flags)
+    }
+}
+
+/// Carries the plan out, if there is one, and reports: `attempt<TAB>done` or `attempt<TAB>refused N`.
+fn attack() {
+    let Some(directory) = std::env::var_os("ATTACK_DIR").map(PathBuf::from) else { return };
+    let Ok(plan) = std::fs::read_to_string(directory.join("plan")) else { return };
+    if std::fs::remove_file(directory.join("plan")).is_err() {
+        return; // another thread is at it
+    }
+    let mut report = String::new();
+    for line in plan.lines() {
+        let (verb, argument) = line.split_once(' ').unwrap_or((line, ""));
+        let end = match attempt(verb, argument) {
+            Ok(()) => "done".to_owned(),
+            Err(error) => format!("refused {}", error.raw_os_error().unwrap_or(0)),
+        };
+        report.push_str(&format!("{line}\t{end}\n"));
+    }
+    std::fs::write(directory.join("unfinished"), report).expect("a report");
+    std::fs::rename(directory.join("unfinished"), directory.join("report")).expect("a report");
+}
+
+fn attempt(verb: &str, argument: &str) -> Result<(), Error> {
+    let pid = || argument.parse::<c_long>().map_err(|_| Error::from(ErrorKind::InvalidInput));
+    match verb {
+        "read" => std::fs::File::open(argument)?.read(&mut [0; 16]).map(drop),
+        "open" => std::fs::File::open(argument).map(drop),
+        "list" => std::fs::read_dir(argument).map(drop),
+        "write" => std::fs::OpenOptions::new().append(true).create(true).open(argument).map(drop),
+        "remove" => std::fs::remove_file(argument),
+        "rename" => std::fs::rename(argument, format!("{argument}.moved")),
+        "make" => std::fs::create_dir(argument),
+        "tcp" => std::net::TcpStream::connect(argument).map(drop),
+        "tcp-listen" => std::net::TcpListener::bind(argument).map(drop),
+        "udp" => std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"key", argument).map(drop),
+        "connect" => std::os::unix::net::UnixStream::connect(argument).map(drop),
+        "execute" => std::process::Command::new(argument).status().map(drop),
+        "execute-here" => in_child(|| raw(EXECVE, &[argument_pointer(argument), 0, 0])),
+        "trace" => raw(PTRACE, &[PTRACE_SEIZE, pid()?, 0, 0]),
+        "peek" => peek(pid()?),
+        "take-descriptor" => take_descriptor(pid()?),
+        "signal" => raw(KILL, &[pid()?, 0]),
+        "dumpable" => raw(PRCTL, &[PR_SET_DUMPABLE, 1]),
+        "namespace" => raw(UNSHARE, &[CLONE_NEWUSER]),
+        "call" => raw(pid()?, &[0; 6]),
+        _ => Err(ErrorKind::Unsupported.into()),
+    }
+}
+
+// Numbers of x86-64, and those that all processors share.
+#[cfg(target_arch = "x86_64")]
+mod numbers {
+    use std::ffi::c_long;
+    pub const EXECVE: c_long = 59;
+    pub const KILL: c_long = 62;
+    pub const PTRACE: c_long = 101;
+    pub const PRCTL: c_long = 157;
+    pub const UNSHARE: c_long = 272;
+    pub const PROCESS_VM_READV: c_long = 310;
+}
+#[cfg(target_arch = "aarch64")]
+mod numbers {
+    use std::ffi::c_long;
+    pub const EXECVE: c_long = 221;
+    pub const KILL: c_long = 129;
+    pub const PTRACE: c_long = 117;
+    pub const PRCTL: c_long = 167;
+    pub const UNSHARE: c_long = 97;
+    pub const PROCESS_VM_READV: c_long = 270;
+}
+use numbers::*;
+const PIDFD_OPEN: c_long = 434;
+const PIDFD_GETFD: c_long = 438;
+const PTRACE_SEIZE: c_long = 0x4206;
+const PR_SET_DUMPABLE: c_long = 4;
+const CLONE_NEWUSER: c_long = 0x1000_0000;
+
+/// A system call with up to six arguments.
+fn raw(number: c_long, arguments: &[c_long]) -> Result<(), Error> {
+    raw_value(number, arguments).map(drop)
+}
+
+fn raw_value(number: c_long, arguments: &[c_long]) -> Result<c_long, Error> {
+    let at = |index: usize| arguments.get(index).copied().unwrap_or(0);
+    // SAFETY: every pointer among them is null or points to what outlives the call.
+    let value = unsafe { syscall(number, at(0), at(1), at(2), at(3), at(4), at(5)) };
+    if value < 0 { Err(Error::last_os_error()) } else { Ok(value) }
+}
+
+fn argument_pointer(argument: &str) -> c_long {
+    CString::new(argument).unwrap().into_raw() as c_long
+}
+
+/// In a child: what succeeds does not come back. The child's exit code is the error.
+fn in_child(attempt: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    // SAFETY: the child makes system calls alone.
+    let child = unsafe { fork() };
+    if child == 0 {
+        let code = attempt().err().and_then(|error| error.raw_os_error()).unwrap_or(0);
+        // SAFETY: it does not return.
+        unsafe { _exit(code) }
+    }
+    let mut status = 0;
+    // SAFETY: the status outlives the call.
+    unsafe { waitpid(child, &mut status, 0) };
+    match status >> 8 {
+        0 => Ok(()),
+        code => Err(Error::from_raw_os_error(code)),
+    }
+}
+
+/// Reads the first word of the other's program: every process has its program mapped.
+fn peek(pid: c_long) -> Result<(), Error> {
+    let mut word = 0_u64;
+    let local = [&raw mut word as u64, 8];
+    // Where the other's program lies is not known here: our own place for it serves as a guess, and a
+    // bad address is an answer, too: the other was looked into.
+    let remote = [peek as *const () as u64, 8];
+    let (local, remote) = (local.as_ptr() as c_long, remote.as_ptr() as c_long);
+    match raw(PROCESS_VM_READV, &[pid, local, 1, remote, 1, 0]) {
+        Err(error) if error.raw_os_error() == Some(14) => Ok(()),
+        other => other,
+    }
+}
+
+fn take_descriptor(pid: c_long) -> Result<(), Error> {
+    let descriptor = raw_value(PIDFD_OPEN, &[pid, 0])?;
+    raw(PIDFD_GETFD, &[descriptor, 0, 0])
+}
