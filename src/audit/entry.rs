@@ -154,6 +154,8 @@ pub enum Event {
     TailCut,
     /// The trail did not hold what was known of it, and the operator let it go on.
     BreakRecorded,
+    /// So many requests of one caller were refused without a line of their own.
+    RefusalsLeftOut,
 }
 
 impl Event {
@@ -174,6 +176,7 @@ impl Event {
             Event::Segment => "segment",
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",
+            Event::RefusalsLeftOut => "refusals-left-out",
         }
     }
 }
@@ -189,6 +192,8 @@ pub struct EventNote {
     pub(super) bytes: Option<u64>,
     pub(super) open_from: Option<u64>,
     pub(super) changes: Option<u64>,
+    /// Whose refusals, and how many.
+    pub(super) refused: Option<(String, u64)>,
 }
 
 impl EventNote {
@@ -201,7 +206,13 @@ impl EventNote {
             bytes: None,
             open_from: None,
             changes: None,
+            refused: None,
         }
+    }
+
+    /// `count` refusals of `caller` have no line of their own.
+    pub fn refusals_left_out(caller: &Caller, count: u64) -> Self {
+        Self { refused: Some((caller.name(), count)), ..Self::new(Event::RefusalsLeftOut) }
     }
 
     /// Something was loaded whose SHA-256 is `digest`.
@@ -304,6 +315,8 @@ impl EventNote {
         texts.hex = self.digest.map(|digest| Hash(digest).hex());
         Line {
             kind: Kind::Event,
+            caller: self.refused.as_ref().map(|(caller, _)| plain(caller)),
+            count: self.refused.as_ref().map(|(_, count)| *count),
             event: Some(self.event.as_str()),
             program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
             digest: texts.hex.as_ref().map(Hex::as_str),

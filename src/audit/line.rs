@@ -114,6 +114,9 @@ pub struct Line<'a> {
     pub line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Event `refusals-left-out`: how many refusals of the caller have no line of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// Outcome: `done`, `failed`, `refused` or `interrupted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<&'a str>,

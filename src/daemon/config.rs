@@ -89,10 +89,18 @@ impl Config {
         let bounds = [
             ("[limits] connections", least_one(limits.connections)),
             ("[limits] connections_per_uid", least_one(limits.connections_per_uid)),
+            (
+                "[limits] requests_per_second_per_uid",
+                least_one(limits.requests_per_second_per_uid as usize),
+            ),
+            ("[limits] requests_burst_per_uid", least_one(limits.requests_burst_per_uid as usize)),
+            // What tokio's semaphore holds.
+            ("[limits] requests_at_once_per_uid", (limits.requests_at_once_per_uid, 1, 1 << 20)),
             ("[limits] body_bytes", least_one(limits.body_bytes)),
             ("[limits] json_depth", least_one(limits.json_depth)),
             ("[limits] header_timeout_ms", wait(limits.header_timeout_ms)),
             ("[limits] body_timeout_ms", wait(limits.body_timeout_ms)),
+            ("[limits] answer_timeout_ms", wait(limits.answer_timeout_ms)),
             ("[custody] workers", (custody.workers, 0, 1024)),
             ("[custody] token_threads", (custody.token_threads, 1, 1024)),
             ("[custody] deadline_ms", wait(custody.deadline_ms)),

@@ -53,6 +53,7 @@ impl Front {
             records,
             custody: custody.clone(),
             settings: config.keys.clone(),
+            refusals_per_minute: config.limits.refusals_per_minute_per_uid,
             house: house::checks(config),
             config_file: path.display().to_string(),
         }));
@@ -64,6 +65,7 @@ impl Front {
     pub fn tend(&self, config: &Config) {
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.trail().tend().await });
+        tokio::spawn(tell_numbers(Arc::clone(&self.appliance)));
         tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }
@@ -117,6 +119,15 @@ pub async fn lost(store: &dyn Store) -> StoreError {
             return error;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Tells trail and journal of what was counted and not told one by one.
+async fn tell_numbers(appliance: Arc<Appliance>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        appliance.quiet().tell();
+        appliance.tell_refusals(false).await;
     }
 }
 

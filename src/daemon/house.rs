@@ -8,12 +8,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
 use super::config::Config;
+use super::descriptors;
 use crate::custody::protocol::{Check, Verdict};
 use crate::service::HouseChecks;
 use crate::{custody, sandbox};
-
-/// Descriptors that the front needs besides one per connection.
-const OWN_DESCRIPTORS: u64 = 64;
 
 /// Less room than this on the trail's or the store's disk is worth a warning, in bytes.
 const LOW: u64 = 256 * 1024 * 1024;
@@ -28,7 +26,7 @@ pub fn checks(config: &Config) -> HouseChecks {
             room("room for the store", &config.store.path, "[store] path"),
             room("room for the trail", &config.audit.directory, "[audit] directory"),
             clock(),
-            descriptors(config.limits.connections),
+            open_files(config.limits.connections),
         ];
         checks.push(roles(&config));
         checks.extend(
@@ -76,16 +74,17 @@ fn clock() -> Check {
     }
 }
 
-fn descriptors(connections: usize) -> Check {
-    let needed = connections as u64 + OWN_DESCRIPTORS;
+fn open_files(connections: usize) -> Check {
+    let needed = connections as u64 + descriptors::OWN;
     match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, _)) if soft >= needed => {
-            check("open files", Verdict::Ok, format!("{soft} allowed"), "")
+        // The front raises what it has to what it may have.
+        Ok((_, may)) if may >= needed => {
+            check("open files", Verdict::Ok, format!("{may} allowed"), "")
         }
-        Ok((soft, _)) => check(
+        Ok((_, may)) => check(
             "open files",
             Verdict::Warn,
-            format!("{soft} allowed, {needed} needed for {connections} connections"),
+            format!("{may} allowed, {needed} needed for {connections} connections"),
             "LimitNOFILE= of the unit, or [limits] connections",
         ),
         Err(error) => check("open files", Verdict::Fail, error.to_string(), "LimitNOFILE="),

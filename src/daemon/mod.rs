@@ -3,6 +3,7 @@
 mod child;
 mod config;
 mod custody;
+mod descriptors;
 mod footprint;
 mod front;
 #[cfg(any(test, fuzzing))]

@@ -16,7 +16,7 @@ use super::footprint::let_go_of_the_start;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::needs::needs;
-use super::{DaemonError, io};
+use super::{DaemonError, descriptors, io};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
 use crate::custody::{Client, LinkState, Spawn};
@@ -51,6 +51,7 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let arena = arena::Settings { size_bytes: FRONT_ARENA, ..loaded.config.custody.arena.clone() };
     let arena = secret::start(&arena, Use::Front)?;
     secret::harden_process()?;
+    descriptors::raise(&loaded.config.limits);
     let sandbox =
         sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
@@ -104,8 +105,8 @@ async fn run(
         None => http::bind(&config.listen)?,
     };
     let appliance = Arc::clone(&front.appliance);
-    let server = Server::new(listener, appliance, config.limits.clone())
-        .map_err(io("taking over the socket"))?;
+    let limits = descriptors::fit(&config.limits);
+    let server = Server::new(listener, appliance, limits).map_err(io("taking over the socket"))?;
     let (stop, stopped) = watch::channel(false);
     let serving = tokio::spawn(server.run(stopped));
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
@@ -133,6 +134,7 @@ async fn run(
     if tokio::time::timeout(PATIENCE, serving).await.is_err() {
         tracing::warn!("some requests took too long to end; they are given up");
     }
+    front.appliance.tell_refusals(true).await;
     let stopped = front.appliance.trail().stop().await;
     end.and(stopped.map_err(DaemonError::from))
 }

@@ -4,6 +4,7 @@
 //! only file that knows status codes of errors.
 
 mod body;
+mod bucket;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -16,6 +17,8 @@ mod reply;
 mod routes;
 mod serve;
 mod shape;
+mod share;
+mod wire;
 
 pub use listen::{ListenError, Settings as ListenSettings, bind};
 pub use serve::{Limits, Server};

@@ -27,16 +27,19 @@ pub struct Description {
 }
 
 /// What every route can answer besides its success.
-const PROBLEMS: [(&str, &str); 11] = [
-    ("400", "malformed, invalid, invalid-name"),
+const PROBLEMS: [(&str, &str); 14] = [
+    ("400", "malformed, invalid, invalid-name, not-http"),
     ("403", "denied"),
     ("404", "not-found, no-such-version, no-route"),
     ("405", "method-not-allowed"),
-    ("408", "body-too-slow"),
+    ("408", "body-too-slow, headers-too-slow"),
     ("409", "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked"),
     ("413", "body-too-large"),
+    ("414", "uri-too-long"),
     ("415", "not-json"),
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
+    ("429", "too-many-requests, too-many-refusals; with Retry-After"),
+    ("431", "headers-too-large"),
     ("500", "internal, record-broken, outcome-unrecorded"),
     (
         "503",
@@ -150,7 +153,7 @@ fn problems(mut operation: OperationBuilder) -> OperationBuilder {
             ContentBuilder::new().schema(Some(Ref::from_schema_name(Document::name()))).build();
         let mut response =
             answered(&format!("code: {codes}")).content("application/problem+json", content);
-        if status == "503" {
+        if matches!(status, "429" | "503") {
             response = response.header("retry-after", header("Seconds."));
         }
         operation = operation.response(status, response.build());

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::reply::IntoReply;
 use super::serve::Limits;
 use super::shape::{FromWire, Incoming};
+use super::share::{Place, Turn};
 use crate::service::{Appliance, Call, Error, Request};
 
 /// What handlers work with.
@@ -20,6 +21,13 @@ pub struct Front {
     pub limits: Arc<Limits>,
 }
 
+/// A request's caller, and the place that its connection has.
+#[derive(Clone)]
+pub struct Guest {
+    pub call: Call,
+    pub place: Arc<Place>,
+}
+
 /// On a response: the request's body was not meant to hold a secret, the connection may stay open.
 #[derive(Debug, Clone, Copy)]
 pub struct NothingToForget;
@@ -27,15 +35,15 @@ pub struct NothingToForget;
 /// Handles a route of `R`. `CREATED` says that its success is a 201.
 pub async fn perform<R, const CREATED: bool>(
     State(front): State<Front>,
-    Extension(call): Extension<Call>,
+    Extension(guest): Extension<Guest>,
     request: http::Request<axum::body::Body>,
 ) -> Response
 where
     R: FromWire,
     R::Reply: IntoReply,
 {
-    let request_id = call.request_id;
-    let mut response = match answer::<R>(front, call, request).await {
+    let request_id = guest.call.request_id;
+    let mut response = match answer::<R>(front, guest, request).await {
         Ok(reply) => reply.into_reply(CREATED),
         Err(problem) => problem.reply(request_id),
     };
@@ -48,21 +56,43 @@ where
 /// Handles a route that anybody may have, and that takes nothing and tells nothing of anybody.
 pub async fn open(
     front: Front,
-    call: Call,
+    guest: Guest,
     request: http::Request<axum::body::Body>,
     reply: impl FnOnce(&Appliance) -> Result<Response, Problem>,
 ) -> Response {
-    let taken = take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await;
-    taken.and_then(|()| reply(&front.appliance)).unwrap_or_else(|p| p.reply(call.request_id))
+    let taken = async {
+        take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await?;
+        Ok(guest.place.turn().await?)
+    };
+    let replied = taken.await.and_then(|_turn| reply(&front.appliance));
+    replied.unwrap_or_else(|problem| problem.reply(guest.call.request_id))
+}
+
+/// Answers what has no route, in its user's turn.
+pub async fn astray(guest: Guest, problem: Problem) -> Response {
+    let turn = guest.place.turn().await;
+    turn.map_or_else(Problem::from, |_turn| problem).reply(guest.call.request_id)
 }
 
 async fn answer<R: FromWire>(
     front: Front,
-    call: Call,
+    guest: Guest,
     request: http::Request<axum::body::Body>,
 ) -> Result<R::Reply, Problem> {
     let asked = take(&front, request, R::from_wire).await?;
-    Ok(undisturbed(front.appliance, call, asked).await?)
+    let turn = guest.place.turn().await?;
+    let request_id = guest.call.request_id;
+    let done = undisturbed(Arc::clone(&front.appliance), guest.call, asked, turn).await;
+    done.map_err(|error| {
+        let problem = Problem::from(&error);
+        if problem.is_our_trouble()
+            && let Some(left_out) = front.appliance.quiet().troubles.now()
+        {
+            let code = error.code();
+            tracing::warn!(%request_id, code, %error, left_out, "a request could not be done");
+        }
+        problem
+    })
 }
 
 /// Reads a request within its limits and has it parsed.
@@ -86,7 +116,12 @@ async fn undisturbed<R: Request>(
     appliance: Arc<Appliance>,
     call: Call,
     request: R,
+    turn: Turn,
 ) -> Result<R::Reply, Error> {
-    let task = tokio::spawn(async move { appliance.perform(call, request).await });
+    let task = tokio::spawn(async move {
+        let done = appliance.perform(call, request).await;
+        drop(turn);
+        done
+    });
     task.await.unwrap_or(Err(Error::Abandoned))
 }

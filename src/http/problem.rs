@@ -3,6 +3,8 @@
 //! `code` is stable and made for programs, `next` says what to do. Of the appliance's own troubles a
 //! caller is told the kind alone.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -11,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::share::NoTurn;
 use crate::service::Error;
 
 /// Why a request was not done.
@@ -98,6 +101,42 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-connections", detail, next).retry(1)
     }
 
+    /// `wait` is how long the caller should.
+    pub fn too_many_requests(wait: Duration) -> Self {
+        let detail = "this user asks more often than one user may";
+        let next = "ask more rarely, several things at once where the route takes them; an operator \
+                    finds the bound in [limits] of the configuration";
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail, next);
+        problem.retry(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1))
+    }
+
+    /// HTTP itself is broken, so that there is no request to speak of.
+    pub fn broken(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::URI_TOO_LONG => ("uri-too-long", "the request's target is too long"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                ("headers-too-large", "the request has too many headers, or too long ones")
+            }
+            _ => ("not-http", "what came is no request of HTTP/1.1"),
+        };
+        Self::new(status, code, detail, "look at the client: it does not speak HTTP as it should")
+    }
+
+    pub fn headers_too_slow() -> Self {
+        let detail = "the headers did not come in time";
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "headers-too-slow",
+            detail,
+            "send them again, faster",
+        )
+    }
+
+    /// Whether it is for an operator to look at, not for the caller.
+    pub fn is_our_trouble(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     pub fn not_ready(state: &'static str) -> Self {
         let next = "an operator sees why with `strongroom status`";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", state, next).retry(1)
@@ -119,12 +158,13 @@ impl Problem {
     /// The same as bytes of HTTP/1.1, for a caller that is turned away before it said anything.
     pub fn farewell(&self, request_id: Uuid) -> Vec<u8> {
         let body = self.document(request_id);
+        let retry = self.retry_after.map(|seconds| format!("retry-after: {seconds}\r\n"));
+        let retry = retry.unwrap_or_default();
         let mut bytes = format!(
-            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nretry-after: {}\r\n\
+            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\n{retry}\
              cache-control: no-store\r\nx-request-id: {request_id}\r\ncontent-length: {}\r\n\
              connection: close\r\n\r\n",
             self.status,
-            self.retry_after.unwrap_or(1),
             body.len()
         )
         .into_bytes();
@@ -153,17 +193,21 @@ impl Problem {
     }
 }
 
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        let (status, next) = status_and_next(&error);
-        if status.is_server_error() {
-            tracing::warn!(code = error.code(), %error, "a request could not be done");
-        }
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Self {
+        let (status, next) = status_and_next(error);
         let problem = Self::new(status, error.code(), error.public_text(), next);
-        match status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => problem.retry(1),
+        match error {
+            Error::TooManyRefusals { seconds } => problem.retry(*seconds),
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => problem.retry(1),
             _ => problem,
         }
+    }
+}
+
+impl From<NoTurn> for Problem {
+    fn from(_: NoTurn) -> Self {
+        Self::too_many_requests(Duration::ZERO)
     }
 }
 
@@ -174,6 +218,10 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             S::FORBIDDEN,
             "an operator sees why with `strongroom policy explain`, and grants it in the policy \
              directory or the roles of the configuration",
+        ),
+        "too-many-refusals" => (
+            S::TOO_MANY_REQUESTS,
+            "stop asking for this; an operator sees why it is refused with `strongroom policy explain`",
         ),
         "not-found" => (S::NOT_FOUND, "list what is there, or create it"),
         "no-such-version" => (S::NOT_FOUND, "show the key to see its versions"),
@@ -222,11 +270,11 @@ mod tests {
 
     #[test]
     fn a_caller_is_not_asked_to_repeat_what_is_done() {
-        let problem = Problem::from(Error::OutcomeOwed(AuditError::Full));
+        let problem = Problem::from(&Error::OutcomeOwed(AuditError::Full));
         assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!((problem.code, problem.retry_after), ("outcome-unrecorded", None));
         assert!(problem.next.starts_with("do not repeat"), "{}", problem.next);
-        let refused = Problem::from(Error::Audit(AuditError::Full));
+        let refused = Problem::from(&Error::Audit(AuditError::Full));
         assert_eq!(refused.retry_after, Some(1), "nothing was done: that may be repeated");
     }
 }

@@ -11,13 +11,13 @@ use http::StatusCode;
 use utoipa::openapi::HttpMethod;
 
 use super::openapi::Description;
-use super::perform::{Front, open, perform};
+use super::perform::{Front, Guest, astray, open, perform};
 use super::problem::Problem;
 use super::reply::{IntoReply, json};
 use super::shape::FromWire;
 use crate::service::{
-    Appliance, Call, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor,
-    Encrypt, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
+    Appliance, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
+    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
     ReadPublicKey, Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status,
     Suspend, Unlock,
 };
@@ -62,17 +62,17 @@ pub fn router(front: Front) -> Router {
             "/v1/openapi.json",
             get(
                 async move |State(front): State<Front>,
-                            Extension(call): Extension<Call>,
+                            Extension(guest): Extension<Guest>,
                             asked: http::Request<Body>| {
-                    open(front, call, asked, |_| Ok(json(StatusCode::OK, &*document))).await
+                    open(front, guest, asked, |_| Ok(json(StatusCode::OK, &*document))).await
                 },
             ),
         )
-        .fallback(|Extension(call): Extension<Call>| async move {
-            Problem::no_route().reply(call.request_id)
+        .fallback(|Extension(guest): Extension<Guest>| async move {
+            astray(guest, Problem::no_route()).await
         })
-        .method_not_allowed_fallback(|Extension(call): Extension<Call>| async move {
-            Problem::method_not_allowed().reply(call.request_id)
+        .method_not_allowed_fallback(|Extension(guest): Extension<Guest>| async move {
+            astray(guest, Problem::method_not_allowed()).await
         })
         .with_state(front)
 }
@@ -128,12 +128,12 @@ fn appliance(routes: Routes) -> Routes {
 /// Ready or not, and no more: it needs no permission.
 async fn health(
     State(front): State<Front>,
-    Extension(call): Extension<Call>,
+    Extension(guest): Extension<Guest>,
     request: http::Request<Body>,
 ) -> Response {
     let reply = |appliance: &Appliance| match appliance.state() {
         ("ready", _) => Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true }))),
         _ => Err(Problem::not_ready("not ready")),
     };
-    open(front, call, request, reply).await
+    open(front, guest, request, reply).await
 }

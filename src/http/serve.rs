@@ -1,17 +1,17 @@
 //! Accepts connections and serves each within its limits, until it is told to stop.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::unix::net::UnixListener as StdListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
+use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
@@ -21,9 +21,11 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::perform::{Front, NothingToForget};
+use super::perform::{Front, Guest, NothingToForget};
 use super::problem::Problem;
 use super::routes::router;
+use super::share::{Place, Shares};
+use super::wire::Wire;
 use crate::identity::{Caller, UnixPeer};
 use crate::service::{Appliance, Call};
 
@@ -35,12 +37,21 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one user at the same time.
     pub connections_per_uid: usize,
+    /// Requests of one user: a second in the long run, and at once after a rest.
+    pub requests_per_second_per_uid: u32,
+    pub requests_burst_per_uid: u32,
+    /// Requests of one user under way at the same time, while nobody else asks; more of them wait.
+    pub requests_at_once_per_uid: usize,
+    /// Refused requests of one user that get a line of their own in the trail, a minute.
+    pub refusals_per_minute_per_uid: u32,
     /// The longest body, in bytes.
     pub body_bytes: usize,
     /// Milliseconds that a connection may take to send its headers.
     pub header_timeout_ms: u64,
     /// Milliseconds that a body may take to come.
     pub body_timeout_ms: u64,
+    /// Milliseconds that a caller may take to take an answer.
+    pub answer_timeout_ms: u64,
     /// How deep the JSON of a body may be nested.
     pub json_depth: usize,
 }
@@ -50,9 +61,14 @@ impl Default for Limits {
         Self {
             connections: 1024,
             connections_per_uid: 256,
+            requests_per_second_per_uid: 20_000,
+            requests_burst_per_uid: 20_000,
+            requests_at_once_per_uid: 64,
+            refusals_per_minute_per_uid: 120,
             body_bytes: 1024 * 1024,
             header_timeout_ms: 5_000,
             body_timeout_ms: 10_000,
+            answer_timeout_ms: 30_000,
             json_depth: 16,
         }
     }
@@ -62,24 +78,20 @@ impl Default for Limits {
 const HEADERS: usize = 64;
 const HEADER_BYTES: usize = 16 * 1024;
 
+/// How long the answer to a request that is one too many is held back: whoever asks again at once asks
+/// no more often than that.
+const HOLD: Duration = Duration::from_millis(100);
+
+/// How long nothing is accepted after the kernel could not hand over a connection.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Serves the API on a listening socket.
 pub struct Server {
     listener: UnixListener,
     router: Router,
+    appliance: Arc<Appliance>,
     limits: Arc<Limits>,
-    connected: Arc<Connected>,
-}
-
-/// How many connections there are, and whose.
-#[derive(Default)]
-struct Connected {
-    by_uid: Mutex<HashMap<u32, usize>>,
-}
-
-/// A connection that counts as long as this lives.
-struct Place {
-    connected: Arc<Connected>,
-    uid: u32,
+    shares: Arc<Shares>,
 }
 
 impl Server {
@@ -91,12 +103,13 @@ impl Server {
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let limits = Arc::new(limits);
-        let front = Front { appliance, limits: Arc::clone(&limits) };
+        let front = Front { appliance: Arc::clone(&appliance), limits: Arc::clone(&limits) };
         Ok(Self {
             listener: UnixListener::from_std(listener)?,
             router: router(front),
+            appliance,
+            shares: Arc::new(Shares::new(Arc::clone(&limits))),
             limits,
-            connected: Arc::default(),
         })
     }
 
@@ -110,24 +123,20 @@ impl Server {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    if let Some((caller, place)) = self.admit(&stream) {
-                        let task = serve_connection(
-                            stream,
-                            caller,
-                            self.router.clone(),
-                            Arc::clone(&self.limits),
-                            stop.clone(),
-                        );
-                        connections.spawn(async move {
-                            task.await;
-                            drop(place);
-                        });
+                Ok((stream, _)) => match self.admit(&stream) {
+                    Some((caller, place)) => {
+                        let place = Arc::new(place);
+                        let task = self.serve(stream, caller, Arc::clone(&place), stop.clone());
+                        place.served_by(connections.spawn(task));
                     }
-                }
+                    // Those that are served go before the next one that may not be.
+                    None => tokio::task::yield_now().await,
+                },
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    if let Some(left_out) = self.appliance.quiet().not_accepted.now() {
+                        tracing::warn!(%error, left_out, "a connection could not be accepted");
+                    }
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         }
@@ -136,74 +145,90 @@ impl Server {
 
     /// Who it is, and a place among those that are served; `None` where there is none.
     fn admit(&self, stream: &UnixStream) -> Option<(Caller, Place)> {
+        let quiet = &self.appliance.quiet().turned_away;
         let peer = match UnixPeer::of(stream) {
             Ok(peer) => peer,
             Err(error) => {
-                tracing::warn!(%error, "a caller that cannot be identified was turned away");
+                if let Some(left_out) = quiet.now() {
+                    tracing::warn!(%error, left_out, "a caller without identity was turned away");
+                }
                 return None;
             }
         };
-        let place = self.connected.take(peer.uid, &self.limits);
+        let place = self.shares.admit(peer.uid);
         if place.is_none() {
-            tracing::warn!(uid = peer.uid, "too many connections; one was turned away");
-            let _ = stream.try_write(&Problem::crowded().farewell(Uuid::now_v7()));
+            let request_id = Uuid::now_v7();
+            if let Some(left_out) = quiet.now() {
+                let uid = peer.uid;
+                tracing::warn!(%request_id, uid, left_out, "too many connections; turned away");
+            }
+            let _ = stream.try_write(&Problem::crowded().farewell(request_id));
         }
         Some((Caller::Unix(peer), place?))
     }
-}
 
-impl Connected {
-    fn take(self: &Arc<Self>, uid: u32, limits: &Limits) -> Option<Place> {
-        let mut by_uid = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = by_uid.values().sum();
-        let own = by_uid.entry(uid).or_default();
-        if all >= limits.connections || *own >= limits.connections_per_uid {
-            return None;
-        }
-        *own += 1;
-        Some(Place { connected: Arc::clone(self), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_uid = self.connected.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = by_uid.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
-                by_uid.remove(&self.uid);
+    /// Serves one connection to its end.
+    fn serve(
+        &self,
+        stream: UnixStream,
+        caller: Caller,
+        place: Arc<Place>,
+        mut stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + use<> {
+        let (router, limits) = (self.router.clone(), Arc::clone(&self.limits));
+        async move {
+            // The parser and its buffers come with the first byte: who only waits costs a socket.
+            let patience = Duration::from_millis(limits.header_timeout_ms);
+            let has_begun = tokio::select! {
+                begun = tokio::time::timeout(patience, stream.readable()) => begun.is_ok(),
+                () = stopped(&mut stop) => false,
+            };
+            if has_begun {
+                Box::pin(converse(stream, caller, place, router, limits, stop)).await;
             }
         }
     }
 }
 
-async fn serve_connection(
+async fn converse(
     stream: UnixStream,
     caller: Caller,
+    place: Arc<Place>,
     router: Router,
     limits: Arc<Limits>,
     mut stop: watch::Receiver<bool>,
 ) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let call = Call { caller: caller.clone(), request_id: Uuid::now_v7() };
-        answer(router.clone(), call, request)
+        answer(router.clone(), Guest { call, place: Arc::clone(&place) }, request)
     });
-    let connection = http1::Builder::new()
+    let wire = Wire::new(stream, Duration::from_millis(limits.answer_timeout_ms));
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+        // Who has said everything may say so, and is answered all the same.
+        .half_close(true)
+        .serve_connection(TokioIo::new(wire), service);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = &mut connection => ended,
         () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
+        let request_id = Uuid::now_v7();
+        tracing::debug!(%request_id, %error, "a connection ended early");
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        let problem = match error.is_timeout() {
+            true if read_buf.is_empty() => return, // silent, and then closed: there is no request to answer
+            true => Problem::headers_too_slow(),
+            false if error.is_parse() => Problem::broken(StatusCode::BAD_REQUEST),
+            false => return,
+        };
+        io.into_inner().part(&problem, request_id);
     }
 }
 
@@ -215,23 +240,27 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// One request: the router's answer, with the headers that every answer has.
 async fn answer(
     router: Router,
-    call: Call,
+    guest: Guest,
     request: hyper::Request<Incoming>,
 ) -> Result<Response, Infallible> {
-    let request_id = call.request_id;
+    let (request_id, place) = (guest.call.request_id, Arc::clone(&guest.place));
     let has_body = !request.body().is_end_stream();
     let mut request = request.map(Body::new);
     // No name needs an escape, so a path that has one is a trick.
-    let mut response = if request.uri().path().contains('%') {
+    let mut response = if let Err(wait) = place.asks() {
+        tokio::time::sleep(HOLD).await;
+        Problem::too_many_requests(wait).reply(request_id)
+    } else if request.uri().path().contains('%') {
         Problem::invalid_name().reply(request_id)
     } else {
-        request.extensions_mut().insert(call);
+        request.extensions_mut().insert(guest);
         router.oneshot(request).await?
     };
+    place.is_answered();
     // The read buffer goes with the connection, and is wiped as it goes.
     let forget = has_body && response.extensions().get::<NothingToForget>().is_none();
     let headers = response.headers_mut();
-    if forget {
+    if forget || place.is_leaving() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

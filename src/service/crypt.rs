@@ -285,7 +285,7 @@ impl Appliance {
                 let key = Resource::Key(record.meta.name().clone());
                 match self.permit_also(permit, Action::KeyRecover, &key).await {
                     Ok(permit) => Ok(record.meta.to_process(pick, permit.for_recovery())?),
-                    Err(Error::Denied) => Err(refusal.into()),
+                    Err(Error::Denied(_)) => Err(refusal.into()),
                     Err(error) => Err(error),
                 }
             }

@@ -4,6 +4,7 @@ use crate::audit::AuditError;
 use crate::custody::CustodyError;
 use crate::custody::protocol::Fault;
 use crate::key::{LabelsError, RotateError, TransitionError, UseError, WaitingPeriodError};
+use crate::policy::Denied;
 use crate::records::RecordError;
 use crate::secret::ArenaError;
 
@@ -11,7 +12,10 @@ use crate::secret::ArenaError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("policy does not permit this")]
-    Denied,
+    Denied(Denied),
+    /// Denied as well, and too often to be recorded one by one.
+    #[error("policy does not permit this, and this user was refused too often in this minute")]
+    TooManyRefusals { seconds: u32 },
     #[error("there is no {0} of this name")]
     NotFound(&'static str),
     #[error("there is a {0} of this name already")]
@@ -104,7 +108,8 @@ impl Error {
     /// The stable code of the wire and the trail.
     pub fn code(&self) -> &'static str {
         match self {
-            Error::Denied => "denied",
+            Error::Denied(_) => "denied",
+            Error::TooManyRefusals { .. } => "too-many-refusals",
             Error::NotFound(_) => "not-found",
             Error::Exists(_) => "exists",
             Error::Changed { .. } | Error::NothingToMatch => "revision-mismatch",
@@ -162,6 +167,6 @@ impl Error {
 
     /// Whether it was refused (by rule) rather than failed (by circumstance).
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Error::Denied)
+        matches!(self, Error::Denied(_))
     }
 }

@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::quiet::Quiet;
+use super::refusals::Refusals;
 use super::state::{Settings, Standing};
 use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
 use crate::custody::protocol::Check;
@@ -78,6 +80,8 @@ pub struct Appliance {
     pub(super) custody: Client,
     pub(super) settings: RwLock<Settings>,
     pub(super) standing: Standing,
+    pub(super) refusals: Refusals,
+    pub(super) quiet: Quiet,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
     /// Held while the appliance is initialised: two must not make one.
@@ -93,6 +97,8 @@ pub struct Parts {
     pub records: Records,
     pub custody: Client,
     pub settings: Settings,
+    /// Refused requests of one user that get their own line in the trail, a minute.
+    pub refusals_per_minute: u32,
     pub house: HouseChecks,
     /// The file that settings stand in, to be named to operators.
     pub config_file: String,
@@ -103,17 +109,18 @@ pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
 
 impl Appliance {
     pub fn new(parts: Parts) -> Self {
-        let Parts { policy, trail, store, records, custody, settings, house, config_file } = parts;
         Self {
-            policy: RwLock::new(Arc::new(policy)),
-            trail: Arc::new(trail),
-            store,
-            records,
-            custody,
-            settings: RwLock::new(settings),
+            policy: RwLock::new(Arc::new(parts.policy)),
+            trail: Arc::new(parts.trail),
+            store: parts.store,
+            records: parts.records,
+            custody: parts.custody,
+            settings: RwLock::new(parts.settings),
             standing: Standing::new(),
-            house,
-            config_file,
+            refusals: Refusals::new(parts.refusals_per_minute),
+            quiet: Quiet::default(),
+            house: parts.house,
+            config_file: parts.config_file,
             founding: tokio::sync::Mutex::default(),
         }
     }
@@ -126,6 +133,12 @@ impl Appliance {
     /// act came to.
     pub async fn perform<R: Request>(&self, call: Call, request: R) -> Result<R::Reply, Error> {
         let result = self.judge_and_run(&call, request).await;
+        if let Err(Error::Denied(denied)) = &result
+            && let Some(left_out) = self.quiet.denied.now()
+        {
+            tracing::info!(request_id = %call.request_id, caller = call.caller.name(), left_out,
+                why = %denied.refusal(), "{denied}");
+        }
         self.standing.count(R::ACTION, result.as_ref().map_or_else(Error::code, |_| "done"));
         result
     }
@@ -137,10 +150,7 @@ impl Appliance {
         let judged = self.permit(&call.caller, R::ACTION, &resource, request.labels()).await;
         let permit = match judged.and_then(|permit| self.open_for(permit)) {
             Ok(permit) => permit,
-            Err(error) => {
-                self.trail.refuse(intent, Code(error.code())).await?;
-                return Err(error);
-            }
+            Err(error) => return Err(self.refuse(call, intent, error).await),
         };
         match R::TRACE {
             Trace::Never => request.run(permit, self).await,
@@ -160,6 +170,18 @@ impl Appliance {
                 drop(self.trail.close(entry, outcome(&result)));
                 result
             }
+        }
+    }
+
+    /// Records a refusal, one by one or in their number, and says what the caller is told.
+    async fn refuse(&self, call: &Call, intent: Intent, error: Error) -> Error {
+        match (self.refusals.take(&call.caller), error) {
+            (Ok(()), error) => match self.trail.refuse(intent, Code(error.code())).await {
+                Ok(()) => error,
+                Err(unwritten) => unwritten.into(),
+            },
+            (Err(seconds), Error::Denied(_)) => Error::TooManyRefusals { seconds },
+            (Err(_), error) => error,
         }
     }
 
@@ -196,11 +218,8 @@ impl Appliance {
             _ => None,
         };
         let labels = labels.or(record.as_ref().map(|record| record.meta.labels()));
-        policy.permit(caller, action, resource, Context { labels }).map_err(|denied| {
-            tracing::info!(caller = caller.name(), %action, resource = resource.path(),
-                why = %denied.refusal(), "refused by policy");
-            Error::Denied
-        })
+        let permit = policy.permit(caller, action, resource, Context { labels });
+        permit.map_err(Error::Denied)
     }
 
     /// A second question on the way of a permitted act: may its caller do this, too?
@@ -238,6 +257,11 @@ impl Appliance {
         if let Err(error) = self.trail.event(note).await {
             tracing::warn!(%error, "the trail could not be told of an event yet");
         }
+    }
+
+    /// Log lines that anybody can provoke go through here.
+    pub fn quiet(&self) -> &Quiet {
+        &self.quiet
     }
 
     /// The trail, for what the daemon itself has to tell it.

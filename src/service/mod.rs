@@ -12,6 +12,8 @@ mod gate;
 mod keys;
 mod lifecycle;
 mod metrics;
+mod quiet;
+mod refusals;
 mod secrets;
 mod state;
 mod sweep;
@@ -37,6 +39,7 @@ pub use lifecycle::{
     Suspend,
 };
 pub use metrics::{MetricsView, ReadMetrics};
+pub use quiet::{Quiet, Sparing};
 pub use secrets::{
     DeleteSecret, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed, SecretPage,
     SecretView, ShowSecret,

@@ -1,0 +1,351 @@
+//! What each user may have at a time: connections, requests a second, requests under way.
+//!
+//! Places: where all are taken, somebody whose user holds fewer gets one of the user that holds most,
+//! the one that has been silent for longest. Turns: a user that is alone may have many requests under
+//! way; as soon as others ask too, so few that theirs go to the front of a short queue. What is over
+//! waits for its own user's turn, and nobody else's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+
+use super::bucket::Bucket;
+use super::serve::Limits;
+
+/// All users and what they have.
+pub struct Shares {
+    limits: Arc<Limits>,
+    started: Instant,
+    room: Mutex<Room>,
+    presence: Presence,
+    /// How many turns a request takes while others ask too.
+    weight: u32,
+}
+
+#[derive(Default)]
+struct Room {
+    users: HashMap<u32, User>,
+    places: usize,
+    next: u64,
+    /// Users that rest are forgotten once there are so many.
+    tidy_at: usize,
+}
+
+struct User {
+    share: Arc<Share>,
+    seats: BTreeMap<u64, Arc<Seat>>,
+}
+
+/// What all connections of one user have together.
+struct Share {
+    bucket: Bucket,
+    turns: Arc<Semaphore>,
+}
+
+/// One connection, as the others see it.
+struct Seat {
+    /// When it last asked or was answered, in nanoseconds.
+    heard: AtomicU64,
+    busy: AtomicBool,
+    leaving: AtomicBool,
+    task: OnceLock<AbortHandle>,
+}
+
+/// A connection's place; taken for as long as this lives.
+pub struct Place {
+    shares: Arc<Shares>,
+    share: Arc<Share>,
+    seat: Arc<Seat>,
+    uid: u32,
+    id: u64,
+}
+
+/// A request under way. Goes with the deed, not with its caller.
+#[must_use = "the turn ends with it"]
+pub struct Turn(#[allow(dead_code)] OwnedSemaphorePermit); // held, never looked at
+
+/// Its own user's requests have been under way for too long before it.
+#[derive(Debug)]
+pub struct NoTurn;
+
+/// How long a request waits for its user's turn.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Requests of each user under way, for each processor, while several users ask.
+const SHARED_TURNS: usize = 2;
+
+impl Shares {
+    pub fn new(limits: Arc<Limits>) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let weight = limits.requests_at_once_per_uid / (SHARED_TURNS * processors);
+        Self {
+            limits,
+            started: Instant::now(),
+            room: Mutex::default(),
+            presence: Presence::default(),
+            weight: u32::try_from(weight).unwrap_or(u32::MAX).max(1),
+        }
+    }
+
+    /// A place for a connection of this user; `None` where there is none.
+    pub fn admit(self: &Arc<Self>, uid: u32) -> Option<Place> {
+        let now = self.now();
+        let mut room = self.room();
+        room.tidy(now, self.limits.requests_at_once_per_uid);
+        let user = room.users.entry(uid).or_insert_with(|| User::new(&self.limits));
+        let (own, share) = (user.seats.len(), Arc::clone(&user.share));
+        if own >= self.limits.connections_per_uid
+            || (room.places >= self.limits.connections && !room.free_for(own))
+        {
+            return None;
+        }
+        let seat = Arc::new(Seat::new(now));
+        let id = room.next;
+        room.next += 1;
+        room.places += 1;
+        if let Some(user) = room.users.get_mut(&uid) {
+            user.seats.insert(id, Arc::clone(&seat));
+        }
+        drop(room);
+        Some(Place { shares: Arc::clone(self), share, seat, uid, id })
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nanoseconds since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Room {
+    /// Takes a place from the user that has most, if that leaves it more than one who has `own`.
+    fn free_for(&mut self, own: usize) -> bool {
+        let most = self.users.values_mut().max_by_key(|user| user.seats.len());
+        let Some(user) = most.filter(|user| user.seats.len() > own + 1) else { return false };
+        let quietest = user.seats.iter().min_by_key(|(_, seat)| seat.standing());
+        let Some(id) = quietest.map(|(&id, _)| id) else { return false };
+        if let Some(seat) = user.seats.remove(&id) {
+            seat.give_up();
+            self.places -= 1;
+        }
+        true
+    }
+
+    /// Forgets users that have nothing and whose limits have nothing to remember.
+    fn tidy(&mut self, now: u64, turns: usize) {
+        if self.users.len() < self.tidy_at.max(64) {
+            return;
+        }
+        self.users.retain(|_, user| {
+            let rests =
+                user.share.bucket.is_full(now) && user.share.turns.available_permits() >= turns;
+            !user.seats.is_empty() || !rests
+        });
+        self.tidy_at = self.users.len() * 2;
+    }
+}
+
+impl User {
+    fn new(limits: &Limits) -> Self {
+        let bucket = Bucket::new(limits.requests_per_second_per_uid, limits.requests_burst_per_uid);
+        let turns = Arc::new(Semaphore::new(limits.requests_at_once_per_uid));
+        Self { share: Arc::new(Share { bucket, turns }), seats: BTreeMap::new() }
+    }
+}
+
+impl Seat {
+    fn new(now: u64) -> Self {
+        Self {
+            heard: AtomicU64::new(now),
+            busy: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            task: OnceLock::new(),
+        }
+    }
+
+    /// The least of all is the first to go: it waits for nothing and has been silent for longest.
+    fn standing(&self) -> (bool, u64) {
+        (self.busy.load(Ordering::Relaxed), self.heard.load(Ordering::Relaxed))
+    }
+
+    /// Ends the connection: at once where it waits for nothing, else with its answer.
+    fn give_up(&self) {
+        self.leaving.store(true, Ordering::Release);
+        if !self.busy.load(Ordering::Acquire)
+            && let Some(task) = self.task.get()
+        {
+            task.abort();
+        }
+    }
+}
+
+impl Place {
+    /// Tells which task serves the connection, so that it can be ended for another's sake.
+    pub fn served_by(&self, task: AbortHandle) {
+        let _ = self.seat.task.set(task);
+        if self.seat.leaving.load(Ordering::Acquire) {
+            self.seat.give_up();
+        }
+    }
+
+    /// Whether the connection has to end with the answer that goes out.
+    pub fn is_leaving(&self) -> bool {
+        self.seat.leaving.load(Ordering::Acquire)
+    }
+
+    /// A request has come: says for how long its user has had too many of them, if so.
+    pub fn asks(&self) -> Result<(), Duration> {
+        let now = self.shares.now();
+        self.seat.busy.store(true, Ordering::Release);
+        self.seat.heard.store(now, Ordering::Relaxed);
+        self.share.bucket.take(now)
+    }
+
+    /// Its answer is there.
+    pub fn is_answered(&self) {
+        self.seat.busy.store(false, Ordering::Release);
+    }
+
+    /// Waits until its user may have one more request under way.
+    pub async fn turn(&self) -> Result<Turn, NoTurn> {
+        let alone = self.shares.presence.alone(self.uid, self.shares.now());
+        let weight = if alone { 1 } else { self.shares.weight };
+        let turns = Arc::clone(&self.share.turns);
+        match turns.try_acquire_many_owned(weight) {
+            Ok(turn) => Ok(Turn(turn)),
+            Err(_) => {
+                let turn = Arc::clone(&self.share.turns).acquire_many_owned(weight);
+                let turn = tokio::time::timeout(PATIENCE, turn).await;
+                turn.ok().and_then(Result::ok).map(Turn).ok_or(NoTurn)
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut room = self.shares.room();
+        let user = room.users.get_mut(&self.uid);
+        // A place that was given to somebody else is counted no more.
+        if user.is_some_and(|user| user.seats.remove(&self.id).is_some()) {
+            room.places -= 1;
+        }
+    }
+}
+
+/// Whether several users ask, seen by the two that asked last. Guesses may be wrong for a moment.
+#[derive(Default)]
+struct Presence {
+    last: AtomicU64,
+    before: AtomicU64,
+}
+
+impl Presence {
+    /// Notes that `uid` asks, and says whether nobody else has for a second.
+    fn alone(&self, uid: u32, now: u64) -> bool {
+        // In tenths of seconds; so that nothing was ever heard of uid 0 at the start, it is long ago.
+        let tenths = now / 100_000_000 + 100;
+        let own = u64::from(uid) << 32 | (tenths & 0xffff_ffff);
+        let is_other = |seen: u64| {
+            (seen >> 32) as u32 != uid && tenths.saturating_sub(seen & 0xffff_ffff) <= 10
+        };
+        let last = self.last.load(Ordering::Relaxed);
+        if (last >> 32) as u32 == uid {
+            if last != own {
+                self.last.store(own, Ordering::Relaxed);
+            }
+            !is_other(self.before.load(Ordering::Relaxed))
+        } else {
+            self.before.store(last, Ordering::Relaxed);
+            self.last.store(own, Ordering::Relaxed);
+            !is_other(last)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(connections: usize, per_uid: usize) -> Arc<Shares> {
+        let limits = Limits {
+            connections,
+            connections_per_uid: per_uid,
+            requests_per_second_per_uid: 1,
+            requests_burst_per_uid: 2,
+            ..Limits::default()
+        };
+        Arc::new(Shares::new(Arc::new(limits)))
+    }
+
+    #[test]
+    fn somebody_who_has_less_always_gets_in() {
+        let shares = shares(10, 10);
+        let greedy: Vec<Place> = (0..10).map(|_| shares.admit(1).unwrap()).collect();
+        assert!(shares.admit(1).is_none());
+        greedy[0].asks().unwrap();
+        let other: Vec<Place> = (0..5).filter_map(|_| shares.admit(2)).collect();
+        assert_eq!(other.len(), 5, "as many for both");
+        assert!(shares.admit(2).is_none() && shares.admit(1).is_none());
+        assert!(!greedy[0].is_leaving(), "it waits for an answer; others go first");
+        assert_eq!(greedy.iter().filter(|place| place.is_leaving()).count(), 5);
+        let third = shares.admit(3).unwrap();
+        assert_eq!(shares.room().places, 10);
+        drop((greedy, other, third));
+        assert_eq!(shares.room().places, 0);
+        assert!(shares.room().users.values().all(|user| user.seats.is_empty()));
+    }
+
+    #[test]
+    fn who_comes_back_has_what_was_left() {
+        let shares = shares(4, 4);
+        for round in 0..4 {
+            let place = shares.admit(1).unwrap();
+            assert_eq!(place.asks().is_ok(), round < 2, "{round}");
+        }
+        assert!(shares.admit(2).unwrap().asks().is_ok());
+    }
+
+    #[test]
+    fn users_that_rest_are_forgotten() {
+        let shares = shares(4, 4);
+        for uid in 0..10_000 {
+            drop(shares.admit(uid));
+        }
+        assert!(shares.room().users.len() < 200);
+    }
+
+    #[tokio::test]
+    async fn turns_are_fewer_while_others_ask() {
+        let shares = shares(400, 400);
+        let (one, other) = (shares.admit(1).unwrap(), shares.admit(2).unwrap());
+        let all = shares.limits.requests_at_once_per_uid;
+        let mut held = Vec::new();
+        for _ in 0..all {
+            held.push(one.turn().await.unwrap());
+        }
+        assert_eq!(one.share.turns.available_permits(), 0);
+        held.clear();
+        held.push(other.turn().await.unwrap());
+        held.push(one.turn().await.unwrap());
+        assert_eq!(one.share.turns.available_permits(), all - shares.weight as usize);
+    }
+
+    #[test]
+    fn one_is_alone_until_another_asks() {
+        let presence = Presence::default();
+        let second = 1_000_000_000;
+        assert!(presence.alone(0, 0) && presence.alone(0, second));
+        assert!(!presence.alone(7, second), "the other has just asked");
+        assert!(!presence.alone(0, second) && !presence.alone(0, second + second / 2));
+        assert!(presence.alone(0, 3 * second));
+        assert!(!presence.alone(8, 3 * second) && presence.alone(8, 5 * second));
+    }
+}
