@@ -125,6 +125,11 @@ fn what_is_no_request_is_refused_or_cut() {
         let label = format!("{request:.120}\n{answer:.400}");
         assert!(status(&answer).is_some_and(|status| expected.contains(&status)), "{label}");
         assert!(!answer.contains("CANARY"), "{label}");
+        let document = &answer[answer.find("\r\n\r\n").expect("a head") + 4..];
+        let document: serde_json::Value = serde_json::from_str(document).expect(&label);
+        assert_eq!(document["status"].as_u64(), status(&answer).map(u64::from), "{label}");
+        assert!(answer.contains("content-type: application/problem+json"), "{label}");
+        assert!(answer.contains(document["request_id"].as_str().expect("an id")), "{label}");
     }
     let mut noise = vec![0_u8; 4096];
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -150,7 +155,12 @@ fn slowness_has_an_end() {
     for beginning in ["", "G", "GET /v1/keys HTTP/1.1\r\n", "GET /v1/keys HTTP/1.1\r\nx-a: CANARY"]
     {
         let answer = send(&appliance, beginning.as_bytes());
-        assert!(answer.is_empty() || status(&answer) == Some(408), "{beginning}: {answer}");
+        if beginning.is_empty() {
+            assert!(answer.is_empty(), "nothing was asked: {answer}");
+        } else {
+            assert_eq!(status(&answer), Some(408), "{beginning}: {answer}");
+            assert!(answer.contains("\"headers-too-slow\"") && !answer.contains("CANARY"));
+        }
     }
     let head = format!("POST /v1/keys HTTP/1.1\r\n{HOST}{TYPE}");
     for unfinished in [

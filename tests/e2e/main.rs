@@ -26,6 +26,7 @@ mod init;
 mod intruder;
 mod key_states;
 mod keys;
+mod limits;
 mod lock;
 mod main_job;
 mod memory;
