@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::config::Config;
-use super::footprint::let_go_of_the_start;
+use super::footprint::Footprint;
 use super::{DaemonError, logging};
 use crate::cli::Custody;
 use crate::custody::{Ready, Surroundings};
@@ -36,6 +36,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         state: named("STATE_DIRECTORY"),
         softhsm: named("SOFTHSM2_CONF"),
     };
+    let footprint = Footprint::of_this_program();
     let ready = Ready::start(custody, token, &sandbox, &around, passed)?;
     let shut_in = sandbox::entered().map(tracing::field::display);
     tracing::info!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
@@ -45,7 +46,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     };
     let at_the_first_beat = std::sync::Once::new();
     ready.serve(stop, move || {
-        at_the_first_beat.call_once(let_go_of_the_start);
+        at_the_first_beat.call_once(|| footprint.let_go());
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     })?;
     Ok(())

@@ -10,20 +10,39 @@ use std::path::Path;
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::ptr::NonNull;
 
-/// Lets go of the pages of this program's code and constants. Those with relocations hold what is
-/// nowhere else and are left alone, and so is every library.
-pub fn let_go_of_the_start() {
-    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for (start, length) in maps.lines().filter_map(|line| unwritten(line, &program)) {
-        let Some(start) = NonNull::new(std::ptr::without_provenance_mut(start)) else { continue };
-        // SAFETY: a private mapping of a file that nothing was ever written to (the kernel maps it
-        // unwritable from the beginning): dropped pages are read from the file again.
-        let dropped = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
-        if let Err(error) = dropped {
-            tracing::debug!(%error, "pages of the start stay resident");
+/// Where this program's own code and constants are mapped. Pages with relocations hold what is nowhere
+/// else and are not among them, and neither is any library.
+pub struct Footprint(Vec<(usize, usize)>);
+
+impl Footprint {
+    /// To be taken before the sandbox is entered, which leaves no way to learn it.
+    pub fn of_this_program() -> Self {
+        let program = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        Self(maps.lines().filter_map(|line| unwritten(line, &program)).collect())
+    }
+
+    /// Lets go of these pages, and of what the heap has free.
+    pub fn let_go(&self) {
+        give_back_free_memory();
+        for &(start, length) in &self.0 {
+            let start = NonNull::new(std::ptr::without_provenance_mut(start));
+            let Some(start) = start else { continue };
+            // SAFETY: a private mapping of a file that nothing was ever written to (the kernel maps it
+            // unwritable from the beginning): dropped pages are read from the file again.
+            let dropped = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
+            if let Err(error) = dropped {
+                tracing::debug!(%error, "pages of the start stay resident");
+            }
         }
     }
+}
+
+/// What the start has freed goes back to the kernel: with glibc, which keeps it else.
+fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it takes the allocator's own locks.
+    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 /// Start and length of a mapping, where it is code of `program`, or constants from the file's
@@ -78,7 +97,7 @@ mod tests {
         // Touched here, so that there is something to let go of.
         let text = format!("{:?}", toml::from_str::<toml::Table>("a = [1, 2.5, 'x']"));
         let before = resident();
-        let_go_of_the_start();
+        Footprint::of_this_program().let_go();
         assert!(resident() < before, "{} of {before} pages", resident());
         assert_eq!(text, format!("{:?}", toml::from_str::<toml::Table>("a = [1, 2.5, 'x']")));
     }

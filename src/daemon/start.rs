@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
-use super::footprint::let_go_of_the_start;
+use super::footprint::Footprint;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::needs::needs;
@@ -52,6 +52,7 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let arena = secret::start(&arena, Use::Front)?;
     secret::harden_process()?;
     descriptors::raise(&loaded.config.limits);
+    let footprint = Footprint::of_this_program();
     let sandbox =
         sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
@@ -64,7 +65,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let result = runtime.block_on(run(&arguments.config, &loaded, &logs, child.as_ref()));
+    let result =
+        runtime.block_on(run(&arguments.config, &loaded, &logs, child.as_ref(), &footprint));
     // Deeds that still run get no more time: their lines say that they were interrupted.
     runtime.shutdown_timeout(Duration::from_millis(500));
     if let Some(child) = child {
@@ -89,6 +91,7 @@ async fn run(
     loaded: &Loaded,
     logs: &Logs,
     child: Option<&CustodyChild>,
+    footprint: &Footprint,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
@@ -111,7 +114,7 @@ async fn run(
     let serving = tokio::spawn(server.run(stopped));
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     notify(&[NotifyState::Ready]);
-    let_go_of_the_start();
+    footprint.let_go();
     let mut beat = tokio::time::interval(watchdog_period());
     let end = loop {
         tokio::select! {
