@@ -137,17 +137,20 @@ impl PrivateKey {
     /// RSAES-OAEP-DECRYPT with SHA-256 (RFC 8017 §7.1.2); `label` is L, empty if none was given.
     ///
     /// Whatever is wrong with the ciphertext, the error is the same and one private operation was
-    /// done: a ciphertext of the wrong length, or a number not below n, is replaced by one that fits
-    /// and the result thrown away.
+    /// done: a ciphertext of the wrong length, a number not below n, or 0, which the library would
+    /// answer without an operation, is replaced by one that fits and the result thrown away.
     pub fn decrypt_oaep(
         &self,
         mgf1: Mgf1Hash,
         ciphertext: &[u8],
         label: &[u8],
     ) -> Result<Plaintext, DecryptError> {
-        let fits = ciphertext.len() == self.modulus.len() && *ciphertext < *self.modulus;
-        let mut stand_in = [0; 512];
-        let input = if fits { ciphertext } else { self.stand_in(&mut stand_in) };
+        let is_zero = ciphertext.iter().fold(0, |all, byte| all | byte) == 0;
+        let is_below = *ciphertext < *self.modulus;
+        let fits = ciphertext.len() == self.modulus.len() && is_below && !is_zero;
+        let mut room = [0; 512];
+        let stand_in = self.stand_in(&mut room);
+        let input = if fits { ciphertext } else { stand_in };
         let errors = ErrorQueue::watch();
         let mut out = SecretBytes::zeroed(self.modulus.len())?;
         let len = Context::for_oaep(&self.key, mgf1, label)
@@ -162,13 +165,16 @@ impl PrivateKey {
         }
     }
 
-    /// The ciphertext that is worked on in place of one that cannot be one: the number 2.
+    /// The ciphertext that is worked on in place of one that cannot be one: n without its first bit, a
+    /// number as long as any.
     fn stand_in<'a>(&self, room: &'a mut [u8; 512]) -> &'a [u8] {
         let len = self.modulus.len().min(room.len());
-        if let Some(last) = room[..len].last_mut() {
-            *last = 2;
+        let number = &mut room[..len];
+        number.copy_from_slice(&self.modulus[..len]);
+        if let Some(first) = number.first_mut() {
+            *first &= 0x7f;
         }
-        &room[..len]
+        number
     }
 
     fn checked(key: Key) -> Result<Self, KeyError> {
