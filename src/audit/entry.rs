@@ -74,6 +74,8 @@ pub struct Details {
     pub key: Option<Name>,
     /// The version of the key.
     pub version: Option<u32>,
+    /// The master key's generation.
+    pub generation: Option<u32>,
     pub algorithm: Option<Algorithm>,
     /// The revision of the record in the store.
     pub revision: Option<u64>,
@@ -148,6 +150,11 @@ pub enum Event {
     PolicyRefused,
     TokenLost,
     TokenBack,
+    /// Another generation of the master key is in use from here on.
+    MasterInUse,
+    /// Keys were rewrapped under it.
+    Rewrapped,
+    RotationDone,
     /// A new file of the trail begins with this line.
     Segment,
     /// Bytes at the end that no answer ever rested on were cut off after a crash.
@@ -173,6 +180,9 @@ impl Event {
             Event::PolicyRefused => "policy-refused",
             Event::TokenLost => "token-lost",
             Event::TokenBack => "token-back",
+            Event::MasterInUse => "master-in-use",
+            Event::Rewrapped => "rewrapped",
+            Event::RotationDone => "rotation-done",
             Event::Segment => "segment",
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",
@@ -188,6 +198,10 @@ pub struct EventNote {
     /// SHA-256 of what was loaded.
     pub digest: Option<[u8; 32]>,
     pub code: Option<Code>,
+    pub generation: Option<u32>,
+    /// How many it was done to, and how many it could not be done to.
+    pub items: Option<u32>,
+    pub failed_items: Option<u32>,
     pub(super) line: Option<u64>,
     pub(super) bytes: Option<u64>,
     pub(super) open_from: Option<u64>,
@@ -202,6 +216,9 @@ impl EventNote {
             event,
             digest: None,
             code: None,
+            generation: None,
+            items: None,
+            failed_items: None,
             line: None,
             bytes: None,
             open_from: None,
@@ -218,6 +235,16 @@ impl EventNote {
     /// Something was loaded whose SHA-256 is `digest`.
     pub fn of(event: Event, digest: [u8; 32]) -> Self {
         Self { digest: Some(digest), ..Self::new(event) }
+    }
+
+    /// Something that concerns a generation of the master key.
+    pub fn about(event: Event, generation: u32) -> Self {
+        Self { generation: Some(generation), ..Self::new(event) }
+    }
+
+    /// Adds how many it was done to, and how many it could not be done to.
+    pub fn counting(self, items: u32, failed_items: u32) -> Self {
+        Self { items: Some(items), failed_items: Some(failed_items), ..self }
     }
 
     pub fn because(event: Event, code: Code) -> Self {
@@ -264,6 +291,7 @@ impl Details {
         Line {
             key: self.key.as_ref().map(Name::as_str),
             version: self.version,
+            generation: self.generation,
             algorithm: self.algorithm.map(Algorithm::as_str),
             revision: self.revision,
             input_bytes: self.input_bytes,
@@ -320,6 +348,9 @@ impl EventNote {
             event: Some(self.event.as_str()),
             program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
             digest: texts.hex.as_ref().map(Hex::as_str),
+            generation: self.generation,
+            items: self.items,
+            failed_items: self.failed_items,
             open_from: self.open_from,
             changes: self.changes,
             line: self.line,

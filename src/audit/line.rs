@@ -75,6 +75,9 @@ pub struct Line<'a> {
     /// The version of the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
+    /// The master key's generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<&'a str>,
     /// The revision of the record in the store.

@@ -15,10 +15,12 @@ mod house;
 mod input;
 mod key;
 mod key_state;
+mod master;
 mod offline;
 mod output;
 mod pages;
 mod problem;
+mod progress;
 mod secret;
 mod terminal;
 
@@ -111,6 +113,8 @@ pub enum Errand {
     Key(key::Key),
     #[command(subcommand)]
     Secret(secret::Secret),
+    #[command(subcommand)]
+    Master(master::Master),
     #[command(subcommand)]
     Audit(audit::Audit),
     Encrypt(offline::Encrypt),
@@ -241,6 +245,7 @@ fn perform(session: &Session, errand: Errand) -> Result<(), Failure> {
         Errand::Unlock(unlock) => unlock.run(session),
         Errand::Key(key) => key.run(session),
         Errand::Secret(secret) => secret.run(session),
+        Errand::Master(master) => master.run(session),
         Errand::Audit(audit) => audit.run(session),
         Errand::Encrypt(encrypt) => encrypt.run(&session.out),
         Errand::Completions(completions) => completions.run(&session.out),
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn wrong_use_is_code_two() {
-        let wrong: [&[&str]; 12] = [
+        let wrong: [&[&str]; 13] = [
             &[],
             &["nonsense"],
             &["key", "create"],
@@ -278,6 +283,7 @@ mod tests {
             &["key", "decrypt", "a", "--version", "1", "--kid", "x"],
             &["secret", "put", "a"],
             &["serve"],
+            &["master", "retire"],
             &["policy", "explain", "--config", "c", "--user", "u", "--action", "key:steal"],
         ];
         for line in wrong {
@@ -287,12 +293,13 @@ mod tests {
 
     #[test]
     fn right_use_parses() {
-        let right: [&[&str]; 9] = [
+        let right: [&[&str]; 10] = [
             &["--help"],
             &["status", "--socket", "/tmp/s", "--output", "json"],
             &["--socket", "/tmp/s", "key", "create", "a", "--algorithm", "RSA-4096"],
             &["key", "destroy", "a", "--after", "2w", "--yes"],
             &["secret", "put", "a", "--key", "k", "--in", "-"],
+            &["master", "retire", "1", "--yes"],
             &["custody", "--config", "c", "--listen-fd", "3"],
             &["policy", "check", "--dir", "d"],
             &["config", "show"],

@@ -61,6 +61,16 @@ impl Failure {
         Failure::Unreachable(Message { what: what.into(), next: next.into() })
     }
 
+    /// Whether the daemon refused it with this code.
+    pub fn is(&self, code: &str) -> bool {
+        matches!(self, Failure::Refused(problem) if problem.code == code)
+    }
+
+    /// Whether the daemon may do it a little later.
+    pub fn passes(&self) -> bool {
+        matches!(self, Failure::Refused(problem) if problem.status == 503)
+    }
+
     /// The documented exit code.
     pub fn code(&self) -> u8 {
         match self {

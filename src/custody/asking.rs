@@ -1,8 +1,8 @@
 //! The verbs as the front calls them: plain data in, plain data out.
 
-use super::client::{Client, CustodyError};
+use super::client::{Client, CustodyError, Wanted};
 use super::protocol::{
-    Check, Home, KeyAddress, Passing, RecordAddress, Reply, Status, StoreKey, Verb,
+    Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, Status, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pkcs8Der, Plaintext};
@@ -63,6 +63,48 @@ impl Client {
     /// A further store key, wrapped in the token.
     pub async fn new_store_key(&self, id: u32) -> Result<StoreKey, CustodyError> {
         expect!(self.ask(Verb::NewStoreKey { id }).await?, Reply::StoreKey(key) => key)
+    }
+
+    /// How the master keys of these generations stand in the token.
+    pub async fn masters(&self, generations: Vec<u32>) -> Result<Vec<MasterFacts>, CustodyError> {
+        expect!(self.ask(Verb::Masters { generations }).await?, Reply::Masters(facts) => facts)
+    }
+
+    /// Makes the master key of a generation in the token, unless it is there.
+    pub async fn make_master(&self, generation: u32) -> Result<(), CustodyError> {
+        expect!(self.ask(Verb::MakeMaster { generation }).await?, Reply::Done => ())
+    }
+
+    /// Has custody work with what the appliance has become, now and whenever it comes back.
+    pub async fn use_home(&self, home: Home) -> Result<(), CustodyError> {
+        self.want(Wanted::Unlocked(Some(home.clone())));
+        expect!(self.ask(Verb::UseHome { home }).await?, Reply::Done => ())
+    }
+
+    /// Destroys the master key of a generation in the token; done, too, where there is none.
+    pub async fn destroy_master(&self, generation: u32) -> Result<(), CustodyError> {
+        expect!(self.ask(Verb::DestroyMaster { generation }).await?, Reply::Done => ())
+    }
+
+    /// A sealed key with its data key wrapped under another generation.
+    pub async fn rewrap_key(
+        &self,
+        address: KeyAddress,
+        sealed: Vec<u8>,
+        generation: u32,
+    ) -> Result<Vec<u8>, CustodyError> {
+        let verb = Verb::RewrapKey { address, sealed, generation };
+        expect!(self.ask(verb).await?, Reply::Sealed(sealed) => sealed)
+    }
+
+    /// A store key wrapped under another generation.
+    pub async fn rewrap_store_key(
+        &self,
+        store_key: StoreKey,
+        generation: u32,
+    ) -> Result<StoreKey, CustodyError> {
+        let verb = Verb::RewrapStoreKey { store_key, generation };
+        expect!(self.ask(verb).await?, Reply::StoreKey(key) => key)
     }
 
     /// Seals a record's value under its address.

@@ -221,6 +221,11 @@ impl Client {
             Verb::GenerateKey { .. }
             | Verb::ImportKey { .. }
             | Verb::Init { .. }
+            | Verb::MakeMaster { .. }
+            | Verb::DestroyMaster { .. }
+            | Verb::UseHome { .. }
+            | Verb::RewrapKey { .. }
+            | Verb::RewrapStoreKey { .. }
             | Verb::Unlock { .. } => LONG_PATIENCE,
             _ => self.shared.settings.deadline,
         }

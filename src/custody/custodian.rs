@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::cache;
 use super::keyring::{self, Keyring};
+use super::masters;
 use super::protocol::{
     Answer, Check, Fault, Home, Passing, Reply, SignerFacts, Status, TokenFacts, Verb,
 };
+use super::sealed;
 use crate::secret::{self, Pin};
 use crate::token::{Token, TokenError};
 
@@ -132,6 +134,9 @@ impl Custodian {
             }
             Verb::Doctor => Ok(Reply::Checks(self.examine())),
             Verb::Init { appliance, resume } => self.init(appliance, resume),
+            Verb::UseHome { home } => self.use_home(home),
+            Verb::MakeMaster { generation } => self.make_master(generation),
+            Verb::DestroyMaster { generation } => self.destroy_master(generation),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
         };
         // A module that did not open cannot be trusted to open anew in this process; a refused PIN
@@ -218,6 +223,12 @@ impl Custodian {
         if !resume {
             refuse_existing(master.is_some(), signer.is_some())?;
         }
+        // After a rotation the first generation may be gone, and the token is somebody's all the same.
+        if let Some(later) = masters::newest(token)?.filter(|newest| *newest > FIRST) {
+            return Err(Fault::Exists(format!(
+                "the token holds a master key of generation {later}"
+            )));
+        }
         let mut created = Vec::new();
         if master.is_none() {
             token.create_master(FIRST)?;
@@ -227,13 +238,41 @@ impl Custodian {
             token.create_signer(FIRST)?;
             created.push(format!("trail signing key, generation {FIRST}"));
         }
-        let signer = prove_master(token, FIRST)?;
+        let signer = prove_keys(token, FIRST, FIRST)?;
         let store_key = keyring::new_store_key(token, &appliance, FIRST, FIRST)?;
-        let signer_point = signer.public_point;
-        let home = Home { appliance, generation: FIRST, store_key, signer_point };
-        let (token, facts) = (Arc::clone(&keyring.token), keyring.facts.clone());
-        self.install(Keyring::new(token, facts, Some(home.clone()), self.cache.clone()));
+        let (signer_point, signer_generation) = (signer.public_point, FIRST);
+        let home =
+            Home { appliance, generation: FIRST, store_key, signer_point, signer_generation };
+        self.install(keyring.with_home(home.clone()));
         Ok(Reply::Initialised { created, home })
+    }
+
+    /// Goes on with another generation in use; opened keys stay open, for they are the same.
+    fn use_home(&self, home: Home) -> Answer {
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        let keyring = self.keyring().ok_or(Fault::Locked)?;
+        if keyring.home.as_ref().is_none_or(|known| known.appliance != home.appliance) {
+            return Err(Fault::NotInitialised);
+        }
+        prove_home(keyring.token.as_ref(), &home)?;
+        let mut unlocked = self.unlocked.write().unwrap_or_else(PoisonError::into_inner);
+        // A lock that came meanwhile counts.
+        if unlocked.as_ref().is_none_or(|now| !Arc::ptr_eq(now, &keyring)) {
+            return Err(Fault::Locked);
+        }
+        *unlocked = Some(Arc::new(keyring.with_home(home)));
+        Ok(Reply::Done)
+    }
+
+    /// Like a login, what generates or destroys keys in the token is not to be cut off.
+    fn make_master(&self, generation: u32) -> Answer {
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keyring().ok_or(Fault::Locked)?.make_master(generation)
+    }
+
+    fn destroy_master(&self, generation: u32) -> Answer {
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keyring().ok_or(Fault::Locked)?.destroy_master(generation)
     }
 
     fn install(&self, keyring: Keyring) {
@@ -254,38 +293,46 @@ fn refuse_existing(master: bool, signer: bool) -> Result<(), Fault> {
     Err(Fault::Exists(format!("the token holds {found} of generation {FIRST}")))
 }
 
-/// Makes sure that the token holds the very keys that the appliance was initialised with.
+/// Makes sure that the token holds the very keys that are in use: the master of the generation in use
+/// is the one that the newest store key lies under, and the signing key is the known one.
 fn prove_home(token: &dyn Token, home: &Home) -> Result<SignerFacts, Fault> {
-    let other = |what: &str| {
+    let other = |what: &str, generation: u32| {
         Fault::Master(format!(
-            "the {what} of generation {} in the token is not the one that this appliance was \
-             initialised with; is it the right token?",
-            home.generation
+            "the {what} of generation {generation} in the token is not the one that this appliance \
+             was initialised with; is it the right token?"
         ))
     };
-    let signer = prove_master(token, home.generation)?;
-    match keyring::open_store_key(token, &home.appliance, &home.store_key) {
-        Err(Fault::SealBroken) => return Err(other("master key")),
+    let signer = prove_keys(token, home.generation, home.signer_generation)?;
+    let store_key = &home.store_key;
+    if sealed::generation_of(&store_key.wrapped) != Some(home.generation) {
+        return Err(Fault::Master(format!(
+            "the store key lies under another master key than generation {}, which is in use; the \
+             store was changed outside Strongroom",
+            home.generation
+        )));
+    }
+    match keyring::open_store_key(token, &home.appliance, store_key) {
+        Err(Fault::SealBroken) => return Err(other("master key", home.generation)),
         opened => drop(opened?),
     }
     if signer.public_point != home.signer_point {
-        return Err(other("trail signing key"));
+        return Err(other("trail signing key", home.signer_generation));
     }
     Ok(signer)
 }
 
-/// Makes sure that master and signing key of a generation are there, fit and alive.
-fn prove_master(token: &dyn Token, generation: u32) -> Result<SignerFacts, Fault> {
-    let missing = |what: &str| {
+/// Makes sure that a master and a signing key are there, fit and alive.
+fn prove_keys(token: &dyn Token, master: u32, signer: u32) -> Result<SignerFacts, Fault> {
+    let missing = |what: &str, generation: u32| {
         Fault::Master(format!(
             "the token is open and holds no {what} of generation {generation}; is it the right \
              token? Strongroom never makes a new one in its place"
         ))
     };
-    token.master(generation)?.ok_or_else(|| missing("master key"))?;
-    token.canary(generation)?;
-    let signer = token.signer(generation)?.ok_or_else(|| missing("trail signing key"))?;
-    Ok(SignerFacts { generation: signer.generation, public_point: signer.public_point.to_vec() })
+    token.master(master)?.ok_or_else(|| missing("master key", master))?;
+    token.canary(master)?;
+    let found = token.signer(signer)?.ok_or_else(|| missing("trail signing key", signer))?;
+    Ok(SignerFacts { generation: found.generation, public_point: found.public_point.to_vec() })
 }
 
 fn facts_of(token: &dyn Token) -> Result<TokenFacts, Fault> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::custodian::OpenToken;
+use super::masters;
 use super::protocol::{Check, Verdict};
 use crate::sandbox;
 use crate::secret::ArenaKind;
@@ -44,7 +45,11 @@ pub fn examine_locked(
             opened.map_err(|error| error.to_string())
         });
     let token = match &opened {
-        Ok(token) => Ok((token as &dyn Token, Some(1))),
+        // Nothing says here which generation is in use: the newest is.
+        Ok(token) => {
+            let newest = masters::newest(token).ok().flatten();
+            Ok((token as &dyn Token, newest))
+        }
         Err(why) => Err(why.as_str()),
     };
     examine(settings, credentials, arena, token)

@@ -29,7 +29,7 @@ pub struct Keyring {
     pub token: Arc<dyn Token>,
     pub facts: TokenFacts,
     pub home: Option<Home>,
-    pub cache: KeyCache,
+    pub cache: Arc<KeyCache>,
     store_keys: Mutex<HashMap<Vec<u8>, Arc<DataKey>>>,
     loading: [Mutex<()>; STRIPES],
 }
@@ -54,7 +54,19 @@ impl Keyring {
             token,
             facts,
             home,
-            cache: KeyCache::new(settings),
+            cache: Arc::new(KeyCache::new(settings)),
+            store_keys: Mutex::new(HashMap::new()),
+            loading: std::array::from_fn(|_| Mutex::new(())),
+        }
+    }
+
+    /// The same token and the same opened keys, for an appliance that became something else.
+    pub fn with_home(&self, home: Home) -> Self {
+        Self {
+            token: Arc::clone(&self.token),
+            facts: self.facts.clone(),
+            home: Some(home),
+            cache: Arc::clone(&self.cache),
             store_keys: Mutex::new(HashMap::new()),
             loading: std::array::from_fn(|_| Mutex::new(())),
         }
@@ -117,12 +129,19 @@ impl Keyring {
                 let (token, appliance) = (self.token.as_ref(), &home.appliance);
                 new_store_key(token, appliance, home.generation, id).map(Reply::StoreKey)
             }
+            Verb::Masters { generations } => self.masters(&generations),
+            Verb::RewrapKey { address, sealed, generation } => {
+                self.rewrap_key(&address, &sealed, generation)
+            }
+            Verb::RewrapStoreKey { store_key, generation } => {
+                self.rewrap_store_key(&store_key, generation)
+            }
             Verb::SignCheckpoint { message } => self.sign(&message),
             _ => Err(Fault::Protocol("not a verb for an open token".to_owned())),
         }
     }
 
-    fn home(&self) -> Result<&Home, Fault> {
+    pub(super) fn home(&self) -> Result<&Home, Fault> {
         self.home.as_ref().ok_or(Fault::NotInitialised)
     }
 
@@ -232,8 +251,9 @@ impl Keyring {
             return Err(Fault::Protocol("only checkpoints of the trail are signed".to_owned()));
         }
         let digest: [u8; 32] = Sha256::digest(message).into();
-        let signature = self.token.sign(home.generation, &digest)?;
-        Ok(Reply::Signature { generation: home.generation, signature: signature.to_vec() })
+        let generation = home.signer_generation;
+        let signature = self.token.sign(generation, &digest)?;
+        Ok(Reply::Signature { generation, signature: signature.to_vec() })
     }
 }
 

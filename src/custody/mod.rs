@@ -15,6 +15,7 @@ mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod keyring;
+mod masters;
 mod needs;
 mod process;
 pub mod protocol;
@@ -31,5 +32,5 @@ pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
 pub use doctor::{examine_locked, sandboxed};
 pub use needs::{Settings as SandboxSettings, Surroundings, private_files};
 pub use process::{Settings, Spawn, StartError};
-pub use sealed::store_key_of;
+pub use sealed::{generation_of, store_key_of};
 pub use start::{Ready, resolve};

@@ -13,7 +13,7 @@ use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest packet, in bytes: below the kernel's default socket buffer.
 pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");
@@ -80,6 +80,34 @@ pub enum Verb {
     NewStoreKey {
         id: u32,
     },
+    /// Which of these generations the token holds, and whether their keys are fit.
+    Masters {
+        generations: Vec<u32>,
+    },
+    /// Generates the master key of a further generation; one that is there already is kept, if it is fit.
+    MakeMaster {
+        generation: u32,
+    },
+    /// Works with what the appliance has become: another generation in use.
+    UseHome {
+        home: Home,
+    },
+    /// Destroys the master key of a generation that is not in use.
+    DestroyMaster {
+        generation: u32,
+    },
+    /// The same data key, wrapped under another generation; the private key stays as it is sealed.
+    RewrapKey {
+        address: KeyAddress,
+        #[serde(with = "whole")]
+        sealed: Vec<u8>,
+        generation: u32,
+    },
+    /// The same store key, wrapped under another generation.
+    RewrapStoreKey {
+        store_key: StoreKey,
+        generation: u32,
+    },
     SealRecord {
         store_key: StoreKey,
         address: RecordAddress,
@@ -133,8 +161,9 @@ pub struct Home {
     pub generation: u32,
     /// Wrapped under the master at init: that it opens shows that the master is still the same.
     pub store_key: StoreKey,
-    /// Public point of the trail's signing key (SEC 1, uncompressed).
+    /// Public point of the trail's signing key (SEC 1, uncompressed), and its generation.
     pub signer_point: Vec<u8>,
+    pub signer_generation: u32,
 }
 
 /// What a verb comes to.
@@ -147,6 +176,7 @@ pub enum Reply {
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
     Initialised { created: Vec<String>, home: Home },
     StoreKey(StoreKey),
+    Masters(Vec<MasterFacts>),
     Sealed(#[serde(with = "whole")] Vec<u8>),
     Opened(#[serde(with = "whole")] Vec<u8>),
     Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },
@@ -181,6 +211,21 @@ pub struct TokenFacts {
 pub struct SignerFacts {
     pub generation: u32,
     pub public_point: Vec<u8>,
+}
+
+/// How the master key of a generation stands in the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterFacts {
+    pub generation: u32,
+    pub found: MasterFound,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MasterFound {
+    Fit,
+    Missing,
+    /// What is wrong with it.
+    Unfit(String),
 }
 
 /// One line of `doctor`.

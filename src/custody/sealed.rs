@@ -86,6 +86,17 @@ pub fn write_key(wrapped: &WrappedKey, iv: &[u8; IV], ciphertext: &[u8]) -> Vec<
     bytes
 }
 
+/// The master generation that a sealed key, or a wrapped store key, lies under; `None` where it is none.
+pub fn generation_of(bytes: &[u8]) -> Option<u32> {
+    split_wrapped(bytes).map(|(wrapped, _)| wrapped.generation)
+}
+
+/// Puts another wrap of the same data key in the place of a sealed key's own.
+pub fn with_wrap(bytes: &[u8], wrapped: &WrappedKey) -> Result<Vec<u8>, Fault> {
+    let (_, rest) = split_wrapped(bytes).ok_or(Fault::SealBroken)?;
+    Ok([write_wrapped(wrapped).as_slice(), rest].concat())
+}
+
 /// Reads a sealed key: the wrapped data key, and the PKCS#8 sealed under it.
 pub fn read_key(bytes: &[u8]) -> Result<(WrappedKey, Sealed<'_>), Fault> {
     let (wrapped, rest) = split_wrapped(bytes).ok_or(Fault::SealBroken)?;

@@ -67,6 +67,8 @@ impl Front {
         tokio::spawn(async move { appliance.trail().tend().await });
         tokio::spawn(tell_numbers(Arc::clone(&self.appliance)));
         tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
+        let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.keep_rotating().await });
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }
 }

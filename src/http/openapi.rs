@@ -33,7 +33,11 @@ const PROBLEMS: [(&str, &str); 14] = [
     ("404", "not-found, no-such-version, no-route"),
     ("405", "method-not-allowed"),
     ("408", "body-too-slow, headers-too-slow"),
-    ("409", "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked"),
+    (
+        "409",
+        "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked, \
+         rotation-running, master-needed",
+    ),
     ("413", "body-too-large"),
     ("414", "uri-too-long"),
     ("415", "not-json"),

@@ -11,8 +11,8 @@ use super::{body, metrics};
 use crate::key::Jwk;
 use crate::service::{
     AuditPage, DecryptReply, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
-    MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage, SecretView,
-    StatusView,
+    MasterView, MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage,
+    SecretView, StatusView,
 };
 
 /// A reply that a route gives.
@@ -96,6 +96,7 @@ as_json!(
     JwksView,
     KeyPage,
     KeyView,
+    MasterView,
     SecretPage,
     StatusView,
 );

@@ -18,8 +18,8 @@ use super::shape::FromWire;
 use crate::service::{
     Appliance, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
     ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
-    ReadPublicKey, Restore, Resume, RevealSecret, Rotate, ShowKey, ShowPublic, ShowSecret, Status,
-    Suspend, Unlock,
+    ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey,
+    ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock,
 };
 
 /// Routes and their description, growing together.
@@ -120,6 +120,13 @@ fn appliance(routes: Routes) -> Routes {
         .add::<Doctor, false>(GET, "/v1/doctor", "Check everything that the work depends on")
         .add::<Lock, false>(POST, "/v1/lock", "Wipe all keys and refuse work until unlock")
         .add::<Unlock, false>(POST, "/v1/unlock", "Work again")
+        .add::<RotateMaster, false>(POST, "/v1/master/rotate", "Begin to rotate the master key")
+        .add::<ShowMaster, false>(GET, "/v1/master", "Show the master key's generations")
+        .add::<RetireMaster, false>(
+            POST,
+            "/v1/master/retire",
+            "Destroy the master key of a generation that nothing needs any more",
+        )
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")

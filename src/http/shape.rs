@@ -13,8 +13,8 @@ use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
     EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
-    PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RevealSecret, Rotate,
-    ShowKey, ShowSecret, Status, Suspend, Unlock,
+    PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster,
+    RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status, Suspend, Unlock,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -225,6 +225,9 @@ shape!(nothing Status);
 shape!(nothing Doctor);
 shape!(body Lock);
 shape!(body Unlock, secret);
+shape!(nothing RotateMaster);
+shape!(query ShowMaster);
+shape!(body RetireMaster);
 shape!(body CreateKey);
 shape!(named_body Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);

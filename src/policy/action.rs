@@ -33,10 +33,13 @@ pub enum Action {
     MetricsRead,
     Lock,
     Unlock,
+    MasterRotate,
+    MasterRetire,
+    MasterRead,
 }
 
 impl Action {
-    pub const ALL: [Action; 27] = [
+    pub const ALL: [Action; 30] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -64,6 +67,9 @@ impl Action {
         Action::MetricsRead,
         Action::Lock,
         Action::Unlock,
+        Action::MasterRotate,
+        Action::MasterRetire,
+        Action::MasterRead,
     ];
 
     /// The name in policy files and trail: `key:decrypt`.
@@ -96,6 +102,9 @@ impl Action {
             Action::MetricsRead => "appliance:metrics",
             Action::Lock => "appliance:lock",
             Action::Unlock => "appliance:unlock",
+            Action::MasterRotate => "master:rotate",
+            Action::MasterRetire => "master:retire",
+            Action::MasterRead => "master:read",
         }
     }
 }

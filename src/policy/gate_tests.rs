@@ -68,7 +68,7 @@ fn resource_of(action: Action) -> Resource {
 }
 
 /// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 27] = [
+const SHIPPED: [(Action, &str); 30] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -96,6 +96,9 @@ const SHIPPED: [(Action, &str); 27] = [
     (Action::MetricsRead, "oa"),
     (Action::Lock, "o"),
     (Action::Unlock, "o"),
+    (Action::MasterRotate, "o"),
+    (Action::MasterRetire, "o"),
+    (Action::MasterRead, "oa"),
 ];
 
 #[test]

@@ -10,7 +10,7 @@ use super::{RecordError, Records};
 use crate::custody::protocol::{Home, StoreKey};
 use crate::store::{Batch, Expect, Store, Table};
 
-const HOME: &str = "home";
+pub(super) const HOME: &str = "home";
 /// Each store key has a record of its own behind this, so that they may become many.
 const STORE_KEY: &str = "store-key/";
 const LOCKED: &str = "locked";
@@ -32,6 +32,19 @@ pub struct HomeRecord {
     pub signer_point: Vec<u8>,
     pub signer_generation: u32,
     pub created_at: jiff::Timestamp,
+    /// The master keys of this appliance, oldest first; read it with [`HomeRecord::masters`].
+    #[serde(default)]
+    pub generations: Vec<MasterRecord>,
+}
+
+/// A master key that this appliance made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterRecord {
+    pub generation: u32,
+    pub created_at: jiff::Timestamp,
+    /// Since when it is destroyed.
+    #[serde(default)]
+    pub retired_at: Option<jiff::Timestamp>,
 }
 
 /// Left by an operator's `lock`, taken away by `unlock`.
@@ -47,6 +60,19 @@ impl HomeRecord {
         self.store_keys.last().expect("an appliance is founded with a store key")
     }
 
+    /// The master keys of this appliance, oldest first; the one in use is always among them.
+    pub fn masters(&self) -> Vec<MasterRecord> {
+        match self.generations.is_empty() {
+            // Written before there could be more than one.
+            true => vec![MasterRecord {
+                generation: self.generation,
+                created_at: self.created_at,
+                retired_at: None,
+            }],
+            false => self.generations.clone(),
+        }
+    }
+
     /// What custody has to know of it.
     pub fn for_custody(&self) -> Home {
         Home {
@@ -54,6 +80,7 @@ impl HomeRecord {
             generation: self.generation,
             store_key: self.newest_store_key().clone(),
             signer_point: self.signer_point.clone(),
+            signer_generation: self.signer_generation,
         }
     }
 }
@@ -103,7 +130,7 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
 const PAGE: usize = 100;
 
 /// Where a store key lies; they are found in the order of their ids.
-fn store_key_at(id: u32) -> String {
+pub(super) fn store_key_at(id: u32) -> String {
     format!("{STORE_KEY}{id:010}")
 }
 

@@ -64,6 +64,13 @@ impl Records {
         if let Some(known) = self.opened.key(name) {
             return Ok(Some(known));
         }
+        let Some(record) = self.stored_key(name).await?.map(Arc::new) else { return Ok(None) };
+        self.opened.keep_if(&record, || self.is_at(name, record.revision))?;
+        Ok(Some(record))
+    }
+
+    /// The key of this name, read from the store and kept nowhere.
+    pub(super) async fn stored_key(&self, name: &Name) -> Result<Option<KeyRecord>, RecordError> {
         loop {
             let Some(at) = self.load::<StoredKey>(Table::Key, name.as_str()).await? else {
                 return Ok(None);
@@ -74,9 +81,7 @@ impl Records {
             if matches!(result, Err(RecordError::Broken(_))) && !self.is_at(name, read_at)? {
                 continue;
             }
-            let record = Arc::new(result?);
-            self.opened.keep_if(&record, || self.is_at(name, read_at))?;
-            return Ok(Some(record));
+            return result.map(Some);
         }
     }
 

@@ -9,6 +9,7 @@ pub mod fuzzing;
 mod home;
 mod keys;
 mod opened;
+mod rotation;
 mod sealing;
 mod secrets;
 
@@ -24,9 +25,12 @@ use crate::custody::{Client, CustodyError};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
-pub use home::{HomeRecord, LockRecord, keep_head, read_head, read_home, read_locked};
+pub use home::{
+    HomeRecord, LockRecord, MasterRecord, keep_head, read_head, read_home, read_locked,
+};
 pub use keys::{KeyRecord, VersionRecord};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
+pub use rotation::{Census, Dependents, PassRecord, Stage};
 pub use secrets::SecretRecord;
 
 use opened::Opened;

@@ -157,6 +157,7 @@ impl Request for Init {
             signer_point: made.home.signer_point,
             signer_generation: generation,
             created_at: appliance.now(),
+            generations: Vec::new(),
         };
         appliance.records.found(home).await?;
         appliance.tell(EventNote::new(Event::Initialised)).await;

@@ -59,6 +59,14 @@ pub enum Error {
     PinRefused(String),
     #[error("the master key is not usable: {0}")]
     Master(String),
+    /// There is one rotation of the master key at a time.
+    #[error("a rotation of the master key to generation {0} is under way")]
+    Rotating(u32),
+    #[error("this appliance has no master key of generation {0}")]
+    NoGeneration(u32),
+    /// Something still lies under the generation that was to be retired, or might.
+    #[error("master generation {generation} is still needed: {what}")]
+    StillNeeded { generation: u32, what: String },
     #[error("there is too much to do at the moment")]
     Busy,
     #[error("the trail cannot be written: {0}")]
@@ -110,7 +118,7 @@ impl Error {
         match self {
             Error::Denied(_) => "denied",
             Error::TooManyRefusals { .. } => "too-many-refusals",
-            Error::NotFound(_) => "not-found",
+            Error::NotFound(_) | Error::NoGeneration(_) => "not-found",
             Error::Exists(_) => "exists",
             Error::Changed { .. } | Error::NothingToMatch => "revision-mismatch",
             Error::Conflict => "conflict",
@@ -128,6 +136,8 @@ impl Error {
             Error::NotLocked => "not-locked",
             Error::PinRefused(_) => "pin-refused",
             Error::Master(_) => "master-key",
+            Error::Rotating(_) => "rotation-running",
+            Error::StillNeeded { .. } => "master-needed",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::Audit(_) => "trail-unavailable",
             Error::OutcomeOwed(_) => "outcome-unrecorded",

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::error::Error;
 use super::quiet::Quiet;
 use super::refusals::Refusals;
+use super::rotation::Rotating;
 use super::state::{Settings, Standing};
 use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
 use crate::custody::protocol::Check;
@@ -84,8 +85,9 @@ pub struct Appliance {
     pub(super) quiet: Quiet,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
-    /// Held while the appliance is initialised: two must not make one.
+    /// Held while the appliance is initialised or its masters change: two must not make one.
     pub(super) founding: tokio::sync::Mutex<()>,
+    pub(super) rotating: Rotating,
 }
 
 /// What an appliance is put together from.
@@ -122,6 +124,7 @@ impl Appliance {
             house: parts.house,
             config_file: parts.config_file,
             founding: tokio::sync::Mutex::default(),
+            rotating: Rotating::default(),
         }
     }
 

@@ -154,7 +154,9 @@ impl Request for CreateKey {
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         appliance.must_be_free(&self.name).await?;
         let address = first_version(&self.name);
+        let _same_master = appliance.rotating.wrapping().await;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
+        appliance.must_lie_under_the_master(&made)?;
         appliance.keep_first(self.name, self.mgf1_hash, self.labels, made).await
     }
 }
@@ -178,7 +180,9 @@ impl Request for ImportKey {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
         appliance.must_be_free(&name).await?;
+        let _same_master = appliance.rotating.wrapping().await;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
+        appliance.must_lie_under_the_master(&taken)?;
         appliance.keep_first(name, mgf1_hash, labels, taken).await
     }
 }

@@ -1,5 +1,7 @@
 //! Keys change: rotation, and the states of SP 800-57 part 1 §7.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -11,7 +13,7 @@ use crate::audit::{Code, Details};
 use crate::custody::protocol::KeyAddress;
 use crate::key::{Name, Transition, WaitingPeriod};
 use crate::policy::{Action, Permit, Resource};
-use crate::records::{KeyRecord, VersionRecord};
+use crate::records::{KeyRecord, RecordError, VersionRecord};
 
 /// Why a key changes; a word of a fixed set, so that it can be told to the trail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
@@ -155,12 +157,18 @@ impl Request for Rotate {
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
         let address = KeyAddress { name: self.name.to_string(), version };
+        let _same_master = appliance.rotating.wrapping().await;
         let made = appliance.custody.generate_key(address, old.meta.algorithm()).await?;
-        let mut new = KeyRecord::clone(&old);
-        new.meta.rotate(thumbprint(&made.public)?, appliance.now())?;
+        appliance.must_lie_under_the_master(&made)?;
+        let kid = thumbprint(&made.public)?;
         let record = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
-        new.versions.push(std::sync::Arc::new(record));
-        let kept = appliance.records.change_key(&old, new).await?;
+        let record = Arc::new(record);
+        let add = |key: &mut KeyRecord| {
+            key.meta.rotate(kid.clone(), appliance.now())?;
+            key.versions.push(Arc::clone(&record));
+            Ok(())
+        };
+        let kept = appliance.change(old, add).await?;
         appliance.forget_opened(&self.name).await;
         Ok(KeyView::changed(&kept, Some(version)))
     }
@@ -197,20 +205,46 @@ impl Appliance {
         transition: Transition,
     ) -> Result<KeyView, Error> {
         let old = self.key(name).await?;
-        let mut new = KeyRecord::clone(&old);
-        let changed = new.meta.apply(version, transition, self.now())?;
-        if transition == Transition::Destroy {
-            for version in &changed {
-                shred(&mut new, *version);
+        let mut changed = Vec::new();
+        let take = |key: &mut KeyRecord| {
+            changed = key.meta.apply(version, transition, self.now())?;
+            if transition == Transition::Destroy {
+                for version in &changed {
+                    shred(key, *version);
+                }
             }
-        }
-        let kept = self.records.change_key(&old, new).await?;
+            Ok(())
+        };
+        let kept = self.change(old, take).await?;
         self.forget_opened(name).await;
         let one = match changed[..] {
             [one] => Some(one),
             _ => None,
         };
         Ok(KeyView::changed(&kept, one))
+    }
+
+    /// Changes a key and keeps it. Where all that another did to it meanwhile was to rewrap it, which no
+    /// caller has to know of, the change is made to what it has become.
+    async fn change(
+        &self,
+        mut old: Arc<KeyRecord>,
+        mut change: impl FnMut(&mut KeyRecord) -> Result<(), Error>,
+    ) -> Result<Arc<KeyRecord>, Error> {
+        loop {
+            let mut new = KeyRecord::clone(&old);
+            change(&mut new)?;
+            match self.records.change_key(&old, new).await {
+                Err(RecordError::Conflict) => {
+                    let now = self.key(old.meta.name()).await?;
+                    if now.meta != old.meta || now.revision == old.revision {
+                        return Err(Error::Conflict);
+                    }
+                    old = now;
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 
     /// Has custody wipe what it holds open of a key. Should custody be away, it holds nothing.
@@ -226,6 +260,6 @@ fn shred(record: &mut KeyRecord, version: u32) {
     let index = usize::try_from(version).ok().and_then(|version| version.checked_sub(1));
     if let Some(slot) = index.and_then(|index| record.versions.get_mut(index)) {
         let emptied = VersionRecord { sealed: Vec::new(), ..slot.as_ref().clone() };
-        *slot = std::sync::Arc::new(emptied);
+        *slot = Arc::new(emptied);
     }
 }

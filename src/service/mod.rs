@@ -11,9 +11,11 @@ mod error;
 mod gate;
 mod keys;
 mod lifecycle;
+mod master;
 mod metrics;
 mod quiet;
 mod refusals;
+mod rotation;
 mod secrets;
 mod state;
 mod sweep;
@@ -37,6 +39,9 @@ pub use keys::{
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,
     Suspend,
+};
+pub use master::{
+    GenerationView, MasterView, RetireMaster, RotateMaster, RotationView, ShowMaster,
 };
 pub use metrics::{MetricsView, ReadMetrics};
 pub use quiet::{Quiet, Sparing};

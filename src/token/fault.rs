@@ -35,6 +35,8 @@ pub enum Verb {
     CreateMaster,
     /// [`Token::master`]
     Master,
+    /// [`Token::destroy_master`]
+    DestroyMaster,
     /// [`Token::wrap`]
     Wrap,
     /// [`Token::unwrap`]
@@ -225,6 +227,13 @@ impl Token for FaultToken {
             Err(TokenError::KeyMissing { .. }) => Ok(None),
             result => result.map(Some),
         }
+    }
+
+    fn destroy_master(&self, generation: u32) -> Result<(), TokenError> {
+        let mut inside = self.enter(Verb::DestroyMaster)?;
+        let key = KeyName::Master(generation);
+        let gone = inside.masters.remove(&generation);
+        gone.map(drop).ok_or(TokenError::KeyMissing { key, place: place() })
     }
 
     fn wrap(&self, generation: u32, aad: &[u8], key: &DataKey) -> Result<WrappedKey, TokenError> {

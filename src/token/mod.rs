@@ -41,6 +41,10 @@ pub trait Token: Send + Sync {
     /// logged in and has no such key. Never generates one.
     fn master(&self, generation: u32) -> Result<Option<MasterInfo>, TokenError>;
 
+    /// Destroys the master key of `generation` in the token, for good: what lies wrapped under it opens
+    /// nowhere any more. [`TokenError::KeyMissing`] if it is not there.
+    fn destroy_master(&self, generation: u32) -> Result<(), TokenError>;
+
     /// Wraps a data key. What comes back was unwrapped again and compared before.
     fn wrap(&self, generation: u32, aad: &[u8], key: &DataKey) -> Result<WrappedKey, TokenError>;
 

@@ -162,6 +162,21 @@ impl Token for Pkcs11Token {
         Ok(master.map(|master| master.info))
     }
 
+    fn destroy_master(&self, generation: u32) -> Result<(), TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = KeyName::Master(generation);
+        self.say((|| {
+            let master = self.check_master(generation)?.ok_or_else(|| self.missing(key))?;
+            // Not before it is gone: a destruction that fails leaves a key that is known and in use.
+            self.sessions.run_writing(|session| keys::unmake(session, &[master.handle]))?;
+            self.forget_master(generation);
+            match self.check_master(generation)? {
+                None => Ok(()),
+                Some(_) => Err(Failure::answer("C_DestroyObject", "the key is still there")),
+            }
+        })())
+    }
+
     fn wrap(&self, generation: u32, aad: &[u8], key: &DataKey) -> Result<WrappedKey, TokenError> {
         if aad.is_empty() {
             return Err(TokenError::EmptyAad);

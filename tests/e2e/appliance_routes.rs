@@ -152,7 +152,7 @@ fn the_trail_is_read_in_pages_and_through_filters() {
 }
 
 /// Every route, with the status of its success.
-const ROUTES: [(&str, &str, &[&str]); 30] = [
+const ROUTES: [(&str, &str, &[&str]); 33] = [
     ("post", "/v1/keys", &["201"]),
     ("get", "/v1/keys", &["200"]),
     ("get", "/v1/keys/{key}", &["200"]),
@@ -179,6 +179,9 @@ const ROUTES: [(&str, &str, &[&str]); 30] = [
     ("get", "/v1/status", &["200"]),
     ("get", "/v1/doctor", &["200"]),
     ("post", "/v1/init", &["201"]),
+    ("get", "/v1/master", &["200"]),
+    ("post", "/v1/master/rotate", &["200"]),
+    ("post", "/v1/master/retire", &["200"]),
     ("post", "/v1/lock", &["200"]),
     ("post", "/v1/unlock", &["200"]),
     ("get", "/v1/openapi.json", &["200"]),

@@ -33,6 +33,7 @@ mod memory;
 mod older_records;
 mod process;
 mod promises;
+mod rotation;
 mod sandbox;
 mod sealing;
 mod secrets;

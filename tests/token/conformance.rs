@@ -19,6 +19,7 @@ pub fn run(token: &dyn Token) {
     ivs_differ(token);
     generations_are_apart(token);
     a_signer_is_made_once_and_signs(token);
+    a_destroyed_master_is_gone_and_no_other(token);
     many_threads_get_their_own_answers(token);
     token.info().expect("the token says who it is");
 }
@@ -130,6 +131,26 @@ fn a_signer_is_made_once_and_signs(token: &dyn Token) {
     public.verify(message, &signature).expect("verified");
     assert!(public.verify(b"something else", &signature).is_err());
     assert_eq!(token.signer(2).expect("asked"), None);
+}
+
+fn a_destroyed_master_is_gone_and_no_other(token: &dyn Token) {
+    let key = DataKey::generate().expect("a key");
+    token.create_master(3).expect("made");
+    let old = token.wrap(3, b"here", &key).expect("wrapped");
+    let other = token.wrap(2, b"here", &key).expect("wrapped");
+    token.destroy_master(3).expect("destroyed");
+    let missing = |error: &TokenError| {
+        matches!(error, TokenError::KeyMissing { key: KeyName::Master(3), .. })
+    };
+    for _ in 0..2 {
+        assert_eq!(token.master(3).expect("asked"), None);
+        assert!(token.unwrap(3, b"here", &old).is_err_and(|error| missing(&error)));
+        assert!(token.destroy_master(3).is_err_and(|error| missing(&error)));
+    }
+    assert!(token.unwrap(2, b"here", &other).expect("opened").same_as(&key));
+    // The place is free again, and what lay under the old key does not open under the new one.
+    token.create_master(3).expect("made");
+    assert!(matches!(token.unwrap(3, b"here", &old), Err(TokenError::Rejected)));
 }
 
 fn many_threads_get_their_own_answers(token: &dyn Token) {

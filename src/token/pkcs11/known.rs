@@ -64,6 +64,11 @@ impl Pkcs11Token {
         Ok(Some(master))
     }
 
+    /// Believes from now on that there is no such master: it was destroyed here.
+    pub(super) fn forget_master(&self, generation: u32) {
+        self.known().masters.remove(&generation);
+    }
+
     fn new_canary(&self, generation: u32, handle: ObjectHandle) -> Result<Canary, Failure> {
         let key = DataKey::generate()?;
         let wrapped = self.sessions.run(|session| {

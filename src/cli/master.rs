@@ -1,0 +1,174 @@
+//! The master key: its generations, a rotation to the next one, and the end of an old one.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::Session;
+use super::output::{columns, facts};
+use super::problem::Failure;
+use super::progress::Progress;
+use super::terminal;
+
+/// Look at the master key's generations, rotate it, retire old ones
+#[derive(Subcommand)]
+pub enum Master {
+    Rotate(Rotate),
+    /// Show the generations, how they stand in the token, and what lies under each
+    Status,
+    Retire(Retire),
+}
+
+/// Make a new master key in the token and rewrap everything under it, while service goes on
+///
+/// No private key is opened for it. It goes on by itself after a restart; run again, this command follows
+/// the rotation that is under way. The old master key stays until it is retired.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom master rotate              begins it and follows it to its end
+  strongroom master rotate --no-wait    begins it; `strongroom master status` says how far it is")]
+pub struct Rotate {
+    /// Do not wait for its end
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Destroy an old master key in the token, for good
+///
+/// Refused while anything lies under it. Backups that were made before the rotation ended open only with
+/// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are
+/// still wanted.
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom master status
+  strongroom master retire 1")]
+pub struct Retire {
+    /// The generation
+    generation: u32,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Between two looks at a rotation.
+const PAUSE: Duration = Duration::from_millis(200);
+
+impl Master {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Master::Rotate(rotate) => rotate.run(session),
+            Master::Status => {
+                session.out.reply(&session.client.get("/v1/master?counts=true")?, told)
+            }
+            Master::Retire(retire) => retire.run(session),
+        }
+    }
+}
+
+impl Rotate {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        match session.client.post("/v1/master/rotate", &json!({})) {
+            Ok(reply) if self.no_wait => return session.out.reply(&reply, told),
+            Ok(_) => {}
+            Err(failure) if failure.is("rotation-running") && !self.no_wait => {
+                session.out.note("a rotation is under way; following it");
+            }
+            Err(failure) => return Err(failure),
+        }
+        let mut progress = Progress::new(!session.out.is_json());
+        loop {
+            let reply = match session.client.get("/v1/master") {
+                Err(failure) if failure.passes() => {
+                    progress.waiting("the daemon to be ready");
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+                other => other?,
+            };
+            let view = reply.value()?;
+            let rotation = view.get("rotation").cloned().unwrap_or_default();
+            let number = |name: &str| rotation.get(name).and_then(Value::as_u64).unwrap_or(0);
+            let word = |name: &str| rotation.get(name).and_then(Value::as_str);
+            match (word("stage"), word("waits_for")) {
+                (Some("done"), _) => {
+                    progress.end();
+                    session.out.reply(&reply, told)?;
+                    return if number("broken") == 0 {
+                        Ok(())
+                    } else {
+                        Err(some_are_left(&rotation))
+                    };
+                }
+                (_, Some(waits_for)) => progress.waiting(waits_for),
+                (Some("rewrapping"), None) => progress.show(number("keys_done"), number("keys")),
+                _ => progress.waiting("the token to make the new master key"),
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn some_are_left(rotation: &Value) -> Failure {
+    let broken = rotation.get("broken").and_then(Value::as_u64).unwrap_or(0);
+    Failure::failed(
+        format!("{broken} keys were left, for their records are broken"),
+        "`strongroom master status` names them; restore them from a backup and rotate again",
+    )
+}
+
+impl Retire {
+    fn run(self, session: &Session) -> Result<(), Failure> {
+        let generation = self.generation;
+        if !self.yes {
+            if !terminal::attended() {
+                return Err(Failure::wrong_use(
+                    format!("retiring master generation {generation} needs a confirmation"),
+                    "add --yes where nobody can be asked",
+                ));
+            }
+            terminal::confirm(&format!(
+                "destroy the master key of generation {generation} in the token, for good. Backups from \
+                 before the rotation ended open only with it."
+            ))?;
+        }
+        let reply =
+            session.client.post("/v1/master/retire", &json!({ "generation": generation }))?;
+        session.out.reply(&reply, told)
+    }
+}
+
+/// A table of the generations, then what else there is to say.
+fn told(view: &Value) -> String {
+    let mut names = vec!["generation", "state", "token", "created_at"];
+    let generations = view.get("generations").and_then(Value::as_array);
+    let rows = generations.map_or(&[][..], Vec::as_slice);
+    let names_one = |name: &&str| rows.iter().any(|row| row.get(name).is_some());
+    names
+        .extend(["key_versions", "store_keys", "retired_at"].iter().filter(|name| names_one(name)));
+    let mut rest = Map::new();
+    for name in ["broken", "rotation"] {
+        if let Some(value) = view.get(name) {
+            rest.insert(name.to_owned(), value.clone());
+        }
+    }
+    let rest = if rest.is_empty() { String::new() } else { facts(&Value::Object(rest)) };
+    columns(&names, rows) + &rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_are_a_table() {
+        let view = json!({ "generation": 2, "generations": [
+            { "generation": 1, "state": "retired", "token": "missing",
+              "created_at": "2026-01-02T03:04:05Z", "retired_at": "2026-01-03T03:04:05Z" },
+            { "generation": 2, "state": "in-use", "token": "fit",
+              "created_at": "2026-01-02T03:04:05Z" } ] });
+        let text = told(&view);
+        assert!(text.starts_with("GENERATION  STATE    TOKEN    CREATED AT"), "{text}");
+        assert!(!text.contains("KEY VERSIONS") && text.contains("RETIRED AT"), "{text}");
+    }
+}

@@ -1,0 +1,278 @@
+//! What a master rotation leaves in the store: how far it is, so that it goes on after any end of the
+//! process, and the one change that puts the new generation in use.
+//!
+//! ```text
+//! making     the next generation is on record; the token may hold its key or not
+//!   │  one commit: the home record names it, and all store keys lie under it
+//! rewrapping key by key, in the order of the names; `after` is the last one that is done
+//!   │  one commit
+//! done       stays, so that it can be told how it went
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::home::{HOME, encode, plain, read_home, store_key_at};
+use super::{HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
+use crate::custody::generation_of;
+use crate::custody::protocol::KeyAddress;
+use crate::key::Name;
+use crate::store::{Batch, Expect, Table};
+
+const ROTATION: &str = "rotation";
+
+/// A rotation that has begun and has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassRecord {
+    /// The generation that everything is to lie under.
+    pub generation: u32,
+    pub stage: Stage,
+    pub started_at: Timestamp,
+    /// Who asked for it: `unix:1000`.
+    pub by: String,
+    /// The last key that is done.
+    pub after: Option<String>,
+    /// Keys there were when it began, keys that are done, and versions that were rewrapped.
+    pub keys: u64,
+    pub keys_done: u64,
+    pub rewrapped: u64,
+    /// Keys whose records do not open.
+    pub broken: u64,
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    Making,
+    Rewrapping,
+    Done,
+}
+
+/// What lies under a master generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dependents {
+    pub store_keys: u64,
+    pub key_versions: u64,
+    /// The first of them, in words.
+    pub first: Vec<String>,
+}
+
+/// What lies under which generation, and what could not be asked because it does not open.
+#[derive(Debug, Default)]
+pub struct Census {
+    pub under: BTreeMap<u32, Dependents>,
+    pub broken: Vec<String>,
+}
+
+/// How many are named where something is refused for them.
+const NAMED: usize = 5;
+
+/// How many keys are read side by side.
+const ABREAST: usize = 16;
+
+impl Records {
+    /// The rotation that is under way, or the last one.
+    pub fn rotation(&self) -> Result<Option<PassRecord>, RecordError> {
+        plain(self.store.as_ref(), ROTATION)
+    }
+
+    /// Notes how far it is; only one at a time may begin one.
+    pub async fn keep_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
+        let value = encode(ROTATION, record)?;
+        self.commit(Batch::new().put(Table::Appliance, ROTATION, Expect::Any, value)).await
+    }
+
+    /// Reads the home record anew: after a commit of which it is open whether it was done.
+    pub fn reload_home(&self) -> Result<(), RecordError> {
+        if let Some(home) = read_home(self.store.as_ref())? {
+            self.replace_home(home);
+        }
+        Ok(())
+    }
+
+    /// Puts a generation in use whose master key the token holds: rewraps all store keys and names it in
+    /// the home record, in one commit with `record`. No store key is made and nothing is sealed meanwhile.
+    pub async fn put_in_use(
+        &self,
+        record: &PassRecord,
+        now: Timestamp,
+    ) -> Result<Arc<HomeRecord>, RecordError> {
+        let _no_new_store_key = self.count.lock().await;
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        let mut next = HomeRecord { generation: record.generation, ..home.as_ref().clone() };
+        next.generations = home.masters();
+        next.generations.push(MasterRecord {
+            generation: record.generation,
+            created_at: now,
+            retired_at: None,
+        });
+        let mut batch = Batch::new()
+            .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?)
+            .put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?);
+        for store_key in &mut next.store_keys {
+            *store_key =
+                self.custody.rewrap_store_key(store_key.clone(), record.generation).await?;
+            let at = store_key_at(store_key.id);
+            batch = batch.put(Table::Appliance, &at, Expect::Any, encode(&at, store_key)?);
+        }
+        self.commit(batch).await?;
+        Ok(self.replace_home(next))
+    }
+
+    /// Notes that the master key of a generation is destroyed.
+    pub async fn note_retired(&self, generation: u32, now: Timestamp) -> Result<(), RecordError> {
+        let _no_other_change = self.count.lock().await;
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        let mut next = HomeRecord { generations: home.masters(), ..home.as_ref().clone() };
+        let known = next.generations.iter_mut().find(|known| known.generation == generation);
+        if let Some(known) = known {
+            known.retired_at = Some(now);
+        }
+        let value = encode(HOME, &next)?;
+        self.commit(Batch::new().put(Table::Appliance, HOME, Expect::Any, value)).await?;
+        self.replace_home(next);
+        Ok(())
+    }
+
+    fn replace_home(&self, next: HomeRecord) -> Arc<HomeRecord> {
+        let next = Arc::new(next);
+        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));
+        next
+    }
+
+    /// Rewraps the versions of a key that do not lie under `generation`, keeps them and reads them back;
+    /// returns how many they were.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where the key was changed meanwhile: it is to be tried again.
+    pub async fn rewrap(&self, name: &Name, generation: u32) -> Result<u64, RecordError> {
+        let Some(old) = self.key(name).await? else { return Ok(0) };
+        let mut new = KeyRecord::clone(&old);
+        let mut rewrapped = Vec::new();
+        for (version, slot) in (1_u32..).zip(&mut new.versions) {
+            if slot.sealed.is_empty() || generation_of(&slot.sealed) == Some(generation) {
+                continue;
+            }
+            let address = KeyAddress { name: name.to_string(), version };
+            let sealed = self.custody.rewrap_key(address, slot.sealed.clone(), generation).await?;
+            rewrapped.push((version, sealed.clone()));
+            *slot = Arc::new(VersionRecord { sealed, ..slot.as_ref().clone() });
+        }
+        if rewrapped.is_empty() {
+            return Ok(0);
+        }
+        let kept = self.change_key(&old, new).await?;
+        let stored = self.stored_key(name).await?.ok_or(RecordError::Conflict)?;
+        if stored.revision != kept.revision {
+            return Err(RecordError::Conflict);
+        }
+        let is_there = |(version, sealed): &(u32, Vec<u8>)| {
+            stored.version(*version).is_some_and(|found| found.sealed == *sealed)
+        };
+        match rewrapped.iter().all(is_there) {
+            true => Ok(rewrapped.len() as u64),
+            false => Err(RecordError::Broken(format!("key/{name}"))),
+        }
+    }
+
+    /// What lies under which generation. Opens the record of every key, and keeps none of them.
+    pub async fn census(&self) -> Result<Census, RecordError> {
+        let mut census = Census::default();
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        for store_key in &home.store_keys {
+            match generation_of(&store_key.wrapped) {
+                Some(generation) => {
+                    census.add(generation, format!("store key {}", store_key.id)).store_keys += 1;
+                }
+                None => census.broken.push(format!("store key {}", store_key.id)),
+            }
+        }
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.key_names(after.as_deref(), PAGE)?;
+            for names in page.chunks(ABREAST) {
+                let read = names.iter().map(|name| self.census_of(name));
+                for (name, found) in names.iter().zip(join_all(read).await) {
+                    census.take(name, found)?;
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.clone()),
+                _ => return Ok(census),
+            }
+        }
+    }
+
+    /// The generations that a key's versions lie under, with their numbers.
+    async fn census_of(&self, name: &str) -> Result<Vec<(u32, u32)>, RecordError> {
+        let broken = || RecordError::Broken(format!("key/{name}"));
+        let parsed = Name::parse(name).map_err(|_| broken())?;
+        let record = match self.opened.key(&parsed) {
+            Some(known) => known,
+            None => match self.stored_key(&parsed).await? {
+                Some(stored) => Arc::new(stored),
+                None => return Ok(Vec::new()),
+            },
+        };
+        let mut found = Vec::new();
+        for (version, slot) in (1..).zip(&record.versions) {
+            if !slot.sealed.is_empty() {
+                found.push((version, generation_of(&slot.sealed).ok_or_else(broken)?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many keys there are, as they stand in the store.
+    pub fn count_keys(&self) -> Result<u64, RecordError> {
+        let (mut count, mut after) = (0, None::<String>);
+        loop {
+            let page = self.key_names(after.as_deref(), PAGE)?;
+            count += page.len() as u64;
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.clone()),
+                _ => return Ok(count),
+            }
+        }
+    }
+}
+
+/// How many names are read at once.
+const PAGE: usize = 1000;
+
+impl Census {
+    fn add(&mut self, generation: u32, what: String) -> &mut Dependents {
+        let dependents = self.under.entry(generation).or_default();
+        if dependents.first.len() < NAMED {
+            dependents.first.push(what);
+        }
+        dependents
+    }
+
+    fn take(
+        &mut self,
+        name: &str,
+        found: Result<Vec<(u32, u32)>, RecordError>,
+    ) -> Result<(), RecordError> {
+        match found {
+            Ok(versions) => {
+                for (version, generation) in versions {
+                    let what = format!("key/{name} version {version}");
+                    self.add(generation, what).key_versions += 1;
+                }
+                Ok(())
+            }
+            Err(RecordError::Broken(_)) => {
+                self.broken.push(format!("key/{name}"));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

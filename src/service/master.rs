@@ -1,0 +1,309 @@
+//! The master key's generations are looked at, rotated and retired.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use crate::audit::Details;
+use crate::custody::protocol::MasterFound;
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Stage};
+
+/// Begin to rotate the master key: a new generation in the token, under which every data key and store
+/// key is rewrapped while service goes on.
+pub struct RotateMaster;
+
+/// Show the generations, what lies under each, and how far a rotation is.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ShowMaster {
+    /// Whether to count what lies under each generation, which reads the record of every key.
+    pub counts: bool,
+}
+
+/// Destroy the master key of a generation that nothing lies under any more.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetireMaster {
+    pub generation: u32,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct MasterView {
+    /// The generation that new keys are wrapped under.
+    pub generation: u32,
+    pub generations: Vec<GenerationView>,
+    /// What could not be counted, because its record does not open; absent where nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub broken: Vec<String>,
+    /// The rotation that is under way, or the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationView>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct GenerationView {
+    pub generation: u32,
+    /// `in-use`, `old` or `retired`.
+    pub state: &'static str,
+    /// How it stands in the token: `fit`, `missing`, `unknown` while it is away, or what is wrong.
+    pub token: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub retired_at: Option<Timestamp>,
+    /// Versions of keys, and store keys, that are wrapped under it; where they were to be counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_versions: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_keys: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RotationView {
+    pub generation: u32,
+    /// `making`, `rewrapping` or `done`.
+    pub stage: &'static str,
+    /// Who asked for it.
+    pub by: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ended_at: Option<Timestamp>,
+    /// Keys there were when it began, and how many of them it is past.
+    pub keys: u64,
+    pub keys_done: u64,
+    /// Versions of keys that were rewrapped.
+    pub rewrapped: u64,
+    /// Keys that could not be, because their records do not open.
+    pub broken: u64,
+    /// What keeps it waiting at the moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+}
+
+impl Request for RotateMaster {
+    const ACTION: Action = Action::MasterRotate;
+    const TRACE: Trace = Trace::Before;
+    type Reply = MasterView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
+        let _one_at_a_time = appliance.founding.lock().await;
+        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        appliance.must_not_rotate()?;
+        let record = PassRecord {
+            generation: appliance.free_generation(&home).await?,
+            stage: Stage::Making,
+            started_at: appliance.now(),
+            by: permit.caller().name(),
+            after: None,
+            keys: appliance.records.count_keys()?,
+            keys_done: 0,
+            rewrapped: 0,
+            broken: 0,
+            ended_at: None,
+        };
+        // On record before the token is asked: only a key that was wanted is ever taken for ours.
+        appliance.records.keep_rotation(&record).await?;
+        appliance.rotating.wake();
+        appliance.master_view(&home, None).await
+    }
+}
+
+impl Request for ShowMaster {
+    const ACTION: Action = Action::MasterRead;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = MasterView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
+        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        let census = if self.counts { Some(appliance.records.census().await?) } else { None };
+        appliance.master_view(&home, census).await
+    }
+}
+
+impl Request for RetireMaster {
+    const ACTION: Action = Action::MasterRetire;
+    const TRACE: Trace = Trace::Before;
+    type Reply = MasterView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    fn details(&self) -> Details {
+        Details { generation: Some(self.generation), ..Details::default() }
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
+        let _one_at_a_time = appliance.founding.lock().await;
+        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        let generation = self.generation;
+        let refuse = |what: String| Err(Error::StillNeeded { generation, what });
+        if !home.masters().iter().any(|known| known.generation == generation) {
+            return Err(Error::NoGeneration(generation));
+        }
+        if home.generation == generation {
+            return refuse("it is in use: new keys are wrapped under it".to_owned());
+        }
+        appliance.must_not_rotate()?;
+        let census = appliance.records.census().await?;
+        if let Some(what) = needs(&census, generation) {
+            return refuse(what);
+        }
+        appliance.custody.destroy_master(generation).await?;
+        appliance.records.note_retired(generation, appliance.now()).await?;
+        tracing::warn!(generation, "a master key was destroyed");
+        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        appliance.master_view(&home, Some(census)).await
+    }
+}
+
+/// What keeps a generation from being retired, in words; nothing where nothing does.
+fn needs(census: &Census, generation: u32) -> Option<String> {
+    if let Some(found) = census.under.get(&generation) {
+        let (versions, store_keys) = (found.key_versions, found.store_keys);
+        let more = (versions + store_keys).saturating_sub(found.first.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let first = found.first.join(", ");
+        return Some(format!(
+            "{versions} versions of keys and {store_keys} store keys lie under it: {first}{more}"
+        ));
+    }
+    if census.broken.is_empty() {
+        return None;
+    }
+    let (count, first) = (census.broken.len(), census.broken.iter().take(5));
+    let first: Vec<&str> = first.map(String::as_str).collect();
+    Some(format!(
+        "the records of {count} keys do not open, so what they lie under is not known: {}",
+        first.join(", ")
+    ))
+}
+
+impl Appliance {
+    fn must_not_rotate(&self) -> Result<(), Error> {
+        match self.records.rotation()? {
+            Some(running) if running.stage != Stage::Done => {
+                Err(Error::Rotating(running.generation))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next generation whose place in the token is free. A key that this appliance has not on record
+    /// (one of a later state of a store that was restored, perhaps) is passed over, never taken.
+    async fn free_generation(&self, home: &HomeRecord) -> Result<u32, Error> {
+        /// Keys of others that are passed over, at most.
+        const MOST: u32 = 64;
+        let newest = home.masters().iter().map(|known| known.generation).max().unwrap_or(0);
+        let newest = newest.max(home.generation);
+        let places: Vec<u32> = (newest + 1..=newest + MOST).collect();
+        let found = self.custody.masters(places).await?;
+        let free = found.iter().find(|facts| facts.found == MasterFound::Missing);
+        let free = free.ok_or_else(|| {
+            let (first, last) = (newest + 1, newest + MOST);
+            Error::Master(format!("the token holds keys of generations {first} to {last}"))
+        })?;
+        if free.generation > newest + 1 {
+            let passed = free.generation - newest - 1;
+            tracing::warn!(passed, "the token holds later master keys that are not this store's");
+        }
+        Ok(free.generation)
+    }
+
+    async fn master_view(
+        &self,
+        home: &HomeRecord,
+        census: Option<Census>,
+    ) -> Result<MasterView, Error> {
+        let masters = home.masters();
+        let wanted = masters.iter().map(|known| known.generation).collect();
+        // How far a rotation is, is told without the token, too.
+        let facts = self.custody.masters(wanted).await.unwrap_or_default();
+        let view = |known: &MasterRecord| {
+            let found = facts.iter().find(|facts| facts.generation == known.generation);
+            GenerationView::of(known, home.generation, found.map(|facts| &facts.found), &census)
+        };
+        let generations = masters.iter().map(view).collect();
+        let rotation = self.records.rotation()?;
+        let rotation = rotation.map(|record| RotationView::of(record, self.rotating.waits_for()));
+        let broken = census.map(|census| census.broken).unwrap_or_default();
+        Ok(MasterView { generation: home.generation, generations, broken, rotation })
+    }
+}
+
+impl GenerationView {
+    fn of(
+        known: &MasterRecord,
+        in_use: u32,
+        found: Option<&MasterFound>,
+        census: &Option<Census>,
+    ) -> Self {
+        let generation = known.generation;
+        let under = census.as_ref().map(|census| census.under.get(&generation));
+        Self {
+            generation,
+            state: match known.retired_at {
+                Some(_) => "retired",
+                None if generation == in_use => "in-use",
+                None => "old",
+            },
+            token: match found {
+                Some(MasterFound::Fit) => "fit".to_owned(),
+                Some(MasterFound::Unfit(why)) => why.clone(),
+                Some(MasterFound::Missing) => "missing".to_owned(),
+                None => "unknown".to_owned(),
+            },
+            created_at: known.created_at,
+            retired_at: known.retired_at,
+            key_versions: under.map(|under| under.map_or(0, |under| under.key_versions)),
+            store_keys: under.map(|under| under.map_or(0, |under| under.store_keys)),
+        }
+    }
+}
+
+impl RotationView {
+    fn of(record: PassRecord, waits_for: Option<String>) -> Self {
+        let stage = match record.stage {
+            Stage::Making => "making",
+            Stage::Rewrapping => "rewrapping",
+            Stage::Done => "done",
+        };
+        let PassRecord { generation, by, started_at, ended_at, .. } = record;
+        let PassRecord { keys, keys_done, rewrapped, broken, .. } = record;
+        let waits_for = waits_for.filter(|_| record.stage != Stage::Done);
+        Self {
+            generation,
+            stage,
+            by,
+            started_at,
+            ended_at,
+            keys,
+            keys_done,
+            rewrapped,
+            broken,
+            waits_for,
+        }
+    }
+}
+
+impl Traced for MasterView {
+    fn details(&self) -> Details {
+        Details { generation: Some(self.generation), ..Details::default() }
+    }
+}

@@ -1,0 +1,219 @@
+//! Carries a rotation of the master key on, from wherever it stands, until everything lies under the new
+//! generation. What it has done lies in the store, so it goes on by itself after any end of the process.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::{Notify, RwLock, RwLockReadGuard};
+
+use super::error::Error;
+use super::gate::Appliance;
+use crate::audit::{Event, EventNote};
+use crate::custody::protocol::Fault;
+use crate::custody::{CustodyError, NewKey, generation_of};
+use crate::key::Name;
+use crate::records::{PassRecord, RecordError, Stage};
+
+/// Keys between two notes of how far it is.
+const BATCH: usize = 64;
+
+/// Keys that are rewrapped side by side: few, for callers come first.
+const ABREAST: usize = 8;
+
+/// Versions between two lines in the trail.
+const LINE_EVERY: u32 = 1000;
+
+/// How often a key that others change at the same time is tried.
+const TRIES: usize = 100;
+
+/// Until what could not be done is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What a rotation and the other acts have to do with each other.
+#[derive(Default)]
+pub struct Rotating {
+    begun: Notify,
+    /// Read by whoever has a new key wrapped and kept; written while the generation in use changes.
+    wrapping: RwLock<()>,
+    waits_for: Mutex<Option<String>>,
+}
+
+impl Rotating {
+    /// To be held from before a new key is wrapped until it is kept.
+    pub(super) async fn wrapping(&self) -> RwLockReadGuard<'_, ()> {
+        self.wrapping.read().await
+    }
+
+    pub(super) fn wake(&self) {
+        self.begun.notify_one();
+    }
+
+    /// What a rotation waits for.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn wait_for(&self, what: Option<String>) {
+        let mut known = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != what {
+            if let Some(what) = &what {
+                tracing::warn!(what, "the rotation of the master key waits");
+            }
+            *known = what;
+        }
+    }
+}
+
+impl Appliance {
+    /// A key that custody wrapped while it had not heard of the generation in use is not kept.
+    pub(super) fn must_lie_under_the_master(&self, made: &NewKey) -> Result<(), Error> {
+        let in_use = self.records.home().map(|home| home.generation);
+        if generation_of(&made.sealed) == in_use { Ok(()) } else { Err(Error::Busy) }
+    }
+
+    /// Waits for rotations and carries them out; never ends.
+    pub async fn keep_rotating(&self) {
+        loop {
+            let result = match self.records.rotation() {
+                Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
+                Err(error) => Err(error.into()),
+                Ok(_) => {
+                    self.rotating.wait_for(None);
+                    self.rotating.begun.notified().await;
+                    continue;
+                }
+            };
+            if let Err(error) = result {
+                let why = match self.state() {
+                    ("ready", _) => error.to_string(),
+                    (state, detail) if detail.is_empty() => state.to_owned(),
+                    (_, detail) => detail,
+                };
+                self.rotating.wait_for(Some(why));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Carries a rotation to its end.
+    async fn rotate_on(&self, mut record: PassRecord) -> Result<(), Error> {
+        self.must_be_ready()?;
+        if record.stage == Stage::Making {
+            self.custody.make_master(record.generation).await?;
+            self.change_over(&mut record).await?;
+        } else {
+            self.follow_home(record.generation).await?;
+        }
+        self.rotating.wait_for(None);
+        self.rewrap_all(&mut record).await
+    }
+
+    /// Nothing is rewrapped while the trail cannot be written or an operator has locked.
+    fn must_be_ready(&self) -> Result<(), Error> {
+        match self.state() {
+            ("ready", _) => Ok(()),
+            ("locked", _) => Err(Error::Locked),
+            _ => Err(Error::Busy),
+        }
+    }
+
+    /// Puts the new generation in use. Nobody has a key wrapped meanwhile, so that all that lie under
+    /// another one are in the store when it is over, where the pass over it finds them.
+    async fn change_over(&self, record: &mut PassRecord) -> Result<(), Error> {
+        let nobody_wraps = self.rotating.wrapping.write().await;
+        record.stage = Stage::Rewrapping;
+        let home = self.records.put_in_use(record, self.now()).await?;
+        self.custody.use_home(home.for_custody()).await?;
+        drop(nobody_wraps);
+        let generation = record.generation;
+        tracing::info!(generation, "a new master key is in use; all keys are rewrapped under it");
+        self.tell(EventNote::about(Event::MasterInUse, generation)).await;
+        Ok(())
+    }
+
+    /// Sees to it that front and custody both work with the generation that is on record: the change-over
+    /// may have ended between its parts.
+    async fn follow_home(&self, generation: u32) -> Result<(), Error> {
+        let known = self.records.home().ok_or(Error::NotInitialised)?;
+        if known.generation != generation {
+            self.records.reload_home()?;
+        }
+        let home = self.records.home().ok_or(Error::NotInitialised)?;
+        Ok(self.custody.use_home(home.for_custody()).await?)
+    }
+
+    async fn rewrap_all(&self, record: &mut PassRecord) -> Result<(), Error> {
+        let mut told = record.rewrapped;
+        loop {
+            let names = self.records.key_names(record.after.as_deref(), BATCH)?;
+            self.rewrap_batch(&names, record).await?;
+            let is_last = names.len() < BATCH;
+            if let Some(last) = names.last() {
+                record.after = Some(last.clone());
+            }
+            if is_last {
+                record.stage = Stage::Done;
+                record.ended_at = Some(self.now());
+            }
+            self.records.keep_rotation(record).await?;
+            let since = u32::try_from(record.rewrapped - told).unwrap_or(u32::MAX);
+            if since >= LINE_EVERY && !is_last {
+                told = record.rewrapped;
+                let line = EventNote::about(Event::Rewrapped, record.generation);
+                self.tell(line.counting(since, 0)).await;
+            }
+            if is_last {
+                return self.tell_end(record).await;
+            }
+            self.must_be_ready()?;
+        }
+    }
+
+    async fn rewrap_batch(&self, names: &[String], record: &mut PassRecord) -> Result<(), Error> {
+        for few in names.chunks(ABREAST) {
+            let rewraps = few.iter().map(|name| self.rewrap_key(name, record.generation));
+            for (name, rewrapped) in few.iter().zip(join_all(rewraps).await) {
+                match rewrapped {
+                    Ok(versions) => record.rewrapped += versions,
+                    Err(error) if is_broken(&error) => {
+                        tracing::error!(key = name, %error, "the rotation passes this key over");
+                        record.broken += 1;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                record.keys_done += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rewrap_key(&self, name: &str, generation: u32) -> Result<u64, RecordError> {
+        let name = Name::parse(name).map_err(|_| RecordError::Broken(format!("key/{name:?}")))?;
+        for _ in 0..TRIES {
+            match self.records.rewrap(&name, generation).await {
+                // A caller changed it meanwhile: look again.
+                Err(RecordError::Conflict) => {}
+                other => return other,
+            }
+        }
+        Err(RecordError::Conflict)
+    }
+
+    async fn tell_end(&self, record: &PassRecord) -> Result<(), Error> {
+        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let (generation, rewrapped, broken) = (record.generation, record.rewrapped, record.broken);
+        tracing::info!(generation, rewrapped, broken, "the rotation of the master key is done");
+        let line = EventNote::about(Event::RotationDone, generation);
+        self.tell(line.counting(count(rewrapped), count(broken))).await;
+        Ok(())
+    }
+}
+
+/// Whether it is this key's own record: all others can be rewrapped all the same.
+fn is_broken(error: &RecordError) -> bool {
+    matches!(
+        error,
+        RecordError::Broken(_) | RecordError::Custody(CustodyError::Fault(Fault::SealBroken))
+    )
+}
