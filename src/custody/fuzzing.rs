@@ -9,6 +9,7 @@ use super::protocol::{Answer, Hello, Verb};
 use super::rsa::PrivateKey;
 use super::{sealed, wire};
 use crate::secret::{self, Use};
+use crate::token::WrappedKey;
 
 /// Secrets are taken into the arena, so there has to be one.
 fn arena() {
@@ -48,6 +49,12 @@ pub fn sealed_form(data: &[u8]) {
     }
     if let Ok((wrapped, inner)) = sealed::read_key(data) {
         assert_eq!(sealed::write_key(&wrapped, inner.iv, inner.ciphertext), data);
+    }
+    if let Some(generation) = sealed::generation_of(data) {
+        let wrapped = WrappedKey { generation: 7, iv: [1; 12], ciphertext: vec![2; 48] };
+        let moved = sealed::with_wrap(data, &wrapped).expect("it has a wrap");
+        assert_eq!((moved.len(), sealed::generation_of(&moved)), (data.len(), Some(7)));
+        assert!(sealed::generation_of(&data[..5]).is_none(), "{generation} from nothing");
     }
     let named = sealed::store_key_of(data);
     if let Ok((id, inner)) = sealed::read_record(data) {

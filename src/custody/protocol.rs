@@ -80,34 +80,6 @@ pub enum Verb {
     NewStoreKey {
         id: u32,
     },
-    /// Which of these generations the token holds, and whether their keys are fit.
-    Masters {
-        generations: Vec<u32>,
-    },
-    /// Generates the master key of a further generation; one that is there already is kept, if it is fit.
-    MakeMaster {
-        generation: u32,
-    },
-    /// Works with what the appliance has become: another generation in use.
-    UseHome {
-        home: Home,
-    },
-    /// Destroys the master key of a generation that is not in use.
-    DestroyMaster {
-        generation: u32,
-    },
-    /// The same data key, wrapped under another generation; the private key stays as it is sealed.
-    RewrapKey {
-        address: KeyAddress,
-        #[serde(with = "whole")]
-        sealed: Vec<u8>,
-        generation: u32,
-    },
-    /// The same store key, wrapped under another generation.
-    RewrapStoreKey {
-        store_key: StoreKey,
-        generation: u32,
-    },
     SealRecord {
         store_key: StoreKey,
         address: RecordAddress,
@@ -149,6 +121,34 @@ pub enum Verb {
     },
     /// The checks that only this process can make.
     Doctor,
+    /// Which of these generations the token holds, and whether their keys are fit.
+    Masters {
+        generations: Vec<u32>,
+    },
+    /// Generates the master key of a further generation; one that is there already is kept, if it is fit.
+    MakeMaster {
+        generation: u32,
+    },
+    /// Works with what the appliance has become: another generation in use.
+    UseHome {
+        home: Home,
+    },
+    /// Destroys the master key of a generation that is not in use.
+    DestroyMaster {
+        generation: u32,
+    },
+    /// The same data key, wrapped under another generation; the private key stays as it is sealed.
+    RewrapKey {
+        address: KeyAddress,
+        #[serde(with = "whole")]
+        sealed: Vec<u8>,
+        generation: u32,
+    },
+    /// The same store key, wrapped under another generation.
+    RewrapStoreKey {
+        store_key: StoreKey,
+        generation: u32,
+    },
 }
 
 /// The appliance that a token's keys serve: bound into every AAD.
@@ -176,13 +176,13 @@ pub enum Reply {
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
     Initialised { created: Vec<String>, home: Home },
     StoreKey(StoreKey),
-    Masters(Vec<MasterFacts>),
     Sealed(#[serde(with = "whole")] Vec<u8>),
     Opened(#[serde(with = "whole")] Vec<u8>),
     Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },
     Plaintext(Passing<Plaintext>),
     Signature { generation: u32, signature: Vec<u8> },
     Checks(Vec<Check>),
+    Masters(Vec<MasterFacts>),
 }
 
 /// What custody is like at the moment.

@@ -136,6 +136,7 @@ fn no_verb_lets_a_key_out() {
 
     unwrap_with_records(&conquered, &mut intruder, &made, &brought);
     unwrap_elsewhere(&conquered, &mut intruder, &made, &brought);
+    rewraps(&conquered, &mut intruder, &made, &brought);
     the_other_verbs(&conquered, &mut intruder, &made);
     nothing_but_checkpoints_is_signed(&conquered, &mut intruder);
 
@@ -216,6 +217,40 @@ fn unwrap_elsewhere(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought
             assert_eq!(intruder.refused("a record elsewhere", &open), Fault::SealBroken);
         }
     }
+}
+
+/// A key that goes under another master stays a wrapped key, and where it belongs.
+fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) {
+    let rewrap = |name: &str, sealed: &[u8], generation| Verb::RewrapKey {
+        address: at(name, 1),
+        sealed: sealed.to_vec(),
+        generation,
+    };
+    assert!(matches!(intruder.refused("no master", &rewrap("made", made, 2)), Fault::Master(_)));
+    intruder.done(&Verb::MakeMaster { generation: 2 });
+    intruder.done(&Verb::Masters { generations: vec![1, 2, 3] });
+    for (name, sealed) in [("made", brought), ("brought", made)] {
+        assert_eq!(intruder.refused("elsewhere", &rewrap(name, sealed, 2)), Fault::SealBroken);
+    }
+    let Reply::Sealed(moved) = intruder.done(&rewrap("made", made, 2)) else {
+        panic!("another reply")
+    };
+    assert_eq!((&moved[WRAPPED..], moved[5]), (&made[WRAPPED..], 2));
+    intruder.refused("an address", &c.decrypt("brought", 1, &moved));
+    for wrapped in [&made[..WRAPPED], &moved[..WRAPPED]] {
+        let store_key = StoreKey { id: 1, wrapped: wrapped.to_vec() };
+        let rewrap = Verb::RewrapStoreKey { store_key, generation: 2 };
+        assert_eq!(intruder.refused("a data key as store key", &rewrap), Fault::SealBroken);
+    }
+    let store_key = c.home.store_key.clone();
+    intruder.done(&Verb::RewrapStoreKey { store_key, generation: 2 });
+    let strange = Home { appliance: "0".repeat(32), ..c.home.clone() };
+    intruder.refused("another appliance", &Verb::UseHome { home: strange });
+    let unproved = Home { generation: 2, ..c.home.clone() };
+    assert!(matches!(intruder.refused("", &Verb::UseHome { home: unproved }), Fault::Master(_)));
+    let in_use = Verb::DestroyMaster { generation: 1 };
+    assert!(matches!(intruder.refused("in use", &in_use), Fault::Protocol(_)));
+    intruder.done(&Verb::DestroyMaster { generation: 2 });
 }
 
 fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
@@ -360,7 +395,7 @@ fn what_is_no_request_ends_the_connection_and_nothing_else() {
     }
     // Other first words than ours, and other users.
     let path = conquered.appliance.path("custody.sock");
-    for hello in [&b"strongroom\x02"[..], b"", b"\0\0\0\0\0\0\0\0\0\0\x01"] {
+    for hello in [&b"strongroom\x63"[..], b"", b"\0\0\0\0\0\0\0\0\0\0\x01"] {
         let mut stranger = Intruder::dial(&path).expect("connected");
         stranger.send(0, hello);
         while stranger.receive().is_some() {}
