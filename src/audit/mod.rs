@@ -12,6 +12,7 @@ mod entry;
 #[doc(hidden)]
 pub mod fuzzing;
 mod line;
+mod place;
 mod read;
 mod recover;
 mod report;
@@ -93,6 +94,14 @@ pub enum AuditError {
     /// The file system or its permissions do not allow writing.
     #[error("the trail cannot be written: read-only or not permitted")]
     ReadOnly,
+    /// What is written is no longer what lies at that path; works again by itself when it is.
+    #[error(
+        "{} is not the file that is written any more: it, or the directory above it, was removed, moved \
+         or replaced. Put back the very directory, by moving it, and it goes on by itself; if that \
+         cannot be, stop the front and put the trail back from a copy",
+        path.display()
+    )]
+    Misplaced { path: PathBuf },
     /// Any other failure of the disk.
     #[error("the disk of the trail failed while {during}: {kind}")]
     Io { during: &'static str, kind: std::io::ErrorKind },

@@ -23,7 +23,7 @@ use super::{AuditError, Event, OnBreak, Settings};
 /// Makes the writer that goes on where the files end.
 pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<Writer, AuditError> {
     let directory = &settings.directory;
-    let lock = segment::claim(directory)?;
+    let claim = segment::claim(directory)?;
     let found = Found::look(directory).map_err(|error| of_io("reading the newest file", &error))?;
     let mut owed = Vec::new();
     let mut breaks = Vec::new();
@@ -73,7 +73,7 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         changes: found.changes,
         owed,
         buffer: Vec::new(),
-        _lock: lock,
+        claim,
     })
 }
 

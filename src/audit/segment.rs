@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::AuditError;
+use super::place::Place;
 
 /// A file of the trail that exists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +47,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<SegmentFile>> {
 /// The file that is being written.
 pub(super) struct Segment {
     file: File,
+    place: Place,
     /// Everything up to here is durable.
     good: u64,
     /// Something may lie beyond `good` that must go before more is written.
@@ -64,18 +66,26 @@ impl Segment {
             return Err(AuditError::Io { during: "making a file", kind: ErrorKind::AlreadyExists });
         }
         sync_directory(directory)?;
-        Ok(Self { file, good: 0, dirty: false })
+        let place = Place::of(&file, &path).map_err(|error| of_io("making a file", &error))?;
+        Ok(Self { file, place, good: 0, dirty: false })
     }
 
     /// Goes on with a file whose first `good` bytes have been checked.
     pub fn resume(file: &SegmentFile, good: u64) -> Result<Self, AuditError> {
-        let file = File::options().append(true).open(&file.path);
-        let file = file.map_err(|error| of_io("opening the newest file", &error))?;
-        Ok(Self { file, good, dirty: true })
+        let failed = |error| of_io("opening the newest file", &error);
+        let path = &file.path;
+        let file = File::options().append(true).open(path).map_err(failed)?;
+        let place = Place::of(&file, path).map_err(failed)?;
+        Ok(Self { file, place, good, dirty: true })
     }
 
     pub fn len(&self) -> u64 {
         self.good
+    }
+
+    /// Whether it still lies where it was made.
+    pub fn in_place(&self) -> Result<(), AuditError> {
+        self.place.check()
     }
 
     /// Writes and syncs; on failure nothing of it stays.
@@ -115,9 +125,21 @@ impl Segment {
     }
 }
 
-/// Makes the directory or checks that it is closed to others, and keeps other writers out for as long
-/// as the file that is returned is held.
-pub(super) fn claim(directory: &Path) -> Result<File, AuditError> {
+/// The lock of a trail: keeps other writers out for as long as this is held.
+pub(super) struct Claim {
+    place: Place,
+    _lock: File,
+}
+
+impl Claim {
+    /// Whether the trail's directory is still the one that was claimed.
+    pub fn in_place(&self) -> Result<(), AuditError> {
+        self.place.check()
+    }
+}
+
+/// Makes the directory or checks that it is closed to others, and keeps other writers out.
+pub(super) fn claim(directory: &Path) -> Result<Claim, AuditError> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => {
             std::fs::set_permissions(directory, Permissions::from_mode(0o700))
@@ -136,11 +158,12 @@ pub(super) fn claim(directory: &Path) -> Result<File, AuditError> {
         Err(error) => return Err(of_io("making the directory", &error)),
     }
     let path = directory.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let lock = lock.map_err(|error| of_io("opening the lock", &error))?;
+    let place = Place::of(&lock, &path).map_err(|error| of_io("opening the lock", &error))?;
     for _ in 0..20 {
         match lock.try_lock() {
-            Ok(()) => return Ok(lock),
+            Ok(()) => return Ok(Claim { place, _lock: lock }),
             // A process that was just forked keeps the locks of its parent until it runs its own
             // program, and one that ends takes a moment.
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),

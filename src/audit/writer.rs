@@ -6,7 +6,6 @@
 //! events) is kept and written first as soon as writing works again; each new intent is a new try.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::entry::{EventNote, Intent, Outcome, Subject, Texts};
 use super::line::{Hash, Head, Kind, Line};
-use super::segment::Segment;
+use super::segment::{Claim, Segment};
 use super::tend::Signature;
 use super::trail::Entry;
 use super::{AuditError, Event};
@@ -158,7 +157,8 @@ impl Shared {
                 let waited = self.wake.wait_timeout(queue, linger);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             } else {
-                self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner)
+                let waited = self.wake.wait_timeout(queue, LOOK);
+                waited.unwrap_or_else(PoisonError::into_inner).0
             };
         }
         let pause = self.company(queue.under_way(open));
@@ -272,8 +272,11 @@ pub(super) struct Writer {
     pub owed: Vec<Job>,
     pub buffer: Vec<u8>,
     /// Held for as long as this trail is written.
-    pub _lock: File,
+    pub claim: Claim,
 }
+
+/// How often the files are looked for where nothing is written.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// After a failure, how long to wait before what is owed is tried again without a new intent.
 const RETRY: Duration = Duration::from_secs(1);
@@ -290,6 +293,7 @@ impl Writer {
             let open = self.open.len() + self.owed.len();
             self.shared.take(&mut jobs, open, pause);
             if jobs.is_empty() && self.owed.is_empty() {
+                self.look();
                 continue;
             }
             let stop = jobs.iter().any(|job| matches!(job, Job::Stop));
@@ -333,6 +337,7 @@ impl Writer {
 
     /// Makes all lines and has them on disk when it returns; the result is their numbers.
     fn append_group(&mut self, group: &[Job]) -> Result<Vec<u64>, AuditError> {
+        self.in_place()?;
         let time = format!("{:.6}", jiff::Timestamp::now());
         self.buffer.clear();
         let full = |segment: &&mut Segment| segment.len() >= self.segment_bytes;
@@ -360,6 +365,24 @@ impl Writer {
         }
         segment.append(&self.buffer)?;
         Ok(numbers)
+    }
+
+    /// Lines must not go where nobody will find them.
+    fn in_place(&self) -> Result<(), AuditError> {
+        match &self.segment {
+            Some(segment) => segment.in_place(),
+            None => self.claim.in_place(),
+        }
+    }
+
+    /// Sees to it that a trail that has gone is noticed without a line, and so when it is back.
+    fn look(&mut self) {
+        let failure = self.shared.lock_durable().failure.clone();
+        match (self.in_place(), failure) {
+            (Err(error), None) => self.give_up(std::iter::empty(), &error),
+            (Ok(()), Some(AuditError::Misplaced { .. })) => self.settle(std::iter::empty()),
+            _ => {}
+        }
     }
 
     /// The lines are durable: says so to all who wait.

@@ -200,16 +200,21 @@ impl Appliance {
             }
             LinkState::PinRefused(why) => ("pin-refused", why),
             LinkState::Unfit(why) => ("master-unfit", why),
-            LinkState::Unlocked { .. } if self.store.health().is_err() => {
-                ("store-unavailable", "the store cannot be used; the journal says why".to_owned())
-            }
-            LinkState::Unlocked { .. } if self.records.home().is_none() => {
-                ("not-initialised", "generate the master key: `strongroom init`".to_owned())
-            }
-            LinkState::Unlocked { .. } if self.trail.status().failure.is_some() => {
-                ("trail-unavailable", "the audit trail cannot be written".to_owned())
-            }
-            LinkState::Unlocked { .. } => ("ready", String::new()),
+            LinkState::Unlocked { .. } => self.state_of_disks(),
+        }
+    }
+
+    fn state_of_disks(&self) -> (&'static str, String) {
+        if let Err(error) = self.store.health() {
+            return ("store-unavailable", error.to_string());
+        }
+        if self.records.home().is_none() {
+            let next = "generate the master key: `strongroom init`";
+            return ("not-initialised", next.to_owned());
+        }
+        match self.trail.status().failure {
+            Some(error) => ("trail-unavailable", error.to_string()),
+            None => ("ready", String::new()),
         }
     }
 

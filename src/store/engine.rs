@@ -117,6 +117,18 @@ impl Engine {
         Ok(changes)
     }
 
+    /// Whether what lies at `path` is still this database.
+    pub(super) fn in_place(&self, path: &Path) -> Result<(), StoreError> {
+        let is_it = || -> io::Result<bool> {
+            let (held, found) = (self.log.metadata()?, path.join("db").metadata()?);
+            Ok((held.dev(), held.ino()) == (found.dev(), found.ino()))
+        };
+        match is_it() {
+            Ok(true) => Ok(()),
+            _ => Err(StoreError::Misplaced { path: path.to_owned() }),
+        }
+    }
+
     pub(super) fn make_durable(&self) -> Result<(), StoreError> {
         self.tree.flush().map_err(of_sled)?;
         self.log.sync_data().map_err(|error| match of_io("syncing", &error) {

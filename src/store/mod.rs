@@ -12,6 +12,7 @@ pub mod memory;
 pub mod sled_store;
 mod watch;
 
+use std::path::PathBuf;
 use std::pin::Pin;
 
 pub use batch::{Batch, Expect};
@@ -91,6 +92,14 @@ pub enum StoreError {
     /// The file system or its permissions do not allow writing.
     #[error("the store cannot be written: read-only or not permitted")]
     ReadOnly,
+    /// What is written is no longer what lies at that path; works again by itself when it is.
+    #[error(
+        "{} is not the store that is open any more: it was removed, moved or replaced. Put back the very \
+         directory, by moving it, and it goes on by itself; if that cannot be, stop the front and put \
+         the store back from a copy",
+        path.display()
+    )]
+    Misplaced { path: PathBuf },
     /// Another process has the store open.
     #[error("another process has the store open")]
     InUse,

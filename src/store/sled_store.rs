@@ -164,7 +164,7 @@ impl Store for SledStore {
 
     fn health(&self) -> Result<(), StoreError> {
         match &*self.shared.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Open(_) => Ok(()),
+            State::Open(engine) => engine.in_place(&self.shared.settings.path),
             State::Failed { error, .. } => Err(error.clone()),
         }
     }
@@ -200,7 +200,9 @@ impl Shared {
     /// Applies each batch, makes them durable together and answers each.
     fn commit_group(&self, group: impl Iterator<Item = Commit>) {
         let mut applied = Vec::new();
-        let mut ready = self.check_room();
+        let path = &self.settings.path;
+        let in_place = self.with_engine(|engine| engine.in_place(path)).0;
+        let mut ready = in_place.and_then(|()| self.check_room());
         for Commit { batch, reply } in group {
             let result = match &ready {
                 Ok(()) => {

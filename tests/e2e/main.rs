@@ -30,6 +30,7 @@ mod limits;
 mod lock;
 mod main_job;
 mod memory;
+mod misplaced;
 mod older_records;
 mod process;
 mod promises;
