@@ -20,6 +20,8 @@ pub(super) struct Engine {
     _db: sled::Db,
     tree: sled::Tree,
     log: File,
+    /// Which file `log` is: device and number.
+    identity: (u64, u64),
 }
 
 /// Brings a database one schema version up.
@@ -44,7 +46,8 @@ impl Engine {
         let tree = db.open_tree("records").map_err(of_sled)?;
         let log = File::open(settings.path.join("db"))
             .map_err(|error| of_io("opening sled's file", &error))?;
-        let engine = Self { _db: db, tree, log };
+        let found = log.metadata().map_err(|error| of_io("opening sled's file", &error))?;
+        let engine = Self { _db: db, tree, log, identity: (found.dev(), found.ino()) };
         engine.make_durable()?;
         sync_directory(&settings.path)?;
         Ok(engine)
@@ -119,12 +122,8 @@ impl Engine {
 
     /// Whether what lies at `path` is still this database.
     pub(super) fn in_place(&self, path: &Path) -> Result<(), StoreError> {
-        let is_it = || -> io::Result<bool> {
-            let (held, found) = (self.log.metadata()?, path.join("db").metadata()?);
-            Ok((held.dev(), held.ino()) == (found.dev(), found.ino()))
-        };
-        match is_it() {
-            Ok(true) => Ok(()),
+        match path.join("db").metadata() {
+            Ok(found) if (found.dev(), found.ino()) == self.identity => Ok(()),
             _ => Err(StoreError::Misplaced { path: path.to_owned() }),
         }
     }
