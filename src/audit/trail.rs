@@ -124,9 +124,13 @@ impl Trail {
     /// Writes the stop event and a last checkpoint over it, and takes no more lines. A checkpoint that
     /// cannot be signed does not hold it up for longer than the deadline.
     pub async fn stop(&self) -> Result<(), AuditError> {
+        self.stop_within(Duration::from_millis(self.settings.deadline_ms)).await
+    }
+
+    /// The same, with another bound on how long signing may take.
+    pub async fn stop_within(&self, patience: Duration) -> Result<(), AuditError> {
         let told = self.event(EventNote::new(Event::Stop)).await;
-        let deadline = Duration::from_millis(self.settings.deadline_ms);
-        match tokio::time::timeout(deadline, self.checkpoint()).await {
+        match tokio::time::timeout(patience, self.checkpoint()).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "stopping without a last checkpoint"),
             Err(_) => tracing::warn!("stopping without a last checkpoint: signing takes too long"),

@@ -2,7 +2,7 @@
 
 use super::client::{Client, CustodyError, Wanted};
 use super::protocol::{
-    Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, Status, StoreKey, Verb,
+    Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pkcs8Der, Plaintext};
@@ -41,11 +41,6 @@ macro_rules! expect {
 }
 
 impl Client {
-    /// What custody is like, locked or not.
-    pub async fn status(&self) -> Result<Status, CustodyError> {
-        expect!(self.ask_any(Verb::Status).await?, Reply::Status(status) => status)
-    }
-
     /// The checks that only custody can make, locked or not.
     pub async fn checks(&self) -> Result<Vec<Check>, CustodyError> {
         expect!(self.ask_any(Verb::Doctor).await?, Reply::Checks(checks) => checks)

@@ -1,16 +1,24 @@
-//! The front's way to custody: one connection, many requests under way, answers in any order.
+//! The front's way to custody: many requests under way over one link, answers in any order.
 //!
-//! The link is kept by a task: it connects, says hello, unlocks custody where that is wanted, and
-//! starts over when custody has gone. Requests wait for the link up to a deadline.
+//! A request waits for an unlocked custody up to a deadline. One that was under way when custody ended
+//! is asked again over the next link, within the same deadline: custody keeps nothing, so whatever makes
+//! no key in the token may be asked twice.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
+use super::breaker::{Breaker, Turn};
 use super::connection::Connection;
-use super::protocol::{Fault, Home, Passing, Reply, SignerFacts, TokenFacts, Verb};
+use super::link::keep_link;
+use super::protocol::{
+    Answer, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts, Verb,
+};
 use super::wire::WireError;
 use crate::secret::Pin;
 
@@ -23,6 +31,9 @@ pub enum CustodyError {
     /// Nobody answered in time.
     #[error("custody cannot be reached: {0}")]
     Away(String),
+    /// It ended before it answered.
+    #[error("custody has gone")]
+    Gone,
     #[error("the message to custody is too long")]
     TooLong,
     #[error("custody answered something else than was asked")]
@@ -33,7 +44,7 @@ pub enum CustodyError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
     /// Not connected, or connected and not unlocked yet; with the reason.
-    Down(String),
+    Down(Outage),
     /// Locked, because an operator said so.
     Locked,
     /// The token refused the PIN: an operator has to act, it is not tried again.
@@ -67,34 +78,38 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    settings: LinkSettings,
-    wanted: watch::Sender<Wanted>,
-    state: watch::Sender<LinkState>,
-    connection: watch::Sender<Option<Arc<Connection>>>,
+/// What the handles share with the task that keeps the link.
+pub(super) struct Shared {
+    pub settings: LinkSettings,
+    pub wanted: watch::Sender<Wanted>,
+    pub state: watch::Sender<LinkState>,
+    pub connection: watch::Sender<Option<Arc<Connection>>>,
+    pub breaker: Breaker,
+    /// When custody last said something.
+    pub heard: Mutex<std::time::Instant>,
 }
 
-/// How often custody is asked how it is, so that one that hangs is noticed.
-const PING_PERIOD: Duration = Duration::from_secs(1);
-
 /// How long an answer may take that needs much arithmetic, or a token that opens slowly.
-const LONG_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two tries to connect: short for about a second, for a start beside custody or a restart of
-/// it, and long after that.
-const SHORT_PAUSE: Duration = Duration::from_millis(3);
-const LONG_PAUSE: Duration = Duration::from_millis(500);
-const SHORT_PAUSES: u32 = 250;
+/// What an answer is given at least, however long the request has waited for custody.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Before a call that failed is tried again with a token that is well.
+const NEXT_TRY: Duration = Duration::from_millis(50);
 
 impl Client {
     /// Starts to keep the link; `wanted` is what custody is brought to whenever it comes.
     pub fn start(settings: LinkSettings, wanted: Wanted) -> Self {
-        let down = LinkState::Down("custody was not reached yet".to_owned());
+        let down = Outage::new(Reason::CustodyGone, "custody was not reached yet");
+        let down = LinkState::Down(down);
         let shared = Arc::new(Shared {
             settings,
             wanted: watch::Sender::new(wanted),
             state: watch::Sender::new(down),
             connection: watch::Sender::new(None),
+            breaker: Breaker::new(),
+            heard: Mutex::new(std::time::Instant::now()),
         });
         tokio::spawn(keep_link(Arc::clone(&shared)));
         Self { shared }
@@ -110,28 +125,75 @@ impl Client {
         self.shared.state.subscribe()
     }
 
+    /// When service by the token stops and when it is back; for the one who tells of it, `None` for
+    /// everybody after.
+    pub fn turns(&self) -> Option<UnboundedReceiver<Turn>> {
+        self.shared.breaker.turns()
+    }
+
+    /// Since when service by the token has stopped, if it has.
+    pub fn away_since(&self) -> Option<Timestamp> {
+        self.shared.breaker.since()
+    }
+
+    /// For how long custody has not said a word, though it is asked all the time.
+    pub fn silent_for(&self) -> Duration {
+        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     /// Says what custody should be brought to from now on, here and after every restart.
     pub fn want(&self, wanted: Wanted) {
         self.shared.wanted.send_replace(wanted);
     }
 
-    /// Asks custody; waits for an unlocked one up to the deadline.
+    /// Asks custody; waits for an unlocked one up to the deadline, and asks again where custody ends
+    /// before it has answered.
     ///
     /// # Errors
     /// [`CustodyError::Fault`] where custody says no, [`CustodyError::Away`] where it does not come.
     pub async fn ask(&self, verb: Verb) -> Result<Reply, CustodyError> {
-        let connection = self.unlocked().await?;
-        self.ask_on(&connection, verb).await
+        let until = Instant::now() + self.shared.settings.deadline;
+        loop {
+            let connection = self.unlocked(until).await?;
+            let answer = connection.ask(&verb, self.patience(&verb, until)).await;
+            let error = match self.read(answer) {
+                Err(error) if may_be_repeated(&verb) && Instant::now() < until => error,
+                settled => return settled,
+            };
+            match &error {
+                CustodyError::Fault(Fault::TokenCall(_)) => tokio::time::sleep(NEXT_TRY).await,
+                // This custody ends, and what it says on its way is not the last word.
+                CustodyError::Gone | CustodyError::Fault(Fault::TokenUnavailable(_)) => {
+                    self.see_the_end_of(&connection, until).await;
+                }
+                CustodyError::Fault(Fault::Locked) if !self.is_to_be_locked() => {
+                    self.see_the_end_of(&connection, until).await;
+                }
+                _ => return Err(error),
+            }
+            if Instant::now() >= until {
+                return Err(error);
+            }
+        }
     }
 
-    /// Asks custody whether or not it is unlocked.
+    /// Asks custody whether or not it is unlocked, once.
     pub async fn ask_any(&self, verb: Verb) -> Result<Reply, CustodyError> {
+        let until = Instant::now() + self.shared.settings.deadline;
         let mut connections = self.shared.connection.subscribe();
         let found = async { connections.wait_for(Option::is_some).await.ok()?.clone() };
-        let waited = tokio::time::timeout(self.shared.settings.deadline, found).await;
-        let connection = waited.ok().flatten();
+        let connection = timeout_at(until, found).await.ok().flatten();
         let connection = connection.ok_or_else(|| self.away())?;
-        self.ask_on(&connection, verb).await
+        self.read(connection.ask(&verb, self.patience(&verb, until)).await)
+    }
+
+    /// What custody is like if it answers at once; what tells how the appliance does never waits.
+    pub async fn glance(&self) -> Option<Status> {
+        let connection = self.shared.connection.borrow().clone()?;
+        match self.read(connection.ask(&Verb::Status, LEAST_PATIENCE).await) {
+            Ok(Reply::Status(status)) => Some(status),
+            _ => None,
+        }
     }
 
     /// Unlocks custody with a PIN, or with the configured one.
@@ -141,7 +203,7 @@ impl Client {
         let answer = self.ask_any(verb).await;
         match answer {
             Ok(Reply::Unlocked { token, signer }) => {
-                self.shared.state.send_replace(LinkState::Unlocked { token, signer });
+                self.shared.turn_to(LinkState::Unlocked { token, signer });
             }
             Err(CustodyError::Fault(Fault::Unlocked)) => {}
             Ok(_) => return Err(CustodyError::Confused),
@@ -154,69 +216,85 @@ impl Client {
     /// Locks custody: it wipes everything, ends, and stays locked when it comes back.
     pub async fn lock(&self) -> Result<(), CustodyError> {
         self.want(Wanted::Locked);
-        self.shared.state.send_replace(LinkState::Locked);
-        let current = self.shared.connection.borrow().clone();
-        match current {
-            None => Ok(()),
-            Some(connection) => match self.ask_on(&connection, Verb::Lock).await {
-                Ok(_) | Err(CustodyError::Away(_) | CustodyError::Fault(Fault::Locked)) => {
-                    self.see_the_end_of(&connection).await;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
+        self.shared.turn_to(LinkState::Locked);
+        let Some(connection) = self.shared.connection.borrow().clone() else { return Ok(()) };
+        let until = Instant::now() + self.shared.settings.deadline;
+        match self.read(connection.ask(&Verb::Lock, self.patience(&Verb::Lock, until)).await) {
+            Ok(_)
+            | Err(
+                CustodyError::Away(_) | CustodyError::Gone | CustodyError::Fault(Fault::Locked),
+            ) => {
+                // A custody that does not end keeps nobody waiting: it is locked all the same.
+                self.see_the_end_of(&connection, until).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// Waits until the link is no longer this one, so that what is asked next goes to a new custody.
-    async fn see_the_end_of(&self, connection: &Arc<Connection>) {
+    async fn see_the_end_of(&self, connection: &Arc<Connection>, until: Instant) {
         let mut links = self.shared.connection.subscribe();
         let is_another = |now: &Option<Arc<Connection>>| {
             now.as_ref().is_none_or(|now| !Arc::ptr_eq(now, connection))
         };
-        let ended = links.wait_for(is_another);
-        // A custody that does not end keeps nobody waiting: it is locked all the same.
-        let _ = tokio::time::timeout(self.shared.settings.deadline, ended).await;
+        let _ = timeout_at(until, links.wait_for(is_another)).await;
     }
 
-    async fn unlocked(&self) -> Result<Arc<Connection>, CustodyError> {
-        if matches!(*self.shared.state.borrow(), LinkState::Unlocked { .. })
-            && let Some(connection) = self.shared.connection.borrow().clone()
-        {
+    fn is_to_be_locked(&self) -> bool {
+        *self.shared.wanted.borrow() == Wanted::Locked
+    }
+
+    async fn unlocked(&self, until: Instant) -> Result<Arc<Connection>, CustodyError> {
+        if let Some(connection) = self.ready() {
             return Ok(connection);
         }
         let mut states = self.shared.state.subscribe();
-        let settled = async {
-            let state = states.wait_for(|state| !matches!(state, LinkState::Down(_))).await;
-            state.ok().map(|state| refusal(&state))
-        };
-        let waited = tokio::time::timeout(self.shared.settings.deadline, settled).await;
-        match waited.ok().flatten() {
-            Some(None) => {}
-            Some(Some(fault)) => return Err(fault.into()),
-            None => return Err(self.away()),
+        loop {
+            let is_settled = |state: &LinkState| !matches!(state, LinkState::Down(_));
+            let refusal = match timeout_at(until, states.wait_for(is_settled)).await {
+                Ok(Ok(state)) => refusal(&state),
+                _ => return Err(self.away()),
+            };
+            match (refusal, self.ready()) {
+                (Some(fault), _) => return Err(fault.into()),
+                (None, Some(connection)) => return Ok(connection),
+                // The link has just ended, and the state is about to say so.
+                (None, None) if states.changed().await.is_err() => return Err(self.away()),
+                (None, None) => {}
+            }
         }
-        self.shared.connection.borrow().clone().ok_or_else(|| self.away())
+    }
+
+    /// The link, where custody is unlocked.
+    fn ready(&self) -> Option<Arc<Connection>> {
+        let unlocked = matches!(*self.shared.state.borrow(), LinkState::Unlocked { .. });
+        if unlocked { self.shared.connection.borrow().clone() } else { None }
     }
 
     fn away(&self) -> CustodyError {
         match self.state() {
-            LinkState::Down(why) => CustodyError::Away(why),
+            LinkState::Down(outage) => CustodyError::Away(outage.why),
             _ => CustodyError::Away("it has just ended".to_owned()),
         }
     }
 
-    async fn ask_on(&self, connection: &Connection, verb: Verb) -> Result<Reply, CustodyError> {
-        let patience = self.patience(&verb);
-        Ok(connection.ask(verb, patience).await.map_err(|error| match error {
-            WireError::TooLong => CustodyError::TooLong,
-            WireError::Silent => CustodyError::Away(error.to_string()),
-            _ => self.away(),
-        })??)
+    /// What came of a question; what custody says of the token is what is known of it from now on.
+    fn read(&self, answer: Result<Answer, WireError>) -> Result<Reply, CustodyError> {
+        match answer {
+            Ok(Err(Fault::TokenUnavailable(outage))) => {
+                self.shared.down(outage.clone());
+                Err(Fault::TokenUnavailable(outage).into())
+            }
+            Ok(answer) => Ok(answer?),
+            Err(WireError::TooLong) => Err(CustodyError::TooLong),
+            Err(error @ WireError::Silent) => Err(CustodyError::Away(error.to_string())),
+            Err(_) => Err(CustodyError::Gone),
+        }
     }
 
     /// How long an answer may take: generating a large key takes its time.
-    fn patience(&self, verb: &Verb) -> Duration {
+    fn patience(&self, verb: &Verb, until: Instant) -> Duration {
         match verb {
             Verb::GenerateKey { .. }
             | Verb::ImportKey { .. }
@@ -227,9 +305,22 @@ impl Client {
             | Verb::RewrapKey { .. }
             | Verb::RewrapStoreKey { .. }
             | Verb::Unlock { .. } => LONG_PATIENCE,
-            _ => self.shared.settings.deadline,
+            _ => until.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE),
         }
     }
+}
+
+/// Whether a verb may be asked again when it is not known what became of it: all but those that make
+/// or destroy keys in the token, or turn the key in the door.
+fn may_be_repeated(verb: &Verb) -> bool {
+    !matches!(
+        verb,
+        Verb::Init { .. }
+            | Verb::Unlock { .. }
+            | Verb::Lock
+            | Verb::MakeMaster { .. }
+            | Verb::DestroyMaster { .. }
+    )
 }
 
 /// What a request is told in a state in which custody does not work; `None` where it does.
@@ -239,103 +330,6 @@ fn refusal(state: &LinkState) -> Option<Fault> {
         LinkState::Locked => Some(Fault::Locked),
         LinkState::PinRefused(why) => Some(Fault::PinRefused(why.clone())),
         LinkState::Unfit(why) => Some(Fault::Master(why.clone())),
-        LinkState::Down(why) => Some(Fault::TokenUnavailable(why.clone())),
-    }
-}
-
-/// Connects, brings custody to what is wanted, hands out answers, and starts over.
-async fn keep_link(shared: Arc<Shared>) {
-    let mut failures = 0;
-    loop {
-        match Connection::open(&shared.settings).await {
-            Ok(connection) => {
-                let unlocked = hold(&shared, Arc::new(connection)).await;
-                failures = if unlocked { 0 } else { failures + 1 };
-            }
-            Err(error) => {
-                let path = shared.settings.socket.display();
-                shared.down(format!("{path}: {error}"));
-                failures += 1;
-            }
-        }
-        let pause = if failures <= SHORT_PAUSES { SHORT_PAUSE } else { LONG_PAUSE };
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// Holds one connection until it ends; true if custody was unlocked over it.
-async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> bool {
-    let reader = tokio::spawn({
-        let connection = Arc::clone(&connection);
-        async move { connection.hand_out().await }
-    });
-    shared.connection.send_replace(Some(Arc::clone(&connection)));
-    let wanted = shared.wanted.borrow().clone();
-    match wanted {
-        Wanted::Locked => {
-            shared.state.send_replace(LinkState::Locked);
-        }
-        Wanted::Unlocked(home) => bring_up(shared, &connection, home).await,
-    }
-    if matches!(*shared.state.borrow(), LinkState::Down(_)) {
-        connection.close();
-    }
-    let end = tokio::select! {
-        end = reader => end.map_or_else(|_| "the link broke".to_owned(), |error| error.to_string()),
-        end = silence(&connection, shared.settings.deadline) => end,
-    };
-    let was_unlocked = matches!(*shared.state.borrow(), LinkState::Unlocked { .. });
-    if was_unlocked {
-        shared.down(format!("custody is gone: {end}"));
-    }
-    shared.connection.send_replace(None);
-    was_unlocked
-}
-
-/// Returns once custody does not even say how it is, and ends the connection.
-async fn silence(connection: &Connection, patience: Duration) -> String {
-    loop {
-        tokio::time::sleep(PING_PERIOD).await;
-        if let Err(error @ WireError::Silent) = connection.ask(Verb::Status, patience).await {
-            connection.close();
-            return error.to_string();
-        }
-    }
-}
-
-/// Unlocks custody with the configured PIN. What an operator has to mend is not tried again.
-async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) {
-    let refused = matches!(*shared.state.borrow(), LinkState::PinRefused(_));
-    if refused {
-        return;
-    }
-    let verb = Verb::Unlock { appliance: home, pin: None, by_operator: false };
-    let state = match connection.ask(verb, LONG_PATIENCE).await {
-        Ok(Ok(Reply::Unlocked { token, signer })) => LinkState::Unlocked { token, signer },
-        Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
-        Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
-        Ok(Err(fault)) => LinkState::Down(fault.to_string()),
-        Ok(Ok(_)) => LinkState::Down("custody answered something else than was asked".to_owned()),
-        // No verdict on the token: what was known of it stays known.
-        Err(error) => return shared.down(error.to_string()),
-    };
-    if matches!(*shared.wanted.borrow(), Wanted::Locked) {
-        // An operator locked meanwhile, and that is what counts.
-        let _ = connection.ask(Verb::Lock, shared.settings.deadline).await;
-        return;
-    }
-    shared.state.send_replace(state);
-}
-
-impl Shared {
-    fn down(&self, why: String) {
-        self.state.send_if_modified(|state| match state {
-            LinkState::Locked | LinkState::PinRefused(_) | LinkState::Unfit(_) => false,
-            LinkState::Down(known) if *known == why => false,
-            state => {
-                *state = LinkState::Down(why);
-                true
-            }
-        });
+        LinkState::Down(outage) => Some(Fault::TokenUnavailable(outage.clone())),
     }
 }

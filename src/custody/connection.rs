@@ -62,7 +62,7 @@ impl Connection {
     }
 
     /// Asks, and waits for the answer up to `patience`; an answer that comes later goes nowhere.
-    pub async fn ask(&self, verb: Verb, patience: Duration) -> Result<Answer, WireError> {
+    pub async fn ask(&self, verb: &Verb, patience: Duration) -> Result<Answer, WireError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         match self.waiting().as_mut() {
@@ -70,7 +70,7 @@ impl Connection {
             None => return Err(WireError::Closed),
         };
         let answered = async {
-            self.send(id, &verb).await?;
+            self.send(id, verb).await?;
             receiver.await.map_err(|_| WireError::Closed)
         };
         let waited = tokio::time::timeout(patience, answered).await;

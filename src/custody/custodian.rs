@@ -11,11 +11,12 @@ use super::cache;
 use super::keyring::{self, Keyring};
 use super::masters;
 use super::protocol::{
-    Answer, Check, Fault, Home, Passing, Reply, SignerFacts, Status, TokenFacts, Verb,
+    Answer, Check, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts,
+    Verb,
 };
 use super::sealed;
 use crate::secret::{self, Pin};
-use crate::token::{Token, TokenError};
+use crate::token::{Cause, Token, TokenError};
 
 /// Opens the token: with the PIN given, else with the configured one.
 pub type Opener = Box<dyn Fn(Option<Pin>) -> Result<Arc<dyn Token>, Fault> + Send + Sync>;
@@ -77,17 +78,20 @@ impl Custodian {
         }
     }
 
-    /// Tries the token with a known blob; nothing to try while locked.
+    /// Tries the token with a known blob; nothing to try while locked. That the token is busy, or the
+    /// arena full, says nothing against it.
     ///
     /// # Errors
     /// What the token said; the process is past use then.
     pub fn try_canary(&self) -> Result<(), Fault> {
-        match self.keyring() {
-            Some(keyring) => match &keyring.home {
-                Some(home) => Ok(keyring.token.canary(home.generation)?),
-                None => Ok(()),
-            },
-            None => Ok(()),
+        let Some(keyring) = self.keyring() else { return Ok(()) };
+        let Some(home) = &keyring.home else { return Ok(()) };
+        match keyring.token.canary(home.generation).map_err(Fault::from) {
+            Ok(()) | Err(Fault::Busy | Fault::ArenaFull) => Ok(()),
+            Err(Fault::TokenCall(why)) => {
+                Err(Fault::TokenUnavailable(Outage::new(Reason::TokenFailed, why)))
+            }
+            Err(fault) => Err(fault),
         }
     }
 
@@ -139,11 +143,26 @@ impl Custodian {
             Verb::DestroyMaster { generation } => self.destroy_master(generation),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
         };
-        // A module that did not open cannot be trusted to open anew in this process; a refused PIN
-        // waits for an operator instead.
+        let answer = match answer {
+            // A module that did not open cannot be trusted to open anew in this process; a refused PIN
+            // waits for an operator instead.
+            Err(Fault::TokenCall(why)) if unlocking => {
+                Err(Fault::TokenUnavailable(Outage::new(Reason::TokenFailed, why)))
+            }
+            // What a single call says may be about what it was given: a known blob decides.
+            Err(Fault::TokenCall(why)) => Err(self.judge(why)),
+            answer => answer,
+        };
         let past_use = match &answer {
-            Err(Fault::TokenUnavailable(why)) => {
-                tracing::error!(why, "the token does not work");
+            Err(Fault::TokenUnavailable(outage)) => {
+                // A token that does not open is for the front to tell of: it may be the hundredth try.
+                if !unlocking {
+                    tracing::error!(
+                        why = outage.why,
+                        reason = outage.reason.as_str(),
+                        "the token does not work; custody ends, to be started anew"
+                    );
+                }
                 true
             }
             Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => false,
@@ -153,6 +172,16 @@ impl Custodian {
             self.past_use.store(true, Ordering::Release);
         }
         answer
+    }
+
+    /// Whether a failed call was the token's end: the canary decides, where there is a key for one.
+    fn judge(&self, why: String) -> Fault {
+        let has_canary = self.keyring().is_some_and(|keyring| keyring.home.is_some());
+        match self.try_canary() {
+            Ok(()) if has_canary => Fault::TokenCall(why),
+            Err(Fault::TokenUnavailable(outage)) => Fault::TokenUnavailable(outage),
+            _ => Fault::TokenUnavailable(Outage::new(Reason::TokenFailed, why)),
+        }
     }
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
@@ -209,6 +238,12 @@ impl Custodian {
         };
         let facts = facts_of(token.as_ref())?;
         self.install(Keyring::new(token, facts.clone(), home, self.cache.clone()));
+        tracing::info!(
+            token = facts.label,
+            serial = facts.serial,
+            arena = self.arena,
+            "custody is open"
+        );
         Ok(Reply::Unlocked { token: facts, signer })
     }
 
@@ -360,12 +395,31 @@ impl From<TokenError> for Fault {
             TokenError::Busy { .. } => Fault::Busy,
             TokenError::Arena(_) => Fault::ArenaFull,
             TokenError::EmptyAad => Fault::Protocol(text),
-            TokenError::Unavailable(_)
-            | TokenError::Fatal(_)
-            | TokenError::Operator(_)
-            | TokenError::Unsupported(_)
-            | TokenError::Module { .. }
-            | TokenError::Slot(_) => Fault::TokenUnavailable(text),
+            TokenError::Fatal(fault) => {
+                Fault::TokenUnavailable(Outage::new(reason_of(&fault.cause), text))
+            }
+            TokenError::Module { .. } => {
+                Fault::TokenUnavailable(Outage::new(Reason::ModuleFailed, text))
+            }
+            TokenError::Slot(_) => Fault::TokenUnavailable(Outage::new(Reason::TokenAbsent, text)),
+            TokenError::Unavailable(_) | TokenError::Operator(_) | TokenError::Unsupported(_) => {
+                Fault::TokenCall(text)
+            }
         }
+    }
+}
+
+/// What a fault that only a new process gets over is about.
+fn reason_of(cause: &Cause) -> Reason {
+    match cause {
+        Cause::Answer(_) => Reason::KeyLost,
+        Cause::Code(row, _) => match row.name {
+            "CKR_USER_NOT_LOGGED_IN" => Reason::LoginLost,
+            "CKR_TOKEN_NOT_PRESENT" | "CKR_DEVICE_REMOVED" | "CKR_SLOT_ID_INVALID" => {
+                Reason::TokenAbsent
+            }
+            "CKR_CRYPTOKI_NOT_INITIALIZED" => Reason::ModuleFailed,
+            _ => Reason::TokenFailed,
+        },
     }
 }

@@ -5,6 +5,7 @@
 //! forms in, results out. It keeps nothing but its cache, so it can be ended and started at any moment.
 
 mod asking;
+mod breaker;
 mod cache;
 mod checkpoint;
 mod client;
@@ -14,7 +15,9 @@ mod doctor;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hang;
 mod keyring;
+mod link;
 mod masters;
 mod needs;
 mod process;
@@ -26,6 +29,7 @@ mod start;
 mod wire;
 
 pub use asking::{CheckpointSignature, Initialised, NewKey};
+pub use breaker::Turn;
 pub use cache::Settings as CacheSettings;
 pub use checkpoint::CHECKPOINT_TAG;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};

@@ -14,6 +14,7 @@ use std::{io, thread};
 use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
+use super::hang::HangWatch;
 use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
@@ -39,6 +40,9 @@ pub struct Settings {
     pub token_threads: usize,
     /// Seconds between two trials of the token with a known blob.
     pub canary_seconds: u64,
+    /// Seconds after which work with the token is taken to hang, so that custody is started anew. To
+    /// open the token, or to make keys in it, may take four times as long.
+    pub hang_seconds: u64,
     /// The locked memory that opened keys live in.
     pub arena: arena::Settings,
     /// How long opened keys are kept.
@@ -58,6 +62,7 @@ impl Default for Settings {
             workers: 0,
             token_threads: 4,
             canary_seconds: 10,
+            hang_seconds: 10,
             arena: arena::Settings::default(),
             cache: cache::Settings::default(),
             sandbox: needs::Settings::default(),
@@ -133,9 +138,14 @@ pub fn run(
     leave_on(stop, &custodian)?;
     let (token, token_jobs) = sync_channel(WAITING);
     let (generation, generation_jobs) = sync_channel(WAITING);
-    spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian)?;
-    spawn_pool(1, "generation", generation_jobs, &custodian)?;
-    spawn_housekeeping(Duration::from_secs(settings.canary_seconds), &custodian, beat)?;
+    let hang = Arc::new(HangWatch::default());
+    let limit = Duration::from_secs(settings.hang_seconds.max(1));
+    let watched = (Arc::clone(&hang), limit);
+    spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian, &watched)?;
+    spawn_pool(1, "generation", generation_jobs, &custodian, &watched)?;
+    let canary_every = Duration::from_secs(settings.canary_seconds);
+    spawn_housekeeping(canary_every, &custodian, &watched, beat)?;
+    leave_when_hung(hang, &custodian)?;
     let office = Arc::new(Office { custodian, token, generation });
     let workers = match settings.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
@@ -157,6 +167,24 @@ fn leave_on(
     };
     let builder = thread::Builder::new().name("signals".to_owned());
     builder.spawn(wait).map(drop).map_err(StartError::Thread)
+}
+
+/// Ends the process when work with the token has taken too long.
+fn leave_when_hung(hang: Arc<HangWatch>, custodian: &Arc<Custodian>) -> Result<(), StartError> {
+    let custodian = Arc::clone(custodian);
+    let watch = move || {
+        loop {
+            thread::sleep(Duration::from_secs(1));
+            if hang.is_overdue(Instant::now()) {
+                tracing::error!(
+                    "a call into the token's module hangs; custody ends, to be started anew"
+                );
+                leave(&custodian, PAST_USE);
+            }
+        }
+    };
+    let builder = thread::Builder::new().name("hang-watch".to_owned());
+    builder.spawn(watch).map(drop).map_err(StartError::Thread)
 }
 
 /// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.
@@ -203,7 +231,7 @@ fn accept_fronts(
         serve(&connection, workers, office)?;
         // No key stays open with nobody there; the next front unlocks anew.
         office.custodian.wipe();
-        tracing::info!("the front has disconnected");
+        tracing::debug!("the front has disconnected");
     }
 }
 
@@ -216,7 +244,7 @@ fn serve(
         tracing::warn!(%error, "the front did not introduce itself");
         return Ok(());
     }
-    tracing::info!("the front has connected");
+    tracing::debug!("the front has connected");
     let mut threads = Vec::new();
     for number in 0..workers {
         let (connection, office) = (Arc::clone(connection), Arc::clone(office));
@@ -286,15 +314,36 @@ fn reply(connection: &OwnedFd, output: &mut Packet, id: u64, answer: Answer) {
     }
 }
 
+/// Where work with the token is noted, and how long it may take.
+type Watched = (Arc<HangWatch>, Duration);
+
+/// Whether a verb makes many calls to the token, or makes keys.
+fn is_long(verb: &Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Unlock { .. }
+            | Verb::Init { .. }
+            | Verb::Doctor
+            | Verb::GenerateKey { .. }
+            | Verb::ImportKey { .. }
+            | Verb::Masters { .. }
+            | Verb::MakeMaster { .. }
+            | Verb::DestroyMaster { .. }
+            | Verb::UseHome { .. }
+    )
+}
+
 fn spawn_pool(
     threads: usize,
     name: &str,
     jobs: Receiver<Job>,
     custodian: &Arc<Custodian>,
+    (hang, limit): &Watched,
 ) -> Result<(), StartError> {
     let jobs = Arc::new(Mutex::new(jobs));
     for number in 0..threads {
         let (jobs, custodian) = (Arc::clone(&jobs), Arc::clone(custodian));
+        let (hang, limit) = (Arc::clone(hang), *limit);
         let mut output = Packet::new()?;
         thread::Builder::new()
             .name(format!("{name}-{number}"))
@@ -302,10 +351,11 @@ fn spawn_pool(
                 loop {
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Job { connection, id, verb }) = job else { return };
-                    let answer = with_wiped_stack(|| custodian.slow(verb));
+                    let limit = if is_long(&verb) { limit * 4 } else { limit };
+                    let work = || with_wiped_stack(|| custodian.slow(verb));
+                    let answer = hang.during(limit, work);
                     reply(&connection, &mut output, id, answer);
                     if custodian.past_use() {
-                        tracing::error!("the token is past use; custody ends, to be started anew");
                         leave(&custodian, PAST_USE);
                     }
                 }
@@ -319,9 +369,11 @@ fn spawn_pool(
 fn spawn_housekeeping(
     canary_every: Duration,
     custodian: &Arc<Custodian>,
+    (hang, limit): &Watched,
     beat: impl Fn() + Send + 'static,
 ) -> Result<(), StartError> {
     let custodian = Arc::clone(custodian);
+    let (hang, limit) = (Arc::clone(hang), *limit);
     let keep_house = move || {
         let mut tried = Instant::now();
         loop {
@@ -329,11 +381,7 @@ fn spawn_housekeeping(
             custodian.expire(Instant::now());
             if tried.elapsed() >= canary_every {
                 tried = Instant::now();
-                // A full arena or a busy token is no reason to end.
-                if let Err(
-                    fault @ (Fault::TokenUnavailable(_) | Fault::Master(_) | Fault::SealBroken),
-                ) = custodian.try_canary()
-                {
+                if let Err(fault) = hang.during(limit, || custodian.try_canary()) {
                     tracing::error!(%fault, "the canary failed; custody ends, to be started anew");
                     leave(&custodian, PAST_USE);
                 }

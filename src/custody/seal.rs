@@ -17,7 +17,7 @@ pub const TAG: usize = 16;
 fn fresh_iv() -> Result<[u8; 12], Fault> {
     let mut iv = [0; 12];
     getrandom::fill(&mut iv)
-        .map_err(|_| Fault::TokenUnavailable("the kernel gave no random bytes".to_owned()))?;
+        .map_err(|_| Fault::TokenCall("the kernel gave no random bytes".to_owned()))?;
     Ok(iv)
 }
 

@@ -16,7 +16,7 @@ use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
 use super::needs::{Granted, Surroundings, needs};
 use super::process::{self, Settings, StartError};
-use super::protocol::Fault;
+use super::protocol::{Fault, Outage, Reason};
 use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
 use crate::token::pkcs11::Pkcs11Token;
@@ -96,7 +96,10 @@ fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted
             None => read_pin(&settings, credentials.as_deref()).map_err(|error| {
                 match sandbox::entered().is_some() && file.is_replaced() {
                     // The next process can open it.
-                    true => Fault::TokenUnavailable(format!("{error}; custody starts anew for it")),
+                    true => Fault::TokenUnavailable(Outage::new(
+                        Reason::PinRefused,
+                        format!("{error}; custody starts anew for it"),
+                    )),
                     false => Fault::PinRefused(error.to_string()),
                 }
             })?,

@@ -104,6 +104,7 @@ impl Config {
             ("[custody] workers", (custody.workers, 0, 1024)),
             ("[custody] token_threads", (custody.token_threads, 1, 1024)),
             ("[custody] deadline_ms", wait(custody.deadline_ms)),
+            ("[custody] hang_seconds", wait(custody.hang_seconds)),
             (
                 "[custody.arena] size_bytes",
                 (custody.arena.size_bytes, *arena.start(), *arena.end()),

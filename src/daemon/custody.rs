@@ -39,7 +39,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let footprint = Footprint::of_this_program();
     let ready = Ready::start(custody, token, &sandbox, &around, passed)?;
     let shut_in = sandbox::entered().map(tracing::field::display);
-    tracing::info!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
+    tracing::debug!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let stop = move || {
         let _ = signals.wait();

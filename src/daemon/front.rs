@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Config, Loaded};
+use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
 use super::{DaemonError, house};
 use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
-use crate::custody::{self, Client, LinkSettings, LinkState, Wanted};
+use crate::custody::{self, Client, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
 use crate::service::{Appliance, Parts};
-use crate::store::sled_store::SledStore;
 use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
@@ -23,14 +23,17 @@ pub struct Front {
 }
 
 impl Front {
-    /// Opens everything that lies on disk and begins to look for custody. Needs a runtime around it.
+    /// Opens everything else that lies on disk and begins to look for custody. Needs a runtime around it.
     ///
     /// # Errors
     /// Whatever would have it serve without trail, store or policy: it does not start then.
-    pub async fn open(path: &Path, loaded: &Loaded) -> Result<Self, DaemonError> {
+    pub async fn open(
+        path: &Path,
+        loaded: &Loaded,
+        store: Arc<dyn Store>,
+    ) -> Result<Self, DaemonError> {
         let config = &loaded.config;
         let policy = Policy::load(&config.policy)?;
-        let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.store)?);
         let custody = Client::start(link(config)?, wanted(store.as_ref())?);
         let known = records::read_head(store.as_ref())?;
         let known = known
@@ -143,40 +146,6 @@ async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
         }
         let pause = if appliance.state().0 == "ready" { seconds.max(1) } else { 1 };
         tokio::time::sleep(Duration::from_secs(pause)).await;
-    }
-}
-
-/// Tells trail and journal when the token goes and when it comes back.
-async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
-    let mut states = custody.watch();
-    let mut was_there = false;
-    states.mark_changed();
-    while states.changed().await.is_ok() {
-        let state = states.borrow_and_update().clone();
-        let is_there = matches!(state, LinkState::Unlocked { .. });
-        let event = match (&state, was_there) {
-            (LinkState::Unlocked { token, .. }, false) => {
-                tracing::info!(token = token.label, serial = token.serial, "the token is there");
-                Event::TokenBack
-            }
-            (LinkState::Down(why), true) => {
-                tracing::error!(why, "the token is away; requests wait, then get 503");
-                Event::TokenLost
-            }
-            (LinkState::PinRefused(why) | LinkState::Unfit(why), _) => {
-                tracing::error!(why, "the token cannot be used; an operator has to act");
-                was_there = is_there;
-                continue;
-            }
-            _ => {
-                was_there = is_there;
-                continue;
-            }
-        };
-        was_there = is_there;
-        if let Err(error) = appliance.trail().event(EventNote::new(event)).await {
-            tracing::warn!(%error, "the trail could not be told of the token");
-        }
     }
 }
 

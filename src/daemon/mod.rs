@@ -15,6 +15,7 @@ pub mod logging;
 mod needs;
 mod start;
 mod supervisor;
+mod token_watch;
 mod trail_keeping;
 
 pub use custody::custody;

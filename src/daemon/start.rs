@@ -19,20 +19,26 @@ use super::needs::needs;
 use super::{DaemonError, descriptors, io};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
-use crate::custody::{Client, LinkState, Spawn};
+use crate::custody::{Client, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
 use crate::sandbox;
 use crate::secret::{self, Use, arena};
+use crate::store::Store;
+use crate::store::sled_store::SledStore;
 
 /// Locked memory of the front: plaintexts and PINs that pass through.
 const FRONT_ARENA: usize = 4 * 1024 * 1024;
 
-/// A custody that is away for this long is taken to hang.
-const HUNG: Duration = Duration::from_secs(10);
+/// A custody that says nothing for this long is taken to hang.
+const HUNG: Duration = Duration::from_secs(5);
 
-/// How long requests that are under way may take when it is time to stop.
-const PATIENCE: Duration = Duration::from_millis(2500);
+/// How long requests that are under way may take when it is time to stop, and how long the trail may take
+/// to be signed to its end: at once less where custody kept requests waiting. With what custody is given
+/// to end, all of it stays well under five seconds.
+const PATIENCE: Duration = Duration::from_millis(2000);
+const LAST_LINES: Duration = Duration::from_millis(1000);
+const LAST_LINES_OF_THE_STUCK: Duration = Duration::from_millis(300);
 
 /// Runs the front until SIGTERM or SIGINT, or until the store fails for good: that only a new process
 /// can mend, and it is an error, so that a supervisor starts one.
@@ -56,6 +62,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let sandbox =
         sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
+    // Before custody is started: where another daemon has the store, its custody must not be touched.
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(&loaded.config.store)?);
     if let Some(child) = &mut child {
         child.begin()?;
     }
@@ -65,10 +73,10 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let result =
-        runtime.block_on(run(&arguments.config, &loaded, &logs, child.as_ref(), &footprint));
+    let run = run(&arguments.config, &loaded, &logs, store, child.as_ref(), &footprint);
+    let result = runtime.block_on(run);
     // Deeds that still run get no more time: their lines say that they were interrupted.
-    runtime.shutdown_timeout(Duration::from_millis(500));
+    runtime.shutdown_timeout(Duration::from_millis(200));
     if let Some(child) = child {
         child.stop();
     }
@@ -90,6 +98,7 @@ async fn run(
     path: &Path,
     loaded: &Loaded,
     logs: &Logs,
+    store: Arc<dyn Store>,
     child: Option<&CustodyChild>,
     footprint: &Footprint,
 ) -> Result<(), DaemonError> {
@@ -98,7 +107,7 @@ async fn run(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
     let mut children = signal(SignalKind::child()).map_err(io("following signals"))?;
-    let front = Front::open(path, loaded).await?;
+    let front = Front::open(path, loaded, store).await?;
     front.tend(config);
     if let Some(child) = child {
         tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
@@ -134,26 +143,26 @@ async fn run(
     tracing::info!("what is under way is finished, then the front ends");
     notify(&[NotifyState::Stopping]);
     stop.send_replace(true);
-    if tokio::time::timeout(PATIENCE, serving).await.is_err() {
+    let stuck = tokio::time::timeout(PATIENCE, serving).await.is_err();
+    if stuck {
         tracing::warn!("some requests took too long to end; they are given up");
     }
     front.appliance.tell_refusals(true).await;
-    let stopped = front.appliance.trail().stop().await;
+    let last = if stuck { LAST_LINES_OF_THE_STUCK } else { LAST_LINES };
+    let stopped = front.appliance.trail().stop_within(last).await;
     end.and(stopped.map_err(DaemonError::from))
 }
 
-/// Ends a custody of ours that has not come to work for so long that it must hang.
+/// Ends a custody of ours that has not said a word for so long that it must hang. One whose token is
+/// away answers all the same.
 async fn end_hung(mut guard: HangGuard, custody: Client) {
-    let mut states = custody.watch();
     loop {
-        let is_down = |state: &LinkState| matches!(state, LinkState::Down(_));
-        if states.wait_for(is_down).await.is_err() {
-            return;
-        }
-        let up = async { states.wait_for(|state| !is_down(state)).await.is_ok() };
-        if tokio::time::timeout(HUNG, up).await.is_err() {
-            tracing::error!("custody has not worked for {HUNG:?}; it is ended and started anew");
-            guard.end_custody().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if custody.silent_for() > HUNG && guard.end_custody().await {
+            tracing::error!(
+                "custody has not answered for {HUNG:?}; it was ended, to be started anew"
+            );
+            tokio::time::sleep(HUNG).await;
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ struct State {
 
 /// How long an ended custody stays down, at first and at most.
 const PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A custody that lived this long starts over without the pauses that failures before it had added up.
 const STEADY: Duration = Duration::from_secs(5);
@@ -119,15 +119,28 @@ impl Watch {
 }
 
 fn supervise(program: &PathBuf, config: &Path, watch: &Watch) {
-    let mut pause = PAUSE;
+    let (mut pause, mut is_first) = (PAUSE, true);
     loop {
         let started = Instant::now();
-        match spawn(program, config, watch) {
+        let ended = match spawn(program, config, watch) {
             Ok(Some(child)) => wait(child, watch),
             Ok(None) => return,
-            Err(error) => tracing::error!(%error, "custody could not be started"),
+            Err(error) => {
+                tracing::error!(%error, "custody could not be started");
+                None
+            }
+        };
+        let was_steady = started.elapsed() > STEADY;
+        match ended {
+            // One that ends as soon as it was started anew, again and again, is told of once.
+            Some(status) if was_steady || is_first => {
+                tracing::warn!(%status, "custody ended; it is started anew");
+            }
+            Some(status) => tracing::debug!(%status, "custody ended again; it is started anew"),
+            None => {}
         }
-        pause = if started.elapsed() > STEADY { PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        is_first = false;
+        pause = if was_steady { PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         if watch.pause(pause) {
             return;
         }
@@ -157,7 +170,7 @@ fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Opt
     Ok(Some(child))
 }
 
-fn wait(mut child: Child, watch: &Watch) {
+fn wait(mut child: Child, watch: &Watch) -> Option<ExitStatus> {
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     // Waits without reaping, so that the pid stays the child's until nobody can signal it any more.
     if let Ok(pid) = i32::try_from(child.id()) {
@@ -169,8 +182,10 @@ fn wait(mut child: Child, watch: &Watch) {
     let stopping = state.stopping;
     drop(state);
     match child.wait() {
-        Ok(status) if !stopping => tracing::warn!(%status, "custody ended; it is started anew"),
-        Ok(_) => {}
-        Err(error) => tracing::error!(%error, "custody's end could not be learned"),
+        Ok(status) => (!stopping).then_some(status),
+        Err(error) => {
+            tracing::error!(%error, "custody's end could not be learned");
+            None
+        }
     }
 }

@@ -194,7 +194,7 @@ impl Appliance {
     /// The state in a word, and what an operator should know of it.
     pub fn state(&self) -> (&'static str, String) {
         match self.custody.state() {
-            LinkState::Down(why) => ("token-unavailable", why),
+            LinkState::Down(outage) => ("token-unavailable", outage.why),
             LinkState::Locked => {
                 ("locked", "an operator locked it: `strongroom unlock`".to_owned())
             }
@@ -221,7 +221,7 @@ impl Appliance {
     async fn status(&self) -> StatusView {
         let (state, detail) = self.state();
         let custody = match self.custody.state() {
-            LinkState::Unlocked { .. } => self.custody.status().await.ok(),
+            LinkState::Unlocked { .. } => self.custody.glance().await,
             _ => None,
         };
         let (home, policy) = (self.records.home(), self.policy());

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::DataKey;
 
-pub use error::{Fault, KeyName, Place, TokenError};
+pub use error::{Cause, Fault, KeyName, Place, TokenError};
 pub use pin::{PinError, read_pin};
 pub use settings::Settings;
 
