@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::client::LinkSettings;
+use super::notice::UNASKED;
 use super::protocol::{Answer, Hello, Verb};
 use super::wire::{Packet, WireError};
 
@@ -114,14 +115,16 @@ impl Connection {
         }
     }
 
-    /// Hands answers to those who wait, until the connection ends; then nobody waits any more.
-    pub async fn hand_out(&self) -> WireError {
+    /// Hands answers to those who wait, and what nobody asked for to `notice`, until the connection ends;
+    /// then nobody waits any more.
+    pub async fn hand_out(&self, notice: impl Fn(Answer)) -> WireError {
         let mut input = match Packet::new() {
             Ok(input) => input,
             Err(error) => return error,
         };
         let end = loop {
             match self.receive::<Answer>(&mut input).await {
+                Ok((UNASKED, answer)) => notice(answer),
                 Ok((id, answer)) => {
                     let waiter = self.waiting().as_mut().and_then(|waiting| waiting.remove(&id));
                     if let Some(waiter) = waiter {

@@ -3,13 +3,13 @@
 //! [`Custodian::quick`] answers what needs no token (a loaded key, a known store key) on the thread
 //! that read the request; the rest goes to the token's threads and ends in [`Custodian::slow`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::cache;
 use super::keyring::{self, Keyring};
 use super::masters;
+use super::notice::Notices;
 use super::protocol::{
     Answer, Check, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts,
     Verb,
@@ -35,7 +35,10 @@ pub struct Custodian {
     arena: String,
     unlocked: RwLock<Option<Arc<Keyring>>>,
     unlocking: Mutex<()>,
-    past_use: AtomicBool,
+    /// Why this process has to be replaced: its token, its module or a session is past use.
+    past_use: Mutex<Option<Outage>>,
+    /// What the front is told unasked.
+    pub notices: Notices,
     /// Why the token refused the configured PIN, until an operator unlocks.
     refused: Mutex<Option<String>>,
 }
@@ -61,14 +64,35 @@ impl Custodian {
             arena,
             unlocked: RwLock::new(None),
             unlocking: Mutex::new(()),
-            past_use: AtomicBool::new(false),
+            past_use: Mutex::new(None),
+            notices: Notices::default(),
             refused: Mutex::new(None),
         }
     }
 
-    /// Whether this process has to be replaced: its token, module or a session is past use.
-    pub fn past_use(&self) -> bool {
-        self.past_use.load(Ordering::Acquire)
+    /// Whether this process has to be replaced.
+    pub fn is_past_use(&self) -> bool {
+        self.past_use.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The token is away for this process, and why.
+    pub fn lose_token(&self, fault: &Fault) {
+        let outage = outage_of(fault);
+        let mut past_use = self.past_use.lock().unwrap_or_else(PoisonError::into_inner);
+        // A token that never opened is for the front to tell of: it may be the hundredth try.
+        if past_use.is_none() && self.keyring().is_some() {
+            let reason = outage.reason.as_str();
+            tracing::error!(reason, why = outage.why, "the token is past use; custody starts anew");
+        }
+        past_use.get_or_insert(outage);
+    }
+
+    /// Tells the front why the process ends, where there is a reason.
+    pub fn say_why(&self) {
+        let outage = self.past_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(outage) = outage {
+            self.notices.tell(&Err(Fault::TokenUnavailable(outage)));
+        }
     }
 
     /// Wipes what has been kept too long.
@@ -153,23 +177,11 @@ impl Custodian {
             Err(Fault::TokenCall(why)) => Err(self.judge(why)),
             answer => answer,
         };
-        let past_use = match &answer {
-            Err(Fault::TokenUnavailable(outage)) => {
-                // A token that does not open is for the front to tell of: it may be the hundredth try.
-                if !unlocking {
-                    tracing::error!(
-                        why = outage.why,
-                        reason = outage.reason.as_str(),
-                        "the token does not work; custody ends, to be started anew"
-                    );
-                }
-                true
-            }
-            Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => false,
-            Err(_) => unlocking,
-        };
-        if past_use {
-            self.past_use.store(true, Ordering::Release);
+        match &answer {
+            Err(fault @ Fault::TokenUnavailable(_)) => self.lose_token(fault),
+            Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => {}
+            Err(fault) if unlocking => self.lose_token(fault),
+            Err(_) => {}
         }
         answer
     }
@@ -406,6 +418,15 @@ impl From<TokenError> for Fault {
                 Fault::TokenCall(text)
             }
         }
+    }
+}
+
+/// The outage that a fault amounts to.
+fn outage_of(fault: &Fault) -> Outage {
+    match fault {
+        Fault::TokenUnavailable(outage) => outage.clone(),
+        Fault::Master(why) => Outage::new(Reason::KeyLost, why.clone()),
+        other => Outage::new(Reason::TokenFailed, other.to_string()),
     }
 }
 

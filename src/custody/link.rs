@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{LONG_PATIENCE, LinkState, Shared, Wanted};
 use super::connection::Connection;
-use super::protocol::{Fault, Home, Outage, Reason, Reply, Verb};
+use super::protocol::{Answer, Fault, Home, Outage, Reason, Reply, Verb};
 use super::wire::WireError;
 
 /// How often custody is asked how it is, so that one that hangs is noticed.
@@ -62,8 +62,8 @@ pub(super) async fn keep_link(shared: Arc<Shared>) {
 /// Holds one connection until it ends.
 async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
     let reader = tokio::spawn({
-        let connection = Arc::clone(&connection);
-        async move { connection.hand_out().await }
+        let (connection, shared) = (Arc::clone(&connection), Arc::clone(shared));
+        async move { connection.hand_out(|notice| shared.take_notice(notice)).await }
     });
     shared.connection.send_replace(Some(Arc::clone(&connection)));
     let mut silent = std::pin::pin!(silence(shared, &connection));
@@ -168,6 +168,13 @@ impl Shared {
     pub fn turn_to(&self, state: LinkState) {
         self.breaker.see(&state);
         self.state.send_replace(state);
+    }
+
+    /// What custody says unasked.
+    fn take_notice(&self, notice: Answer) {
+        if let Err(Fault::TokenUnavailable(outage)) = notice {
+            self.down(outage);
+        }
     }
 
     /// Custody or its token is away. What an operator said, or has to mend, stays what is known; and

@@ -16,10 +16,12 @@ mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hang;
+mod housekeeping;
 mod keyring;
 mod link;
 mod masters;
 mod needs;
+mod notice;
 mod process;
 pub mod protocol;
 pub mod rsa;

@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{io, thread};
 
 use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
 use super::hang::HangWatch;
+use super::housekeeping::{Watched, leave_when_hung, spawn_housekeeping};
 use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
@@ -169,29 +170,12 @@ fn leave_on(
     builder.spawn(wait).map(drop).map_err(StartError::Thread)
 }
 
-/// Ends the process when work with the token has taken too long.
-fn leave_when_hung(hang: Arc<HangWatch>, custodian: &Arc<Custodian>) -> Result<(), StartError> {
-    let custodian = Arc::clone(custodian);
-    let watch = move || {
-        loop {
-            thread::sleep(Duration::from_secs(1));
-            if hang.is_overdue(Instant::now()) {
-                tracing::error!(
-                    "a call into the token's module hangs; custody ends, to be started anew"
-                );
-                leave(&custodian, PAST_USE);
-            }
-        }
-    };
-    let builder = thread::Builder::new().name("hang-watch".to_owned());
-    builder.spawn(watch).map(drop).map_err(StartError::Thread)
-}
-
 /// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.
 /// What writes in the token is let finish. The kernel wipes what it takes back; opened keys were wiped
 /// before.
 #[allow(unsafe_code)] // _exit(2) has no safe wrapper
 pub fn leave(custodian: &Custodian, code: i32) -> ! {
+    custodian.say_why();
     custodian.wipe();
     let _nobody_writes_in_the_token = custodian.let_finish();
     custodian.wipe();
@@ -228,7 +212,9 @@ fn accept_fronts(
             tracing::warn!(front_uid, "a connection from another user was refused");
             continue;
         }
+        office.custodian.notices.go_to(Some(Arc::clone(&connection)));
         serve(&connection, workers, office)?;
+        office.custodian.notices.go_to(None);
         // No key stays open with nobody there; the next front unlocks anew.
         office.custodian.wipe();
         tracing::debug!("the front has disconnected");
@@ -314,9 +300,6 @@ fn reply(connection: &OwnedFd, output: &mut Packet, id: u64, answer: Answer) {
     }
 }
 
-/// Where work with the token is noted, and how long it may take.
-type Watched = (Arc<HangWatch>, Duration);
-
 /// Whether a verb makes many calls to the token, or makes keys.
 fn is_long(verb: &Verb) -> bool {
     matches!(
@@ -355,7 +338,7 @@ fn spawn_pool(
                     let work = || with_wiped_stack(|| custodian.slow(verb));
                     let answer = hang.during(limit, work);
                     reply(&connection, &mut output, id, answer);
-                    if custodian.past_use() {
+                    if custodian.is_past_use() {
                         leave(&custodian, PAST_USE);
                     }
                 }
@@ -363,32 +346,4 @@ fn spawn_pool(
             .map_err(StartError::Thread)?;
     }
     Ok(())
-}
-
-/// Wipes what was kept too long, tries the token now and then, and tells the supervisor all is well.
-fn spawn_housekeeping(
-    canary_every: Duration,
-    custodian: &Arc<Custodian>,
-    (hang, limit): &Watched,
-    beat: impl Fn() + Send + 'static,
-) -> Result<(), StartError> {
-    let custodian = Arc::clone(custodian);
-    let (hang, limit) = (Arc::clone(hang), *limit);
-    let keep_house = move || {
-        let mut tried = Instant::now();
-        loop {
-            thread::sleep(Duration::from_secs(1));
-            custodian.expire(Instant::now());
-            if tried.elapsed() >= canary_every {
-                tried = Instant::now();
-                if let Err(fault) = hang.during(limit, || custodian.try_canary()) {
-                    tracing::error!(%fault, "the canary failed; custody ends, to be started anew");
-                    leave(&custodian, PAST_USE);
-                }
-            }
-            beat();
-        }
-    };
-    let builder = thread::Builder::new().name("housekeeping".to_owned());
-    builder.spawn(keep_house).map(drop).map_err(StartError::Thread)
 }

@@ -80,9 +80,30 @@ impl Packet {
         id: u64,
         message: &T,
     ) -> Result<(), WireError> {
+        self.send_with(socket, id, message, MsgFlags::empty())
+    }
+
+    /// The same, or [`WireError::WouldBlock`] where the other end does not read.
+    pub fn send_at_once<T: Serialize>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        id: u64,
+        message: &T,
+    ) -> Result<(), WireError> {
+        self.send_with(socket, id, message, MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_with<T: Serialize>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        id: u64,
+        message: &T,
+        flags: MsgFlags,
+    ) -> Result<(), WireError> {
         let length = self.write(id, message)?;
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
         let result = loop {
-            match send(socket.as_raw_fd(), &self.bytes[..length], MsgFlags::MSG_NOSIGNAL) {
+            match send(socket.as_raw_fd(), &self.bytes[..length], flags) {
                 Err(Errno::EINTR) => {}
                 other => break other,
             }

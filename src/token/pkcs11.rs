@@ -275,6 +275,9 @@ fn load(path: &Path) -> Result<Pkcs11, TokenError> {
     mem::forget(module.clone());
     match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(module),
+        Err(error @ Error::Pkcs11(..)) => {
+            Err(Failure::from(error).at(&Place::module(&path.display().to_string())))
+        }
         Err(error) => Err(bad(error)),
     }
 }

@@ -7,6 +7,8 @@ mod appliance;
 mod key_parts;
 #[path = "../support/scan.rs"]
 mod scan;
+#[path = "../support/shim.rs"]
+mod shim;
 #[path = "../support/token.rs"]
 mod token;
 
@@ -31,7 +33,9 @@ mod lock;
 mod main_job;
 mod memory;
 mod misplaced;
+mod module_faults;
 mod older_records;
+mod outages;
 mod process;
 mod promises;
 mod rotation;
