@@ -35,7 +35,18 @@ impl Shim {
             custody.insert("cache".to_owned(), cache.into());
             change(config);
         });
-        let orders = appliance.path("shim");
+        // A place of its own, which custody's sandbox lets the module at.
+        let place = appliance.path("shim");
+        std::fs::create_dir(&place).expect("made");
+        appliance.change_config(|config| {
+            let mut sandbox = toml::Table::new();
+            sandbox.insert("write".to_owned(), vec![place.display().to_string()].into());
+            config["custody"]
+                .as_table_mut()
+                .expect("a table")
+                .insert("sandbox".to_owned(), sandbox.into());
+        });
+        let orders = place.join("orders");
         appliance.set_environment("PKCS11_SHIM", &orders.display().to_string());
         appliance.start();
         appliance.post("/v1/init", &serde_json::json!({})).expect_status(201);
