@@ -163,6 +163,11 @@ pub enum Event {
     BreakRecorded,
     /// So many requests of one caller were refused without a line of their own.
     RefusalsLeftOut,
+    /// The clock is further on than time that has passed; destructions are held back.
+    ClockAhead,
+    ClockBehind,
+    /// It is right again, or an operator says so.
+    ClockAgrees,
 }
 
 impl Event {
@@ -187,6 +192,9 @@ impl Event {
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",
             Event::RefusalsLeftOut => "refusals-left-out",
+            Event::ClockAhead => "clock-ahead",
+            Event::ClockBehind => "clock-behind",
+            Event::ClockAgrees => "clock-agrees",
         }
     }
 }

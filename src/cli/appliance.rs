@@ -91,6 +91,20 @@ impl Unlock {
     }
 }
 
+/// Say that the daemon's clock is right, where `status` says that it is ahead or behind
+///
+/// A clock that is further on than time has passed holds destructions back, so that none is early. After
+/// this they go by the clock: look at `key list` first, what is due by it is destroyed at once.
+#[derive(Args)]
+pub struct ConfirmClock {}
+
+impl ConfirmClock {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let reply = session.client.post("/v1/clock/confirm", &json!({}))?;
+        session.out.reply(&reply, |value| format!("confirmed\n{}", facts_or_nothing(value)))
+    }
+}
+
 /// Reads a PIN; one newline at its end belongs to the file, not to the PIN.
 fn pin(source: &Source) -> Result<Zeroizing<String>, Failure> {
     let secret = source.secret(Some("PIN of the token"))?;

@@ -109,6 +109,7 @@ pub enum Errand {
     Status(appliance::Status),
     Lock(appliance::Lock),
     Unlock(appliance::Unlock),
+    ConfirmClock(appliance::ConfirmClock),
     #[command(subcommand)]
     Key(key::Key),
     #[command(subcommand)]
@@ -243,6 +244,7 @@ fn perform(session: &Session, errand: Errand) -> Result<(), Failure> {
         Errand::Status(status) => status.run(session),
         Errand::Lock(lock) => lock.run(session),
         Errand::Unlock(unlock) => unlock.run(session),
+        Errand::ConfirmClock(confirm) => confirm.run(session),
         Errand::Key(key) => key.run(session),
         Errand::Secret(secret) => secret.run(session),
         Errand::Master(master) => master.run(session),

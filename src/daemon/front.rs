@@ -12,7 +12,7 @@ use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
-use crate::service::{Appliance, Parts};
+use crate::service::{Appliance, Clock, Parts};
 use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
@@ -45,6 +45,7 @@ impl Front {
         let trail = Trail::open(&config.audit, known, signer, keeper)?;
         let records = Records::open(Arc::clone(&store), custody.clone(), &config.records)?;
         check_store(&records, &trail, config.audit.on_break).await?;
+        let clock = Clock::open(store.as_ref(), config.keys.clock_doubt_hours)?;
         let digest = policy_digest(&policy);
         trail.event(EventNote::new(Event::Start)).await?;
         trail.event(EventNote::of(Event::ConfigLoaded, loaded.digest)).await?;
@@ -57,6 +58,7 @@ impl Front {
             custody: custody.clone(),
             settings: config.keys.clone(),
             refusals_per_minute: config.limits.refusals_per_minute_per_uid,
+            clock,
             house: house::checks(config),
             config_file: path.display().to_string(),
         }));
@@ -69,6 +71,7 @@ impl Front {
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.trail().tend().await });
         tokio::spawn(tell_numbers(Arc::clone(&self.appliance)));
+        tokio::spawn(tend_clock(Arc::clone(&self.appliance)));
         tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.keep_rotating().await });
@@ -145,7 +148,15 @@ async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
             tracing::warn!(%error, "the sweep for due destructions ended early; it is repeated");
         }
         let pause = if appliance.state().0 == "ready" { seconds.max(1) } else { 1 };
-        tokio::time::sleep(Duration::from_secs(pause)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(pause), appliance.clock_believed()).await;
+    }
+}
+
+/// Holds the clock against the time that has passed.
+async fn tend_clock(appliance: Arc<Appliance>) {
+    loop {
+        appliance.tend_clock().await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
 }
 

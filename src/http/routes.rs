@@ -16,7 +16,7 @@ use super::problem::Problem;
 use super::reply::{IntoReply, json};
 use super::shape::FromWire;
 use crate::service::{
-    Appliance, Compromise, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
+    Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
     ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
     ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey,
     ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock,
@@ -127,6 +127,7 @@ fn appliance(routes: Routes) -> Routes {
             "/v1/master/retire",
             "Destroy the master key of a generation that nothing needs any more",
         )
+        .add::<ConfirmClock, false>(POST, "/v1/clock/confirm", "Say that the clock is right")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")

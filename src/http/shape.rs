@@ -11,7 +11,7 @@ use super::body;
 use super::problem::Problem;
 use crate::key::Name;
 use crate::service::{
-    ChangeBody, Compromise, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
+    ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
     EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
     PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster,
     RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status, Suspend, Unlock,
@@ -228,6 +228,7 @@ shape!(body Unlock, secret);
 shape!(nothing RotateMaster);
 shape!(query ShowMaster);
 shape!(body RetireMaster);
+shape!(body ConfirmClock);
 shape!(body CreateKey);
 shape!(named_body Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);

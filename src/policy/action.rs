@@ -36,10 +36,11 @@ pub enum Action {
     MasterRotate,
     MasterRetire,
     MasterRead,
+    ConfirmClock,
 }
 
 impl Action {
-    pub const ALL: [Action; 30] = [
+    pub const ALL: [Action; 31] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -70,6 +71,7 @@ impl Action {
         Action::MasterRotate,
         Action::MasterRetire,
         Action::MasterRead,
+        Action::ConfirmClock,
     ];
 
     /// The name in policy files and trail: `key:decrypt`.
@@ -105,6 +107,7 @@ impl Action {
             Action::MasterRotate => "master:rotate",
             Action::MasterRetire => "master:retire",
             Action::MasterRead => "master:read",
+            Action::ConfirmClock => "appliance:confirm-clock",
         }
     }
 }

@@ -68,7 +68,7 @@ fn resource_of(action: Action) -> Resource {
 }
 
 /// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 30] = [
+const SHIPPED: [(Action, &str); 31] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -99,6 +99,7 @@ const SHIPPED: [(Action, &str); 30] = [
     (Action::MasterRotate, "o"),
     (Action::MasterRetire, "o"),
     (Action::MasterRead, "oa"),
+    (Action::ConfirmClock, "o"),
 ];
 
 #[test]

@@ -3,6 +3,7 @@
 //! [`Records`] opens and seals; what it opened it keeps in memory, so that a key in use costs neither
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
+mod clock;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -25,6 +26,7 @@ use crate::custody::{Client, CustodyError};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
+pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
     HomeRecord, LockRecord, MasterRecord, keep_head, read_head, read_home, read_locked,
 };

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::binary::SecretBinary;
+use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::lifecycle::Reason;
@@ -61,6 +62,7 @@ pub struct StatusView {
     pub loaded_keys: Option<u64>,
     pub policy: PolicyView,
     pub trail: TrailView,
+    pub clock: ClockView,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -218,7 +220,7 @@ impl Appliance {
         }
     }
 
-    async fn status(&self) -> StatusView {
+    pub(super) async fn status(&self) -> StatusView {
         let (state, detail) = self.state();
         let custody = match self.custody.state() {
             LinkState::Unlocked { .. } => self.custody.glance().await,
@@ -246,6 +248,7 @@ impl Appliance {
                 head: self.trail.head().to_string(),
                 writable: self.trail.status().failure.is_none(),
             },
+            clock: self.clock_view(),
         }
     }
 }
@@ -275,6 +278,7 @@ impl Request for Doctor {
             checks.retain(|check| check.name != "token" || check.verdict == Verdict::Ok);
         }
         checks.extend(check_of_state(state, detail));
+        checks.push(check_of_clock(&appliance.clock_view()));
         checks.extend((appliance.house)());
         Ok(DoctorView {
             checks: checks.into_iter().map(|check| appliance.view_of(check)).collect(),
@@ -298,6 +302,18 @@ fn check_of_state(state: &str, detail: String) -> Option<Check> {
     };
     let found = if detail.is_empty() { state.to_owned() } else { format!("{state}: {detail}") };
     Some(Check { name: "state".to_owned(), verdict, found, remedy: remedy.to_owned() })
+}
+
+fn check_of_clock(clock: &ClockView) -> Check {
+    let (verdict, found, remedy) = match (clock.state, clock.ahead_seconds) {
+        ("agrees", _) => (Verdict::Ok, "as far on as the time that has passed".to_owned(), ""),
+        (_, ahead) => {
+            let (by, way) = (ahead.unsigned_abs(), clock.state);
+            let found = format!("the clock is {by} s {way} of the time that has passed");
+            (Verdict::Warn, found, "the clock, or `strongroom confirm-clock`")
+        }
+    };
+    Check { name: "time passed".to_owned(), verdict, found, remedy: remedy.to_owned() }
 }
 
 impl Appliance {

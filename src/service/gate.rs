@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::clock::Clock;
 use super::error::Error;
 use super::quiet::Quiet;
 use super::refusals::Refusals;
@@ -83,6 +84,7 @@ pub struct Appliance {
     pub(super) standing: Standing,
     pub(super) refusals: Refusals,
     pub(super) quiet: Quiet,
+    pub(super) clock: Clock,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
     /// Held while the appliance is initialised or its masters change: two must not make one.
@@ -101,6 +103,7 @@ pub struct Parts {
     pub settings: Settings,
     /// Refused requests of one user that get their own line in the trail, a minute.
     pub refusals_per_minute: u32,
+    pub clock: Clock,
     pub house: HouseChecks,
     /// The file that settings stand in, to be named to operators.
     pub config_file: String,
@@ -121,6 +124,7 @@ impl Appliance {
             standing: Standing::new(),
             refusals: Refusals::new(parts.refusals_per_minute),
             quiet: Quiet::default(),
+            clock: parts.clock,
             house: parts.house,
             config_file: parts.config_file,
             founding: tokio::sync::Mutex::default(),
@@ -195,6 +199,7 @@ impl Appliance {
             Action::StatusRead
                 | Action::MetricsRead
                 | Action::Doctor
+                | Action::ConfirmClock
                 | Action::AuditRead
                 | Action::Lock
                 | Action::Unlock

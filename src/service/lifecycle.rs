@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -207,7 +208,7 @@ impl Appliance {
         let old = self.key(name).await?;
         let mut changed = Vec::new();
         let take = |key: &mut KeyRecord| {
-            changed = key.meta.apply(version, transition, self.now())?;
+            changed = key.meta.apply(version, transition, self.time_for(transition))?;
             if transition == Transition::Destroy {
                 for version in &changed {
                     shred(key, *version);
@@ -244,6 +245,13 @@ impl Appliance {
                 }
                 result => return Ok(result?),
             }
+    /// The time that a step is taken at. Waiting goes by the time that has passed where the clock cannot
+    /// be believed.
+    fn time_for(&self, transition: Transition) -> Timestamp {
+        match transition {
+            Transition::ScheduleDestruction(_) => self.clock.begin(self.now()),
+            Transition::Restore => self.due_now(),
+            _ => self.now(),
         }
     }
 

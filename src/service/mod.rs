@@ -6,6 +6,7 @@
 
 mod appliance;
 mod binary;
+mod clock;
 mod crypt;
 mod error;
 mod gate;
@@ -26,6 +27,7 @@ pub use appliance::{
     CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
 };
 pub use binary::{Binary, Disclosed, SecretBinary};
+pub use clock::{Clock, ClockView, ConfirmClock};
 pub use crypt::{
     Decrypt, DecryptBody, DecryptItem, DecryptReply, Decrypted, Encrypt, EncryptBody, Encrypted,
     ItemError, ItemResult,

@@ -17,11 +17,18 @@ pub struct Settings {
     pub destroy_wait_days: WaitingPeriod,
     /// Seconds between two looks for destructions that fell due.
     pub sweep_seconds: u64,
+    /// Hours that the clock may be ahead of the time that has passed, or the machine have been off,
+    /// before destructions wait for an operator who confirms the clock.
+    pub clock_doubt_hours: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_wait_days: WaitingPeriod::default(), sweep_seconds: 60 }
+        Self {
+            destroy_wait_days: WaitingPeriod::default(),
+            sweep_seconds: 60,
+            clock_doubt_hours: 6,
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Appliance {
         let broken = || Error::Record(RecordError::Broken("key/?".to_owned()));
         let name = Name::parse(name).map_err(|_| broken())?;
         let Some(key) = self.records.key(&name).await? else { return Ok(()) };
-        for version in key.meta.due(self.now()) {
+        for version in key.meta.due(self.due_now()) {
             self.destroy_due(DestroyDue { name: name.clone(), version }).await?;
             *destroyed += 1;
         }

@@ -42,12 +42,13 @@ fn the_appliance_tells_how_it_does() {
 
     let status = expect_json(&appliance.get("/v1/status"), 200);
     let always = ["version", "state", "uptime_seconds", "appliance", "generation", "token"];
-    let more = ["locked_memory", "arena_used_bytes", "loaded_keys", "policy", "trail"];
+    let more = ["locked_memory", "arena_used_bytes", "loaded_keys", "policy", "trail", "clock"];
     expect_members(&status, &[&always[..], &more].concat(), &[]);
     assert_eq!((&status["state"], &status["appliance"]), (&json!("ready"), &made["appliance"]));
     expect_members(&status["token"], &["label", "serial", "manufacturer", "model"], &[]);
     expect_members(&status["policy"], &["policies", "hash"], &[]);
     expect_members(&status["trail"], &["head", "writable"], &[]);
+    expect_members(&status["clock"], &["state", "ahead_seconds"], &[]);
     assert_eq!(status["trail"]["writable"], true);
 
     let doctor = expect_json(&appliance.get("/v1/doctor"), 200);
@@ -56,6 +57,9 @@ fn the_appliance_tells_how_it_does() {
         assert!(["ok", "warn", "fail"].contains(&check["result"].as_str().expect("a word")));
         assert!(check["result"] == "ok" || check["setting"] != "", "what mends it? {check}");
     }
+    let confirmed = appliance.post("/v1/clock/confirm", &json!({}));
+    assert_eq!(expect_json(&confirmed, 200)["clock"]["state"], "agrees");
+    expect_traced(&appliance, &confirmed, "appliance:confirm-clock", "appliance");
     locking_halts_everything(&appliance);
     metrics_count(&appliance);
 }
@@ -152,7 +156,7 @@ fn the_trail_is_read_in_pages_and_through_filters() {
 }
 
 /// Every route, with the status of its success.
-const ROUTES: [(&str, &str, &[&str]); 33] = [
+const ROUTES: [(&str, &str, &[&str]); 34] = [
     ("post", "/v1/keys", &["201"]),
     ("get", "/v1/keys", &["200"]),
     ("get", "/v1/keys/{key}", &["200"]),
@@ -184,6 +188,7 @@ const ROUTES: [(&str, &str, &[&str]); 33] = [
     ("post", "/v1/master/retire", &["200"]),
     ("post", "/v1/lock", &["200"]),
     ("post", "/v1/unlock", &["200"]),
+    ("post", "/v1/clock/confirm", &["200"]),
     ("get", "/v1/openapi.json", &["200"]),
     ("get", "/metrics", &["200"]),
 ];

@@ -192,6 +192,7 @@ fn a_destruction_that_fell_due_while_the_daemon_was_down_is_carried_out() {
     let (before, other) = (sealed(1), sealed(2));
     appliance.move_clock("+2d");
     appliance.start();
+    appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
     wait_until("the destruction", || states(&appliance, "k")[0] == "destroyed");
     assert_eq!(states(&appliance, "k"), ["destroyed", "active"]);
     decrypt(&appliance, "k", &ciphertext, Some(1)).expect_problem(409, "key-state");
@@ -226,6 +227,7 @@ fn a_broken_record_does_not_keep_others_from_their_destruction() {
     drop(store);
     appliance.move_clock("+2d");
     appliance.start();
+    appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
     wait_until("the destruction", || states(&appliance, "c") == ["destroyed"]);
     for key in ["a", "b"] {
         let named = format!("the sweep passes this key over key=\"{key}\"");
@@ -243,6 +245,7 @@ fn a_destruction_that_falls_due_while_locked_is_carried_out_after_the_unlock() {
     appliance.stop();
     appliance.move_clock("+25h");
     appliance.start();
+    appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
     appliance.get("/v1/keys/k").expect_problem(503, "locked");
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
     wait_until("the destruction", || states(&appliance, "k") == ["destroyed"]);

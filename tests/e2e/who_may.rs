@@ -101,6 +101,7 @@ fn rules() -> Vec<Rule> {
         rule("appliance:status", "oa", "GET", "/v1/status", None),
         rule("appliance:metrics", "oa", "GET", "/metrics", None),
         rule("appliance:doctor", "o", "GET", "/v1/doctor", None),
+        rule("appliance:confirm-clock", "o", "POST", "/v1/clock/confirm", None),
         rule("appliance:unlock", "o", "POST", "/v1/unlock", None),
         rule("appliance:lock", "o", "POST", "/v1/lock", None),
     ]

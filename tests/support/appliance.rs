@@ -218,13 +218,32 @@ impl Appliance {
     /// Moves the clock of daemons that are started from now on by `+2d` and the like (libfaketime); what
     /// measures time that passes is left.
     pub fn move_clock(&mut self, by: &str) {
+        self.fake_clock();
+        self.set_environment("FAKETIME", by);
+    }
+
+    /// Has daemons that are started from now on follow [`Appliance::set_clock`] while they run.
+    pub fn follow_clock(&mut self) {
+        self.fake_clock();
+        self.set_clock("+0");
+        let file = self.path("clock").display().to_string();
+        self.set_environment("FAKETIME_TIMESTAMP_FILE", &file);
+        self.set_environment("FAKETIME_NO_CACHE", "1");
+    }
+
+    /// Moves the clock of running daemons.
+    pub fn set_clock(&self, by: &str) {
+        std::fs::write(self.path("clock.new"), format!("{by}\n")).expect("written");
+        std::fs::rename(self.path("clock.new"), self.path("clock")).expect("renamed");
+    }
+
+    fn fake_clock(&mut self) {
         let library = ["x86_64", "aarch64"]
             .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
             .into_iter()
             .find(|path| Path::new(path).exists());
         let library = library.expect("libfaketime is missing: apt-get install libfaketime");
         self.set_environment("LD_PRELOAD", &library);
-        self.set_environment("FAKETIME", by);
         self.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     }
 

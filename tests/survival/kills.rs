@@ -169,7 +169,8 @@ impl House {
         self.days += 2;
         self.appliance.move_clock(&format!("+{}d", self.days));
         self.appliance.start();
-        std::thread::sleep(self.dice.moment(1, 60));
+        self.appliance.post("/v1/clock/confirm", &serde_json::json!({})).expect_status(200);
+        std::thread::sleep(self.dice.moment(1, 1100));
         self.kill(victim);
         if victim != Victim::Custody {
             self.appliance.start();

@@ -9,6 +9,7 @@ mod appliance;
 #[path = "../support/token.rs"]
 mod token;
 
+mod clock;
 mod device;
 mod dice;
 mod kills;

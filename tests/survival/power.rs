@@ -36,8 +36,9 @@ fn what_was_acknowledged_survives_a_power_cut() {
         gone += here;
     }
     println!(
-        "power: {cuts} rounds in {:.0?}: every store and trail opened; {} changes acknowledged and {} \
-         results in all, none lost; {} states compared, {} of them with an open answer",
+        "power: {cuts} rounds in {:.0?}: every store and trail opened; of what had been told before each \
+         cut, {} changes and {} results in all were looked for and found; {} states compared, {} of them \
+         with an open answer",
         begun.elapsed(),
         total.changes,
         total.results,
