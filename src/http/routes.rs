@@ -16,10 +16,10 @@ use super::problem::Problem;
 use super::reply::{IntoReply, json};
 use super::shape::FromWire;
 use crate::service::{
-    Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy, Doctor, Encrypt,
-    ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics,
-    ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey,
-    ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock,
+    Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy,
+    Doctor, Encrypt, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit,
+    ReadMetrics, ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
+    ShowKey, ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock,
 };
 
 /// Routes and their description, growing together.

@@ -11,10 +11,11 @@ use super::body;
 use super::problem::Problem;
 use crate::key::Name;
 use crate::service::{
-    ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret, DestroyBody, Doctor,
-    EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named, Page, PublicKeyQuery,
-    PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster,
-    RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status, Suspend, Unlock,
+    ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret,
+    DestroyBody, Doctor, EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named,
+    Page, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume,
+    RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status,
+    Suspend, Unlock,
 };
 
 /// A request as it came in, within its limits, not parsed yet.

@@ -245,6 +245,9 @@ impl Appliance {
                 }
                 result => return Ok(result?),
             }
+        }
+    }
+
     /// The time that a step is taken at. Waiting goes by the time that has passed where the clock cannot
     /// be believed.
     fn time_for(&self, transition: Transition) -> Timestamp {
