@@ -231,7 +231,7 @@ fn a_broken_record_does_not_keep_others_from_their_destruction() {
     wait_until("the destruction", || states(&appliance, "c") == ["destroyed"]);
     for key in ["a", "b"] {
         let named = format!("the sweep passes this key over key=\"{key}\"");
-        assert_eq!(appliance.log().matches(&named).count(), 1, "{}", appliance.log());
+        assert!(appliance.log().contains(&named), "{}", appliance.log());
         appliance.get(&format!("/v1/keys/{key}")).expect_problem(500, "record-broken");
     }
 }
