@@ -12,6 +12,7 @@ mod token;
 mod clock;
 mod device;
 mod dice;
+mod disk;
 mod kills;
 mod mounts;
 mod object;

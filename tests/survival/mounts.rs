@@ -86,6 +86,16 @@ impl Ext4 {
         Self { at: at.to_owned() }
     }
 
+    /// What the kernel shows of it: a directory of /sys/fs/ext4.
+    pub fn sysfs(&self) -> PathBuf {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("readable");
+        let at = self.at.to_str().expect("UTF-8");
+        let line = mounts.lines().find(|line| line.split(' ').nth(4) == Some(at));
+        let device = line.and_then(|line| line.split(" - ").nth(1)?.split(' ').nth(1));
+        let name = device.and_then(|device| device.rsplit('/').next()).expect("a loop device");
+        Path::new("/sys/fs/ext4").join(name)
+    }
+
     /// Unmounts it for good: nobody may have anything open in it.
     pub fn unmount(self) {
         let target = c(&self.at);

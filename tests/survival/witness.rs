@@ -126,6 +126,11 @@ impl Witness {
         self.workers[0].left.push(left);
     }
 
+    /// The codes that callers were refused with.
+    pub fn refusals(&self) -> BTreeSet<String> {
+        self.workers.iter().flat_map(|worker| worker.refusals.clone()).collect()
+    }
+
     /// The keys that wait for their destruction.
     pub fn waiting(&self) -> Vec<String> {
         let waits = |object: &Object| {

@@ -1,7 +1,7 @@
 //! One caller of the load: changes keys and secrets of its own, uses them, and writes down what it was
 //! told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +41,8 @@ pub struct Worker {
     pub keys: BTreeMap<String, Object>,
     pub secrets: BTreeMap<String, Object>,
     pub left: Vec<Left>,
+    /// The codes of refusals.
+    pub refusals: BTreeSet<String>,
     made: u64,
 }
 
@@ -51,7 +53,8 @@ const SECRETS: u64 = 8;
 impl Worker {
     pub fn new(number: usize, dice: Dice, shared: Arc<Shared>) -> Self {
         let (keys, secrets) = Default::default();
-        Self { number, dice, shared, keys, secrets, left: Vec::new(), made: 0 }
+        let (left, refusals) = Default::default();
+        Self { number, dice, shared, keys, secrets, left, refusals, made: 0 }
     }
 
     /// Works until it is to stop, or there is nobody to connect to.
@@ -178,6 +181,7 @@ impl Worker {
     fn note(&mut self, reply: &Reply, change: bool) -> bool {
         assert!(reply.status < 300 || reply.status >= 500, "{}\n{}", reply.head, reply.text());
         if reply.status >= 500 {
+            self.refusals.insert(reply.json()["code"].as_str().expect("a code").to_owned());
             return false;
         }
         let request = reply.header("x-request-id").expect("every reply has a number");

@@ -1,0 +1,200 @@
+//! A disk that is full, read-only or closed to the daemon: refused by name, nothing lost, and back again
+//! by itself.
+
+use std::collections::BTreeSet;
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::appliance::{Appliance, User, wait_until};
+use crate::dice::Dice;
+use crate::mounts::{Ext4, own_mounts};
+use crate::witness::Witness;
+
+/// What a request may be refused with while the disk does not serve.
+const REFUSALS: [&str; 4] =
+    ["trail-unavailable", "store-unavailable", "outcome-unrecorded", "too-many-connections"];
+
+/// Has store and trail lie in the directory `disk` of the appliance.
+fn on_disk(config: &mut toml::Table) {
+    let socket = PathBuf::from(config["listen"]["socket"].as_str().expect("a path"));
+    let at = |name: &str| socket.with_file_name("disk").join(name).display().to_string();
+    config["store"]["path"] = at("store").into();
+    config["audit"]["directory"] = at("trail").into();
+    let audit = config["audit"].as_table_mut().expect("a table");
+    audit.insert("segment_bytes".to_owned(), 65_536.into());
+    audit.insert("checkpoint_lines".to_owned(), 100.into());
+    config["log"]["level"] = "info".into();
+}
+
+fn disk(appliance: &Appliance, mebibytes: u64) -> Ext4 {
+    let image = appliance.path("image");
+    std::fs::write(&image, Ext4::image(mebibytes, &appliance.path(""))).expect("room for it");
+    Ext4::mount(&image, &appliance.path("disk"))
+}
+
+/// Waits until what callers ask for is refused, by a name that they know, and health says so, too.
+fn wait_for_refusals(appliance: &Appliance) {
+    wait_until("the refusals", || appliance.get("/v1/health").status == 503);
+    let refused = appliance.put("/v1/secrets/x", &json!({ "key": "base", "plaintext": "eA==" }));
+    let code = refused.expect_status(503).json()["code"].clone();
+    assert!(REFUSALS.contains(&code.as_str().expect("a code")), "{}", refused.text());
+    let state = appliance.get("/v1/status").expect_status(200).json()["state"].clone();
+    assert!(state == "trail-unavailable" || state == "store-unavailable", "{state}");
+}
+
+/// Waits until it serves again, without a start, and holds what it has against what callers were told;
+/// then they work on, and it is held again.
+fn wait_for_service(appliance: &Appliance, load: crate::witness::Load, front: u32) {
+    wait_until("service again", || appliance.get("/v1/health").status == 200);
+    assert_eq!(appliance.front_pid(), front);
+    let mut witness = load.end();
+    let codes = witness.refusals();
+    let known: BTreeSet<String> = REFUSALS.iter().map(|&code| code.to_owned()).collect();
+    assert!(codes.is_subset(&known), "{codes:?}");
+    assert!(!codes.is_empty(), "no caller was refused");
+    let before = witness.check(appliance, 0);
+    witness.settle(appliance);
+    let load = witness.set_to_work(&appliance.socket());
+    wait_until("work that goes on", || appliance.get("/v1/health").status == 200);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let after = load.end().check(appliance, 0);
+    assert!(before.changes > 0 && after.results > 0, "{before:?} {after:?}");
+    println!("{} changes before and while, {} after, none lost", before.changes, after.changes);
+}
+
+fn at_work(appliance: &Appliance, test: &str) -> crate::witness::Load {
+    let witness = Witness::of(appliance, &mut Dice::of_run(test), || 0);
+    let load = witness.set_to_work(&appliance.socket());
+    wait_until("some work", || {
+        appliance.get("/v1/secrets").json()["secrets"].as_array().is_some_and(|list| list.len() > 3)
+    });
+    load
+}
+
+#[test]
+fn a_full_disk_is_refused_and_with_room_it_goes_on() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(on_disk);
+    let _disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (load, front) = (at_work(&appliance, "a full disk"), appliance.front_pid());
+    for _ in 0..2 {
+        let filler = appliance.path("disk/filler");
+        let mut file = File::create(&filler).expect("a file");
+        while file.write_all(&[1; 65_536]).is_ok() {}
+        while file.write_all(&[1; 512]).is_ok() {}
+        drop(file);
+        wait_for_refusals(&appliance);
+        // The last blocks go, too: also for the trail there is no room.
+        wait_until("the trail's refusal", || {
+            let body = json!({ "ciphertext": "AAAA" });
+            let reply = appliance.post("/v1/keys/base/decrypt", &body);
+            reply.json()["code"] == "trail-unavailable"
+        });
+        std::fs::remove_file(filler).expect("removed");
+        wait_until("service again", || appliance.get("/v1/health").status == 200);
+    }
+    wait_for_service(&appliance, load, front);
+    appliance.kill();
+}
+
+#[test]
+fn a_directory_without_permission_is_refused_and_with_it_it_goes_on() {
+    assert!(nix::unistd::geteuid().is_root(), "only root can become somebody else");
+    let user = User { uid: 47_114, lockable_bytes: 8 * 1024 * 1024 };
+    let mut appliance = Appliance::of_user(user);
+    appliance.change_config(on_disk);
+    let place = appliance.path("disk");
+    let mode =
+        |mode| std::fs::set_permissions(appliance.path("disk"), Permissions::from_mode(mode));
+    std::fs::create_dir(&place).expect("a directory");
+    chown(&place, Some(user.uid), Some(user.uid)).expect("root may");
+    mode(0o700).expect("root may");
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (load, front) = (at_work(&appliance, "without permission"), appliance.front_pid());
+    let mode =
+        |mode| std::fs::set_permissions(appliance.path("disk"), Permissions::from_mode(mode));
+    mode(0).expect("root may");
+    wait_for_refusals(&appliance);
+    mode(0o700).expect("root may");
+    wait_for_service(&appliance, load, front);
+
+    // A start without permission is one that names what it may not, and the next one needs no hand.
+    appliance.stop();
+    chown(&place, Some(0), Some(0)).expect("root may");
+    let from = appliance.log().len();
+    appliance.spawn();
+    assert!(!appliance.wait_for_end().success());
+    let log = appliance.log()[from..].to_owned();
+    assert!(log.contains("not permitted") && log.contains("[store]"), "{log}");
+    chown(&place, Some(user.uid), Some(user.uid)).expect("root may");
+    appliance.start();
+    appliance.wait_for_state("ready");
+}
+
+#[test]
+fn a_start_on_a_read_only_disk_is_refused_by_name() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(on_disk);
+    let _disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let load = at_work(&appliance, "a read-only start");
+    let witness = load.end();
+    appliance.kill();
+    remount(&appliance.path("disk"), "ro");
+    let from = appliance.log().len();
+    appliance.spawn();
+    assert!(!appliance.wait_for_end().success());
+    let log = appliance.log()[from..].to_owned();
+    assert!(log.contains("read-only") && log.contains("[store]"), "{log}");
+    remount(&appliance.path("disk"), "rw");
+    appliance.start();
+    witness.check(&appliance, 0);
+    appliance.kill();
+}
+
+/// A kernel that finds its file system damaged makes it read-only under all who write. It stays so until
+/// it is mounted anew, for which the daemon has to let go of it.
+#[test]
+fn a_disk_that_turns_read_only_costs_no_more_than_a_start() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(on_disk);
+    let mounted = disk(&appliance, 40);
+    remount(&appliance.path("disk"), "errors=remount-ro");
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let load = at_work(&appliance, "a disk that turns read-only");
+    let error = mounted.sysfs().join("trigger_fs_error");
+    std::fs::write(&error, "1").expect("a kernel that lets root do this");
+    // Either it refuses what it is asked, or it has ended, for a supervisor to start it anew.
+    wait_until("the refusals", || {
+        std::os::unix::net::UnixStream::connect(appliance.socket()).is_err()
+            || appliance.get("/v1/health").status == 503
+    });
+    let witness = load.end();
+    let codes = witness.refusals();
+    let stable = |code: &String| REFUSALS.contains(&code.as_str());
+    assert!(codes.iter().all(stable), "{codes:?}");
+    appliance.kill();
+    mounted.unmount();
+    let mounted = Ext4::mount(&appliance.path("image"), &appliance.path("disk"));
+    appliance.start();
+    let counts = witness.check(&appliance, 0);
+    assert!(counts.changes > 0, "{counts:?}");
+    appliance.kill();
+    mounted.unmount();
+}
+
+fn remount(at: &Path, how: &str) {
+    let output = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(at).output();
+    let output = output.expect("mount");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
