@@ -161,6 +161,8 @@ pub enum Event {
     TailCut,
     /// The trail did not hold what was known of it, and the operator let it go on.
     BreakRecorded,
+    /// The store does not hold what a line of the trail tells: it was edited. What it is about is not served.
+    StoreEdited,
     /// So many requests of one caller were refused without a line of their own.
     RefusalsLeftOut,
     /// The clock is further on than time that has passed; destructions are held back.
@@ -191,6 +193,7 @@ impl Event {
             Event::Segment => "segment",
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",
+            Event::StoreEdited => "store-edited",
             Event::RefusalsLeftOut => "refusals-left-out",
             Event::ClockAhead => "clock-ahead",
             Event::ClockBehind => "clock-behind",
@@ -257,6 +260,11 @@ impl EventNote {
 
     pub fn because(event: Event, code: Code) -> Self {
         Self { code: Some(code), ..Self::new(event) }
+    }
+
+    /// The same, about what a certain line tells.
+    pub fn about_line(self, line: u64) -> Self {
+        Self { line: Some(line), ..self }
     }
 }
 

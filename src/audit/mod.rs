@@ -12,6 +12,7 @@ mod entry;
 #[doc(hidden)]
 pub mod fuzzing;
 mod line;
+mod look_back;
 mod place;
 mod read;
 mod recover;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
+pub use look_back::{LookBack, Told};
 pub use read::{Filter, Page};
 pub use report::{Finding, FindingKind, Report};
 pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer};
@@ -57,6 +59,9 @@ pub struct Settings {
     /// What to do where the trail does not hold what is known of it, or the store less than the trail
     /// knows of.
     pub on_break: OnBreak,
+    /// How far back from its end the trail is held against the store at a start, in bytes: a record that
+    /// is older than a line tells is not served. The newest part comes before anybody is served.
+    pub look_back_bytes: u64,
 }
 
 impl Default for Settings {
@@ -71,6 +76,7 @@ impl Default for Settings {
             checkpoint_seconds: 60,
             head_seconds: 5,
             on_break: OnBreak::Refuse,
+            look_back_bytes: 1024 * 1024 * 1024,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Config, Loaded};
+use super::store_check::StoreCheck;
 use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
 use super::{DaemonError, house};
@@ -34,7 +35,12 @@ impl Front {
     ) -> Result<Self, DaemonError> {
         let config = &loaded.config;
         let policy = Policy::load(&config.policy)?;
-        let custody = Client::start(link(config)?, wanted(store.as_ref())?);
+        let mut check = StoreCheck::begin(&config.audit)?;
+        let mut wanted = wanted(store.as_ref())?;
+        if check.lock_was_removed(&wanted) {
+            wanted = Wanted::Locked;
+        }
+        let custody = Client::start(link(config)?, wanted);
         let known = records::read_head(store.as_ref())?;
         let known = known
             .map(|head| head.parse())
@@ -62,6 +68,8 @@ impl Front {
             house: house::checks(config),
             config_file: path.display().to_string(),
         }));
+        check.newest(&appliance).await?;
+        tokio::spawn(check.rest(Arc::clone(&appliance)));
         Ok(Self { appliance, store, custody })
     }
 

@@ -14,6 +14,7 @@ mod inspect;
 pub mod logging;
 mod needs;
 mod start;
+mod store_check;
 mod supervisor;
 mod token_watch;
 mod trail_keeping;

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::{body, metrics};
 use crate::key::Jwk;
 use crate::service::{
-    AuditPage, DecryptReply, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
+    AuditPage, DecryptReply, Deleted, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
     MasterView, MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage,
     SecretView, StatusView,
 };
@@ -172,7 +172,7 @@ impl IntoReply for MetricsView {
     }
 }
 
-impl IntoReply for () {
+impl IntoReply for Deleted {
     type Shown = Empty;
     fn outline(_created: bool) -> Outline {
         Outline { statuses: &["204"], media: &[], tagged: false }

@@ -3,6 +3,7 @@
 //! [`Records`] opens and seals; what it opened it keeps in memory, so that a key in use costs neither
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
+mod behind;
 mod clock;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -35,6 +36,7 @@ pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use rotation::{Census, Dependents, PassRecord, Stage};
 pub use secrets::SecretRecord;
 
+use behind::Behind;
 use opened::Opened;
 use sealing::Count;
 
@@ -71,6 +73,7 @@ pub struct Records {
     custody: Client,
     home: RwLock<Option<Arc<HomeRecord>>>,
     opened: Opened,
+    behind: Behind,
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
     changes: AtomicU64,
@@ -105,7 +108,8 @@ impl Records {
         let changes = AtomicU64::new(home::read_changes(store.as_ref())?);
         let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
         let home = RwLock::new(home);
-        Ok(Self { store, custody, home, opened, count, seals_per_store_key, changes })
+        let behind = Behind::default();
+        Ok(Self { store, custody, home, opened, behind, count, seals_per_store_key, changes })
     }
 
     /// Reads a record's plain value and opens it.
@@ -115,6 +119,7 @@ impl Records {
         key: &str,
         stored: Stored,
     ) -> Result<At<T>, RecordError> {
+        self.must_not_be_behind(table, key)?;
         let address = address(table, key, stored.revision);
         let broken = || RecordError::Broken(format!("{}/{key}", table.as_str()));
         let id = store_key_of(&stored.value).ok_or_else(broken)?;
@@ -134,6 +139,7 @@ impl Records {
         table: Table,
         key: &str,
     ) -> Result<Option<At<T>>, RecordError> {
+        self.must_not_be_behind(table, key)?;
         match self.store.get(table, key)? {
             Some(stored) => Ok(Some(self.open_value(table, key, stored).await?)),
             None => Ok(None),
@@ -179,6 +185,7 @@ impl Records {
         known: Option<u64>,
         record: &T,
     ) -> Result<Batch, RecordError> {
+        self.must_not_be_behind(table, key)?;
         let (revision, expect) = match known {
             Some(known) => (known + 1, Expect::Revision(known)),
             None => {

@@ -27,6 +27,7 @@ pub struct SecretRecord {
 impl Records {
     /// The secret of this name.
     pub async fn secret(&self, name: &Name) -> Result<Option<At<SecretRecord>>, RecordError> {
+        self.must_not_be_behind(Table::Secret, name.as_str())?;
         match self.store.get(Table::Secret, name.as_str())? {
             Some(stored) => Ok(Some(self.open_secret(name, stored).await?)),
             None => Ok(None),

@@ -8,6 +8,7 @@ mod appliance;
 mod binary;
 mod clock;
 mod crypt;
+mod edited;
 mod error;
 mod gate;
 mod keys;
@@ -48,8 +49,8 @@ pub use master::{
 pub use metrics::{MetricsView, ReadMetrics};
 pub use quiet::{Quiet, Sparing};
 pub use secrets::{
-    DeleteSecret, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed, SecretPage,
-    SecretView, ShowSecret,
+    DeleteSecret, Deleted, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed,
+    SecretPage, SecretView, ShowSecret,
 };
 pub use state::{Settings, Standing};
 pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};

@@ -58,6 +58,11 @@ pub struct DeleteSecret {
     pub if_match: Option<u64>,
 }
 
+/// Nothing is left of it but the count of its changes, for the trail.
+pub struct Deleted {
+    pub revision: u64,
+}
+
 /// A secret as it is shown.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SecretView {
@@ -299,17 +304,24 @@ impl Appliance {
 impl Request for DeleteSecret {
     const ACTION: Action = Action::SecretDelete;
     const TRACE: Trace = Trace::Before;
-    type Reply = ();
+    type Reply = Deleted;
 
     fn resource(&self) -> Resource {
         Resource::Secret(self.name.clone())
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<(), Error> {
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Deleted, Error> {
         let found = appliance.records.secret(&self.name).await?;
         must_match(self.if_match, found.as_ref())?;
         let known = found.ok_or_else(|| appliance.absent("secret"))?.revision;
-        Ok(appliance.records.delete_secret(&self.name, known).await?)
+        appliance.records.delete_secret(&self.name, known).await?;
+        Ok(Deleted { revision: known + 1 })
+    }
+}
+
+impl Traced for Deleted {
+    fn details(&self) -> Details {
+        Details { revision: Some(self.revision), ..Details::default() }
     }
 }
 

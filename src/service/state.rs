@@ -1,6 +1,7 @@
 //! How the appliance stands: counts for metrics, and the settings that acts look at.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -36,11 +37,14 @@ impl Default for Settings {
 pub struct Standing {
     started: Instant,
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    /// Findings of an edited store that the trail was told of.
+    pub(super) edits_told: AtomicU64,
 }
 
 impl Standing {
     pub(super) fn new() -> Self {
-        Self { started: Instant::now(), counts: Mutex::new(BTreeMap::new()) }
+        let edits_told = AtomicU64::new(0);
+        Self { started: Instant::now(), counts: Mutex::new(BTreeMap::new()), edits_told }
     }
 
     pub(super) fn count(&self, action: Action, result: &'static str) {

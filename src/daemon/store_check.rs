@@ -1,0 +1,134 @@
+//! Holds the store against the trail at a start: who edits the store cannot edit what the trail tells of it.
+//!
+//! The newest part is read before anybody is served; the rest beside the first requests, and no further
+//! back than the settings say.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::DaemonError;
+use crate::audit::{self, AuditError, Code, Event, EventNote, LookBack, OnBreak, Told};
+use crate::custody::Wanted;
+use crate::service::Appliance;
+
+/// How many bytes of the trail's end are read before anybody is served.
+const NEWEST: u64 = 4 * 1024 * 1024;
+
+/// Between two blocks of what is read beside the requests.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What is known of the trail so far, and the way further back.
+pub struct StoreCheck {
+    back: Option<LookBack>,
+    /// Bytes that may still be read.
+    left: u64,
+    accepts: bool,
+    /// The newest event of its kind: its line, and whether the appliance was locked.
+    locked: Option<(u64, bool)>,
+    lock_removed: Option<u64>,
+    /// By resource, the highest revision and the line that tells it.
+    told: HashMap<String, (u64, u64)>,
+}
+
+impl StoreCheck {
+    /// Reads the newest part of the trail.
+    pub fn begin(settings: &audit::Settings) -> Result<Self, AuditError> {
+        let mut check = Self {
+            back: Some(LookBack::from_end(&settings.directory)?),
+            left: settings.look_back_bytes,
+            accepts: settings.on_break == OnBreak::Record,
+            locked: None,
+            lock_removed: None,
+            told: HashMap::new(),
+        };
+        let until = check.left.saturating_sub(NEWEST);
+        while check.left > until && check.step()? {}
+        Ok(check)
+    }
+
+    /// Reads one block further back; false where that was the last.
+    fn step(&mut self) -> Result<bool, AuditError> {
+        let Some(back) = self.back.as_mut().filter(|_| self.left > 0) else { return Ok(false) };
+        let (told, locked) = (&mut self.told, &mut self.locked);
+        let mut accepted = false;
+        let mut show = |line: u64, what: Told<'_>| {
+            match what {
+                Told::Revision { resource, revision } => {
+                    let known = told.get(resource).map_or(0, |(revision, _)| *revision);
+                    if revision > known {
+                        told.insert(resource.to_owned(), (revision, line));
+                    }
+                }
+                Told::Locked(is_locked) => _ = locked.get_or_insert((line, is_locked)),
+                Told::Accepted => {
+                    accepted = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        let read = back.step(&mut show)?;
+        self.left = if accepted { 0 } else { self.left.saturating_sub(read) };
+        Ok(read > 0 && self.left > 0)
+    }
+
+    /// Whether the trail knows of a lock that the store does not: somebody took it away.
+    pub fn lock_was_removed(&mut self, wanted: &Wanted) -> bool {
+        let unlocked = matches!(wanted, Wanted::Unlocked(Some(_)));
+        self.lock_removed = match self.locked {
+            Some((line, true)) if unlocked => Some(line),
+            _ => None,
+        };
+        if let Some(line) = self.lock_removed {
+            let accepted = self.accepts;
+            tracing::error!(line, accepted, "the trail knows of a lock that the store does not");
+        }
+        self.lock_removed.is_some() && !self.accepts
+    }
+
+    /// Holds the store against what was read so far.
+    pub async fn newest(&mut self, appliance: &Appliance) -> Result<(), DaemonError> {
+        if let Some(line) = self.lock_removed.filter(|_| !self.accepts) {
+            appliance.tell_edited("lock-removed", line).await;
+        }
+        self.hold_against(appliance).await
+    }
+
+    async fn hold_against(&mut self, appliance: &Appliance) -> Result<(), DaemonError> {
+        let mut behind = self.lock_removed.take().is_some();
+        for (resource, (revision, line)) in self.told.drain() {
+            behind |= appliance.hold_against(line, &resource, revision, self.accepts).await?;
+        }
+        if behind && self.accepts {
+            let note = EventNote::because(Event::BreakRecorded, Code("records-behind"));
+            appliance.trail().event(note).await?;
+            // What lies before this line counts no more.
+            self.left = 0;
+        }
+        Ok(())
+    }
+
+    /// Reads on, and holds the store against that.
+    pub async fn rest(mut self, appliance: Arc<Appliance>) {
+        loop {
+            let stepped = tokio::task::spawn_blocking(move || {
+                let more = self.step();
+                (self, more)
+            });
+            let Ok((check, more)) = stepped.await else { return };
+            self = check;
+            match (more, self.hold_against(&appliance).await) {
+                (Ok(true), Ok(())) => tokio::time::sleep(PAUSE).await,
+                (Ok(false), Ok(())) => return,
+                (more, held) => {
+                    let error = more.err().map(DaemonError::from).or(held.err());
+                    let error = error.map(|error| error.to_string());
+                    tracing::warn!(error, "the store is not held against the rest of the trail");
+                    return;
+                }
+            }
+        }
+    }
+}

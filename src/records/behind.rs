@@ -1,0 +1,53 @@
+//! Records that are older than is known from elsewhere, or gone: authentic, and yet not what was kept last.
+
+use std::collections::HashSet;
+use std::sync::{PoisonError, RwLock};
+
+use super::{RecordError, Records};
+use crate::key::Name;
+use crate::store::Table;
+
+/// Addresses that are not served until the process starts anew.
+#[derive(Default)]
+pub struct Behind(RwLock<HashSet<(Table, String)>>);
+
+impl Records {
+    /// The revision that the record of a resource (`key/payments`, `secret/stripe`) has reached, deleted
+    /// or not; `None` where no resource of this name could have one.
+    pub fn reached(&self, resource: &str) -> Result<Option<u64>, RecordError> {
+        match address_of(resource) {
+            Some((table, key)) => Ok(Some(self.store.next_revision(table, key)?.saturating_sub(1))),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes the record of a resource for broken from now on: the one that is there, and none, too.
+    pub fn hold_back(&self, resource: &str) {
+        let Some((table, key)) = address_of(resource) else { return };
+        let mut behind = self.behind.0.write().unwrap_or_else(PoisonError::into_inner);
+        behind.insert((table, key.to_owned()));
+        drop(behind);
+        if let (Table::Key, Ok(name)) = (table, Name::parse(key)) {
+            self.opened.forget(&name);
+        }
+    }
+
+    /// Refuses what is held back.
+    pub(super) fn must_not_be_behind(&self, table: Table, key: &str) -> Result<(), RecordError> {
+        let behind = self.behind.0.read().unwrap_or_else(PoisonError::into_inner);
+        if !behind.is_empty() && behind.contains(&(table, key.to_owned())) {
+            return Err(RecordError::Broken(format!("{}/{key}", table.as_str())));
+        }
+        Ok(())
+    }
+}
+
+fn address_of(resource: &str) -> Option<(Table, &str)> {
+    let (kind, name) = resource.split_once('/')?;
+    let table = match kind {
+        "key" => Table::Key,
+        "secret" => Table::Secret,
+        _ => return None,
+    };
+    Name::parse(name).is_ok().then_some((table, name))
+}

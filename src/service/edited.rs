@@ -1,0 +1,59 @@
+//! Finds what somebody edited in the store: it is named in journal and trail, and not served.
+
+use std::sync::atomic::Ordering;
+
+use super::gate::Appliance;
+use crate::audit::{Code, Event, EventNote};
+use crate::records::RecordError;
+
+/// Findings that get a line of their own in the trail; all are named in the journal.
+const MOST_TOLD: u64 = 16;
+
+impl Appliance {
+    /// Holds the record of a resource against the revision that a line of the trail tells. What is behind
+    /// it, or gone, is served no more, unless it is to be `accepted`. Returns whether it is behind.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub async fn hold_against(
+        &self,
+        line: u64,
+        resource: &str,
+        revision: u64,
+        accepted: bool,
+    ) -> Result<bool, RecordError> {
+        let Some(reached) = self.records.reached(resource)?.filter(|reached| *reached < revision)
+        else {
+            return Ok(false);
+        };
+        if accepted {
+            tracing::warn!(
+                resource,
+                reached,
+                revision,
+                line,
+                "older than the trail knows; accepted"
+            );
+            return Ok(true);
+        }
+        self.records.hold_back(resource);
+        tracing::error!(
+            resource,
+            reached,
+            revision,
+            line,
+            "the store has an older record than the trail knows of, or none: it was put back or taken away. \
+             It is not served. Put the right store at [store] path, or accept it as it is with [audit] \
+             on_break = \"record\""
+        );
+        self.tell_edited("record-behind", line).await;
+        Ok(true)
+    }
+
+    /// Tells the trail that the store does not hold what this line tells.
+    pub async fn tell_edited(&self, code: &'static str, line: u64) {
+        if self.standing.edits_told.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {
+            self.tell(EventNote::because(Event::StoreEdited, Code(code)).about_line(line)).await;
+        }
+    }
+}
