@@ -103,7 +103,9 @@ pub async fn keep_head(store: &dyn Store, head: &str) -> Result<(), RecordError>
 
 /// Reads the appliance's record from a store that may be new.
 pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
-    let Some(mut home) = plain::<HomeRecord>(store, HOME)? else { return Ok(None) };
+    let Some(mut home) = plain::<HomeRecord>(store, HOME)? else {
+        return must_be_new(store).map(|()| None);
+    };
     let mut after: Option<String> = None;
     loop {
         let page = store.scan(Table::Appliance, STORE_KEY, after.as_deref(), PAGE)?;
@@ -124,6 +126,17 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
             _ => return Ok(Some(home)),
         }
     }
+}
+
+/// Without a home there is nothing that could have been sealed: what lies there lost its home.
+fn must_be_new(store: &dyn Store) -> Result<(), RecordError> {
+    let sealed = [Table::Key, Table::KeyVersion, Table::Secret].map(|table| (table, ""));
+    for (table, prefix) in [(Table::Appliance, STORE_KEY)].into_iter().chain(sealed) {
+        if !store.scan(table, prefix, None, 1)?.is_empty() {
+            return Err(RecordError::Broken(format!("appliance/{HOME}")));
+        }
+    }
+    Ok(())
 }
 
 /// How many store keys are read at once.
