@@ -1,12 +1,15 @@
 //! kill -9 of the front, of custody, and of both, at random moments under load.
 
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::appliance::{Appliance, wait_until};
 use crate::dice::{Dice, rounds};
+use crate::wire::Wire;
 use crate::witness::{Counts, Witness};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +54,13 @@ fn go_rounds(victim: Victim, rounds: u64) {
     println!(
         "kills of {victim:?}: {rounds} rounds in {:.0?}: {} changes acknowledged and {} results in \
          all, none lost; {} states compared, {} of them with an open answer; {due} destructions fell \
-         due and were carried out",
+         due and were carried out; {} masters were rotated, with a kill on the way",
         begun.elapsed(),
         total.changes,
         total.results,
         total.objects,
         total.open,
+        total.rotations,
     );
 }
 
@@ -111,27 +115,35 @@ impl House {
         });
         appliance.move_clock("+0");
         appliance.start();
-        appliance.post("/v1/init", &serde_json::json!({})).expect_status(201);
+        appliance.post("/v1/init", &json!({})).expect_status(201);
         let witness = Some(Witness::of(&appliance, &mut dice, || 0));
         Self { appliance, witness, dice, days: 0 }
     }
 
-    /// Load, a kill, the next start, and the comparison. Every third round goes on two days later, and
-    /// some starts are killed, too. Returns how many destructions fell due.
+    /// Load, a kill, the next start, and the comparison. Of three rounds one goes on two days later, and
+    /// one rotates the master key; some starts are killed, too. Returns how many destructions fell due.
     fn round(&mut self, victim: Victim, round: u64, total: &mut Counts) -> usize {
         let load = self.witness.take().expect("it is back").set_to_work(&self.appliance.socket());
-        std::thread::sleep(self.dice.moment(20, 900));
+        let (later, rotates) = (round % 3 == 1, round % 3 == 2);
+        std::thread::sleep(self.dice.moment(20, if rotates { 400 } else { 900 }));
+        let operator = rotates.then(|| self.rotate());
         self.kill(victim);
-        let later = round % 3 == 1;
         if victim == Victim::Custody && !later {
             std::thread::sleep(self.dice.moment(20, 200));
         }
         let mut witness = load.end();
+        if let Some(operator) = operator {
+            operator.join().expect("an operator whose request may be lost");
+        }
         if victim != Victim::Custody {
             let disturbed = self.dice.once_in(4);
             self.start(disturbed);
         }
         self.appliance.wait_for_state("ready");
+        if rotates {
+            total.rotations += self.rotation_goes_on();
+            witness.open_keys(&self.appliance);
+        }
         *total += witness.check(&self.appliance, 0);
         witness.settle(&self.appliance);
         let due = if later { self.go_on_later(victim, &witness) } else { Vec::new() };
@@ -140,6 +152,38 @@ impl House {
         }
         self.witness = Some(witness);
         due.len()
+    }
+
+    /// Has an operator rotate the master key, and returns at some moment of that.
+    fn rotate(&mut self) -> JoinHandle<()> {
+        let mut operator = Wire::to(&self.appliance.socket());
+        let asking = std::thread::spawn(move || {
+            if let Ok(reply) = operator.ask("POST", "/v1/master/rotate", &json!({})) {
+                assert!(reply.status < 300 || reply.status == 503, "{}", reply.text());
+            }
+        });
+        std::thread::sleep(self.dice.moment(1, 400));
+        asking
+    }
+
+    /// The rotation that was cut off goes on by itself, to an end at which the old master is not needed.
+    fn rotation_goes_on(&self) -> usize {
+        let master = || self.appliance.get("/v1/master").json();
+        // None where the kill came before it had begun.
+        wait_until("the rotation", || {
+            let now = master();
+            now["generation"].is_number()
+                && now.get("rotation").is_none_or(|rotation| rotation["stage"] == "done")
+        });
+        let (now, mut retired) = (master(), 0);
+        for generation in now["generations"].as_array().expect("generations") {
+            if generation["state"] == "old" {
+                let body = json!({ "generation": generation["generation"] });
+                self.appliance.post("/v1/master/retire", &body).expect_status(200);
+                retired += 1;
+            }
+        }
+        retired
     }
 
     fn kill(&mut self, victim: Victim) {
@@ -169,7 +213,7 @@ impl House {
         self.days += 2;
         self.appliance.move_clock(&format!("+{}d", self.days));
         self.appliance.start();
-        self.appliance.post("/v1/clock/confirm", &serde_json::json!({})).expect_status(200);
+        self.appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
         std::thread::sleep(self.dice.moment(1, 1100));
         self.kill(victim);
         if victim != Victim::Custody {

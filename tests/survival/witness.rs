@@ -35,6 +35,7 @@ pub struct Counts {
     pub results: usize,
     pub objects: usize,
     pub open: usize,
+    pub rotations: usize,
 }
 
 impl Witness {
@@ -124,6 +125,21 @@ impl Witness {
     pub fn claim(&mut self, request: uuid::Uuid) {
         let left = Left { request: request.to_string(), at: 0, change: false };
         self.workers[0].left.push(left);
+    }
+
+    /// Every key that stays opens what is encrypted for it.
+    pub fn open_keys(&self, appliance: &Appliance) {
+        for (name, object) in self.workers.iter().flat_map(|worker| &worker.keys) {
+            if !matches!(object.settled(), Some(State::Key { fate: Fate::Stays, .. })) {
+                continue;
+            }
+            let at = |verb: &str| format!("/v1/keys/{name}/{verb}");
+            let made = served(|| appliance.post(&at("encrypt"), &json!({ "plaintext": "eA==" })));
+            let ciphertext = made.expect_status(200).json()["ciphertext"].clone();
+            let opened =
+                served(|| appliance.post(&at("decrypt"), &json!({ "ciphertext": ciphertext })));
+            assert_eq!(opened.expect_status(200).json()["plaintext"], "eA==", "{name}");
+        }
     }
 
     /// The codes that callers were refused with.
@@ -233,5 +249,6 @@ impl std::ops::AddAssign for Counts {
         self.results += other.results;
         self.objects += other.objects;
         self.open += other.open;
+        self.rotations += other.rotations;
     }
 }
