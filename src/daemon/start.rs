@@ -118,9 +118,9 @@ async fn run(
     };
     let appliance = Arc::clone(&front.appliance);
     let limits = descriptors::fit(&config.limits);
-    let server = Server::new(listener, appliance, limits).map_err(io("taking over the socket"))?;
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(server.run(stopped));
+    let server = Server::new(listener, appliance, limits, stopped);
+    let serving = tokio::spawn(server.map_err(io("taking over the socket"))?.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     notify(&[NotifyState::Ready]);
     footprint.let_go();

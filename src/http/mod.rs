@@ -5,6 +5,7 @@
 
 mod body;
 mod bucket;
+mod door;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -66,9 +66,9 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// Text of another type than JSON.
-fn text(kind: &'static str, text: String) -> Response {
-    let mut response = Response::new(Body::from(text));
+/// A text that is there already.
+pub fn text(kind: &'static str, text: impl Into<Body>) -> Response {
+    let mut response = Response::new(text.into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -1,19 +1,18 @@
 //! Every route, once: what serves it and what OpenAPI says of it come from the same line.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::{MethodFilter, get, on};
+use bytes::Bytes;
 use http::StatusCode;
 use utoipa::openapi::HttpMethod;
 
 use super::openapi::Description;
 use super::perform::{Front, Guest, astray, open, perform};
 use super::problem::Problem;
-use super::reply::{IntoReply, json};
+use super::reply::{IntoReply, JSON, json, text};
 use super::shape::FromWire;
 use crate::service::{
     Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy,
@@ -54,7 +53,9 @@ const DELETE: (MethodFilter, HttpMethod) = (MethodFilter::DELETE, HttpMethod::De
 pub fn router(front: Front) -> Router {
     let routes = Routes { router: Router::new(), description: Description::new() };
     let routes = appliance(secrets(key_states(keys(routes))));
-    let document = Arc::new(routes.description.finish());
+    // Written once: it is long, and anybody may ask for it.
+    let document = serde_json::to_vec(&routes.description.finish()).unwrap_or_default();
+    let document = Bytes::from(document);
     routes
         .router
         .route("/v1/health", get(health))
@@ -64,7 +65,7 @@ pub fn router(front: Front) -> Router {
                 async move |State(front): State<Front>,
                             Extension(guest): Extension<Guest>,
                             asked: http::Request<Body>| {
-                    open(front, guest, asked, |_| Ok(json(StatusCode::OK, &*document))).await
+                    open(front, guest, asked, |_| Ok(text(JSON, document))).await
                 },
             ),
         )

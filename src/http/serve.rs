@@ -1,8 +1,9 @@
 //! Accepts connections and serves each within its limits, until it is told to stop.
 
 use std::convert::Infallible;
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,18 +16,19 @@ use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
 
+use super::door::{Admitted, Door};
 use super::perform::{Front, Guest, NothingToForget};
 use super::problem::Problem;
 use super::routes::router;
 use super::share::{Place, Shares};
 use super::wire::Wire;
-use crate::identity::{Caller, UnixPeer};
+use crate::identity::Caller;
 use crate::service::{Appliance, Call};
 
 /// The `[limits]` part of the configuration: what a caller may cost before it is known what it wants.
@@ -82,89 +84,49 @@ const HEADER_BYTES: usize = 16 * 1024;
 /// no more often than that.
 const HOLD: Duration = Duration::from_millis(100);
 
-/// How long nothing is accepted after the kernel could not hand over a connection.
-const PAUSE: Duration = Duration::from_millis(20);
-
 /// Serves the API on a listening socket.
 pub struct Server {
-    listener: UnixListener,
+    admitted: mpsc::UnboundedReceiver<Admitted>,
+    stop: watch::Receiver<bool>,
     router: Router,
-    appliance: Arc<Appliance>,
     limits: Arc<Limits>,
-    shares: Arc<Shares>,
 }
 
 impl Server {
-    /// Takes over a listening socket. Needs a tokio runtime around it.
+    /// Takes over a listening socket; from now on callers are let in, until `stop` turns true.
     pub fn new(
-        listener: StdListener,
+        listener: UnixListener,
         appliance: Arc<Appliance>,
         limits: Limits,
+        stop: watch::Receiver<bool>,
     ) -> std::io::Result<Self> {
-        listener.set_nonblocking(true)?;
         let limits = Arc::new(limits);
         let front = Front { appliance: Arc::clone(&appliance), limits: Arc::clone(&limits) };
-        Ok(Self {
-            listener: UnixListener::from_std(listener)?,
-            router: router(front),
-            appliance,
-            shares: Arc::new(Shares::new(Arc::clone(&limits))),
-            limits,
-        })
+        let shares = Arc::new(Shares::new(Arc::clone(&limits)));
+        let admitted = Door { appliance, shares }.open(listener, stop.clone())?;
+        Ok(Self { admitted, stop, router: router(front), limits })
     }
 
-    /// Serves until `stop` turns true; then takes nothing new, and lets what is under way finish.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    /// Serves until it is time to stop; then takes nothing new, and lets what is under way finish.
+    pub async fn run(mut self) {
         let mut connections = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = stopped(&mut stop) => break,
+            let admitted = tokio::select! {
+                admitted = self.admitted.recv() => admitted,
+                () = stopped(&mut self.stop) => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
-            match accepted {
-                Ok((stream, _)) => match self.admit(&stream) {
-                    Some((caller, place)) => {
-                        let place = Arc::new(place);
-                        let task = self.serve(stream, caller, Arc::clone(&place), stop.clone());
-                        place.served_by(connections.spawn(task));
-                    }
-                    // Those that are served go before the next one that may not be.
-                    None => tokio::task::yield_now().await,
-                },
-                Err(error) => {
-                    if let Some(left_out) = self.appliance.quiet().not_accepted.now() {
-                        tracing::warn!(%error, left_out, "a connection could not be accepted");
-                    }
-                    tokio::time::sleep(PAUSE).await;
+            let Some(Admitted { stream, caller, place }) = admitted else { break };
+            match UnixStream::from_std(stream) {
+                Ok(stream) => {
+                    let place = Arc::new(place);
+                    let task = self.serve(stream, caller, Arc::clone(&place));
+                    place.served_by(connections.spawn(task));
                 }
+                Err(error) => tracing::warn!(%error, "a connection could not be served"),
             }
         }
         while connections.join_next().await.is_some() {}
-    }
-
-    /// Who it is, and a place among those that are served; `None` where there is none.
-    fn admit(&self, stream: &UnixStream) -> Option<(Caller, Place)> {
-        let quiet = &self.appliance.quiet().turned_away;
-        let peer = match UnixPeer::of(stream) {
-            Ok(peer) => peer,
-            Err(error) => {
-                if let Some(left_out) = quiet.now() {
-                    tracing::warn!(%error, left_out, "a caller without identity was turned away");
-                }
-                return None;
-            }
-        };
-        let place = self.shares.admit(peer.uid);
-        if place.is_none() {
-            let request_id = Uuid::now_v7();
-            if let Some(left_out) = quiet.now() {
-                let uid = peer.uid;
-                tracing::warn!(%request_id, uid, left_out, "too many connections; turned away");
-            }
-            let _ = stream.try_write(&Problem::crowded().farewell(request_id));
-        }
-        Some((Caller::Unix(peer), place?))
     }
 
     /// Serves one connection to its end.
@@ -173,9 +135,9 @@ impl Server {
         stream: UnixStream,
         caller: Caller,
         place: Arc<Place>,
-        mut stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
         let (router, limits) = (self.router.clone(), Arc::clone(&self.limits));
+        let mut stop = self.stop.clone();
         async move {
             // The parser and its buffers come with the first byte: who only waits costs a socket.
             let patience = Duration::from_millis(limits.header_timeout_ms);
@@ -184,7 +146,14 @@ impl Server {
                 () = stopped(&mut stop) => false,
             };
             if has_begun {
-                Box::pin(converse(stream, caller, place, router, limits, stop)).await;
+                let start = place.start().await;
+                let talk = converse(stream, caller, place, router, limits, stop);
+                let mut talk = Box::pin(talk);
+                let begun = std::future::poll_fn(|cx| Poll::Ready(talk.as_mut().poll(cx))).await;
+                drop(start);
+                if begun.is_pending() {
+                    talk.await;
+                }
             }
         }
     }
@@ -233,7 +202,7 @@ async fn converse(
 }
 
 /// Resolves once it is time to stop, or nobody is left who could say so.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -44,6 +44,7 @@ struct User {
 struct Share {
     bucket: Bucket,
     turns: Arc<Semaphore>,
+    starts: Arc<Semaphore>,
 }
 
 /// One connection, as the others see it.
@@ -74,6 +75,9 @@ pub struct NoTurn;
 
 /// How long a request waits for its user's turn.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Connections of one user whose first bytes are looked at in the same round of work.
+const STARTS: usize = 4;
 
 /// Requests of each user under way, for each processor, while several users ask.
 const SHARED_TURNS: usize = 2;
@@ -156,7 +160,8 @@ impl User {
     fn new(limits: &Limits) -> Self {
         let bucket = Bucket::new(limits.requests_per_second_per_uid, limits.requests_burst_per_uid);
         let turns = Arc::new(Semaphore::new(limits.requests_at_once_per_uid));
-        Self { share: Arc::new(Share { bucket, turns }), seats: BTreeMap::new() }
+        let starts = Arc::new(Semaphore::new(STARTS));
+        Self { share: Arc::new(Share { bucket, turns, starts }), seats: BTreeMap::new() }
     }
 }
 
@@ -211,6 +216,12 @@ impl Place {
     /// Its answer is there.
     pub fn is_answered(&self) {
         self.seat.busy.store(false, Ordering::Release);
+    }
+
+    /// Waits until a connection that has something to say may be looked at for the first time: with many
+    /// of them at once, those of other users do not stand behind all.
+    pub async fn start(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.share.starts).acquire_owned().await.ok()
     }
 
     /// Waits until its user may have one more request under way.
@@ -336,6 +347,23 @@ mod tests {
         held.push(other.turn().await.unwrap());
         held.push(one.turn().await.unwrap());
         assert_eq!(one.share.turns.available_permits(), all - shares.weight as usize);
+    }
+
+    /// Prints what a request pays; `cargo test --release --lib -- share:: --nocapture` is the figure.
+    #[tokio::test]
+    async fn a_request_pays_for_its_limits_once() {
+        const MANY: u32 = 100_000;
+        let limits = Limits { requests_per_second_per_uid: u32::MAX, ..Limits::default() };
+        let shares = Arc::new(Shares::new(Arc::new(limits)));
+        let place = shares.admit(1).unwrap();
+        let begin = Instant::now();
+        for _ in 0..MANY {
+            let _ = place.asks();
+            drop(place.turn().await.unwrap());
+            place.is_answered();
+        }
+        println!("limits: {} ns a request", begin.elapsed().as_nanos() / u128::from(MANY));
+        assert_eq!(place.share.turns.available_permits(), shares.limits.requests_at_once_per_uid);
     }
 
     #[test]

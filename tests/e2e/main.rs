@@ -36,6 +36,7 @@ mod main_job;
 mod memory;
 mod misplaced;
 mod module_faults;
+mod neighbours;
 mod older_records;
 mod outages;
 mod process;
