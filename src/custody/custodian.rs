@@ -15,6 +15,7 @@ use super::protocol::{
     Verb,
 };
 use super::sealed;
+use crate::sandbox;
 use crate::secret::{self, Pin};
 use crate::token::{Cause, Token, TokenError};
 
@@ -207,6 +208,7 @@ impl Custodian {
             unlocked: keyring.is_some(),
             token: keyring.as_ref().map(|keyring| keyring.facts.clone()),
             arena: self.arena.clone(),
+            sandbox: sandbox::entered().map(ToString::to_string).unwrap_or_default(),
             arena_size_bytes: usage.size_bytes as u64,
             arena_used_bytes: usage.used_bytes as u64,
             loaded_keys: keyring.map_or(0, |keyring| keyring.cache.len() as u64),

@@ -193,6 +193,8 @@ pub struct Status {
     /// In words: which kind of locked memory, and how large.
     pub arena: String,
     pub arena_size_bytes: u64,
+    /// In words: what the process has shut itself in with.
+    pub sandbox: String,
     pub arena_used_bytes: u64,
     pub loaded_keys: u64,
 }

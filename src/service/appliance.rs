@@ -15,6 +15,7 @@ use crate::custody::protocol::{Check, Fault, Verdict};
 use crate::custody::{CustodyError, LinkState, Wanted};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{HomeRecord, LockRecord};
+use crate::sandbox;
 use crate::secret::{ArenaError, Pin};
 
 /// Generate master key and trail signing key in the token, and the store key.
@@ -56,6 +57,7 @@ pub struct StatusView {
     pub token: Option<TokenView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked_memory: Option<String>,
+    pub sandbox: SandboxView,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arena_used_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +65,14 @@ pub struct StatusView {
     pub policy: PolicyView,
     pub trail: TrailView,
     pub clock: ClockView,
+}
+
+/// What each process has shut itself in with.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SandboxView {
+    pub front: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custody: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -235,6 +245,10 @@ impl Appliance {
             appliance: home.as_ref().map(|home| home.appliance.clone()),
             generation: home.as_ref().map(|home| home.generation),
             locked_memory: custody.as_ref().map(|custody| custody.arena.clone()),
+            sandbox: SandboxView {
+                front: sandbox::entered().map(ToString::to_string).unwrap_or_default(),
+                custody: custody.as_ref().map(|custody| custody.sandbox.clone()),
+            },
             arena_used_bytes: custody.as_ref().map(|custody| custody.arena_used_bytes),
             loaded_keys: custody.as_ref().map(|custody| custody.loaded_keys),
             token: custody.and_then(|custody| custody.token).map(|token| TokenView {

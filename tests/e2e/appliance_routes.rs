@@ -42,7 +42,8 @@ fn the_appliance_tells_how_it_does() {
 
     let status = expect_json(&appliance.get("/v1/status"), 200);
     let always = ["version", "state", "uptime_seconds", "appliance", "generation", "token"];
-    let more = ["locked_memory", "arena_used_bytes", "loaded_keys", "policy", "trail", "clock"];
+    let more =
+        ["locked_memory", "sandbox", "arena_used_bytes", "loaded_keys", "policy", "trail", "clock"];
     expect_members(&status, &[&always[..], &more].concat(), &[]);
     assert_eq!((&status["state"], &status["appliance"]), (&json!("ready"), &made["appliance"]));
     expect_members(&status["token"], &["label", "serial", "manufacturer", "model"], &[]);

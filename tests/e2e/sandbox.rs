@@ -246,8 +246,13 @@ fn without_the_sandbox_the_same_attempts_succeed() {
 }
 
 #[test]
-fn doctor_says_what_is_in_force() {
+fn doctor_and_status_say_what_is_in_force() {
     let appliance = Appliance::new();
+    let status = appliance.get("/v1/status").expect_status(200).json();
+    for process in ["front", "custody"] {
+        let said = status["sandbox"][process].as_str().expect("text");
+        assert!(said.contains("Landlock") && said.contains("seccomp"), "{status}");
+    }
     let doctor = appliance.get("/v1/doctor").expect_status(200).json();
     let checks = doctor["checks"].as_array().expect("checks");
     for name in ["sandbox of custody", "sandbox of the front"] {
