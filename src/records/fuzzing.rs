@@ -3,18 +3,20 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{HomeRecord, LockRecord, SecretRecord};
+use super::{ClockRecord, HomeRecord, LockRecord, PassRecord, SecretRecord};
 use crate::custody::protocol::StoreKey;
 
 /// A record's value; the first byte says of what kind.
 pub fn stored_record(data: &[u8]) {
     let Some((kind, value)) = data.split_first() else { return };
-    match kind % 5 {
+    match kind % 7 {
         0 => super::keys::read_again(value),
         1 => same_again::<SecretRecord>(value),
         2 => same_again::<HomeRecord>(value),
         3 => same_again::<LockRecord>(value),
-        _ => same_again::<StoreKey>(value),
+        4 => same_again::<StoreKey>(value),
+        5 => same_again::<ClockRecord>(value),
+        _ => same_again::<PassRecord>(value),
     }
 }
 
