@@ -86,6 +86,8 @@ pub struct Details {
     pub failed_items: Option<u32>,
     /// Whether a version was used that only a recovery may use; `None` where not.
     pub recovery: Option<bool>,
+    /// Whether an opened key served while the token was away; `None` where not.
+    pub without_token: Option<bool>,
     /// Why, as the caller said it.
     pub reason: Option<Code>,
     /// How many changes of records the store is known to hold after the deed.
@@ -315,6 +317,7 @@ impl Details {
             items: self.items,
             failed_items: self.failed_items,
             recovery: self.recovery,
+            without_token: self.without_token,
             reason: self.reason.map(|reason| plain(reason.0)),
             changes: self.changes,
             ..line

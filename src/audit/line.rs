@@ -95,6 +95,9 @@ pub struct Line<'a> {
     /// Whether a version was used that only a recovery may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<bool>,
+    /// Whether an opened key served while the token was away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_token: Option<bool>,
     /// Why, as the caller said it: a word from a fixed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,

@@ -63,6 +63,9 @@ pub struct Doctor {
     /// Check here, without a daemon, what this configuration says
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// Print every return value of PKCS#11: its kind, what it means, what to do
+    #[arg(long, conflicts_with = "config")]
+    pub pkcs11_return_values: bool,
 }
 
 /// Check policy files, or explain a decision

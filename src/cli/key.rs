@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::input::{self, Source};
-use super::key_state::{Change, Destroy, Rotate};
+use super::key_state::{Change, Destroy, Rotate, Update, seconds};
 use super::output::{columns, facts};
 use super::problem::Failure;
 use crate::key::{Labels, Name};
@@ -21,6 +21,7 @@ pub enum Key {
     Public(Public),
     Encrypt(Encrypt),
     Decrypt(Decrypt),
+    Update(Update),
     /// Make a new version that protects from now on; older ones still open what they protected
     Rotate(Rotate),
     /// Stop using a key or a version until `resume`
@@ -85,6 +86,10 @@ struct Traits {
     /// A label to find the key by; may be given several times
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// For how long of an outage of the token the opened key may go on serving: 90s, 15m, 12h, 7d at
+    /// most; not at all unless said
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    serve_without_token: Option<u32>,
 }
 
 /// List the keys
@@ -182,6 +187,8 @@ struct ImportBody<'a> {
     mgf1_hash: Option<String>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     labels: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serve_without_token_seconds: Option<u32>,
 }
 
 impl Key {
@@ -194,6 +201,7 @@ impl Key {
             Key::Public(public) => public.run(session),
             Key::Encrypt(encrypt) => encrypt.run(session),
             Key::Decrypt(decrypt) => decrypt.run(session),
+            Key::Update(update) => update.run(session),
             Key::Rotate(rotate) => rotate.run(session),
             Key::Suspend(change) => change.run(session, "suspend", None),
             Key::Resume(change) => change.run(session, "resume", None),
@@ -211,6 +219,7 @@ impl Key {
 
 impl Create {
     fn run(self, session: &Session) -> Result<(), Failure> {
+        let without_token = self.traits.serve_without_token;
         let (mgf1_hash, labels) = self.traits.parts();
         let mut body = Map::new();
         body.insert("name".to_owned(), json!(self.name));
@@ -220,6 +229,9 @@ impl Create {
         }
         if !labels.is_empty() {
             body.insert("labels".to_owned(), Value::Object(labels));
+        }
+        if let Some(seconds) = without_token {
+            body.insert("serve_without_token_seconds".to_owned(), json!(seconds));
         }
         session.out.reply(&session.client.post("/v1/keys", &body)?, facts)
     }
@@ -237,8 +249,9 @@ impl Import {
             None => Some(input::base64(secret.expose())),
         };
         let private_key = pem.or(encoded.as_ref().map(|text| text.as_str())).unwrap_or_default();
+        let serve_without_token_seconds = self.traits.serve_without_token;
         let (mgf1_hash, labels) = self.traits.parts();
-        let body = ImportBody { private_key, mgf1_hash, labels };
+        let body = ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds };
         let reply = session.client.post(&format!("/v1/keys/{}/import", self.name), &body)?;
         session.out.reply(&reply, facts)
     }

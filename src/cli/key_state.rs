@@ -7,7 +7,7 @@ use super::Session;
 use super::output::facts;
 use super::problem::Failure;
 use super::terminal;
-use crate::key::{Name, WaitingPeriod};
+use crate::key::{KeyMeta, Name, WaitingPeriod};
 
 /// The reasons that the daemon knows.
 const REASONS: [&str; 8] = [
@@ -44,6 +44,47 @@ impl Rotate {
         let change = Change { name, version: None, why, yes: true };
         change.run(session, "rotate", None)
     }
+}
+
+/// Change what may be changed of a key
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom key update payments --serve-without-token 15m
+  strongroom key update payments --serve-without-token 0s")]
+pub struct Update {
+    /// The key
+    name: Name,
+    /// For how long of an outage of the token the opened key may go on serving: 90s, 15m, 12h, 7d at
+    /// most; 0s is not at all
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    serve_without_token: u32,
+}
+
+impl Update {
+    pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        let path = format!("/v1/keys/{}/update", self.name);
+        let body = json!({ "serve_without_token_seconds": self.serve_without_token });
+        session.out.reply(&session.client.post(&path, &body)?, facts)
+    }
+}
+
+/// A time in seconds, minutes, hours or days: 90s, 15m, 12h, 7d.
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    let rule = || {
+        let most = KeyMeta::LONGEST_WITHOUT_TOKEN / 86_400;
+        format!("a time is a number with s, m, h or d behind it, {most}d at most")
+    };
+    let unit = text.chars().last().ok_or_else(rule)?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(rule()),
+    };
+    let number: u32 = text.trim_end_matches(unit).parse().map_err(|_| rule())?;
+    let seconds = number.checked_mul(factor).ok_or_else(rule)?;
+    if seconds <= KeyMeta::LONGEST_WITHOUT_TOKEN { Ok(seconds) } else { Err(rule()) }
 }
 
 /// A change of state, of the whole key or of one version.

@@ -16,6 +16,22 @@ pub struct NewKey {
     pub public: Vec<u8>,
 }
 
+/// A key to decrypt with, as its record has it.
+pub struct SealedKey {
+    pub address: KeyAddress,
+    pub sealed: Vec<u8>,
+    pub mgf1_hash: Mgf1Hash,
+    /// For how many seconds of an outage the opened key may serve without the token.
+    pub allowance: u32,
+}
+
+/// What was decrypted.
+pub struct Opened {
+    pub plaintext: Plaintext,
+    /// Whether an opened key served, the token being away.
+    pub without_token: bool,
+}
+
 /// A signature over a checkpoint: ECDSA P-256, r ‖ s.
 pub struct CheckpointSignature {
     pub generation: u32,
@@ -148,15 +164,17 @@ impl Client {
     /// RSAES-OAEP decryption with a sealed key (RFC 8017 §7.1.2).
     pub async fn decrypt(
         &self,
-        address: KeyAddress,
-        sealed: Vec<u8>,
-        mgf1_hash: Mgf1Hash,
+        key: SealedKey,
         ciphertext: Vec<u8>,
         label: Vec<u8>,
-    ) -> Result<Plaintext, CustodyError> {
-        let verb = Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label };
-        let passing = expect!(self.ask(verb).await?, Reply::Plaintext(passing) => passing)?;
-        Ok(passing.taken()?)
+    ) -> Result<Opened, CustodyError> {
+        let SealedKey { address, sealed, mgf1_hash, allowance } = key;
+        let verb = Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label, allowance };
+        let (plaintext, without_token) = expect!(
+            self.ask(verb).await?,
+            Reply::Plaintext { plaintext, without_token } => (plaintext, without_token)
+        )?;
+        Ok(Opened { plaintext: plaintext.taken()?, without_token })
     }
 
     /// Makes custody forget opened keys: of one version, of a name, or all.

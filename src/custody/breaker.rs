@@ -36,6 +36,7 @@ enum Stand {
     There,
     Away {
         since: Timestamp,
+        reason: Reason,
     },
 }
 
@@ -51,10 +52,10 @@ impl Breaker {
         self.inside().listener.take()
     }
 
-    /// Since when service by the token has stopped, if it has.
-    pub fn since(&self) -> Option<Timestamp> {
+    /// Since when service by the token has stopped, if it has, and why.
+    pub fn away(&self) -> Option<(Timestamp, Reason)> {
         match self.inside().stand {
-            Stand::Away { since } => Some(since),
+            Stand::Away { since, reason } => Some((since, reason)),
             _ => None,
         }
     }
@@ -64,7 +65,7 @@ impl Breaker {
         let outage = match state {
             LinkState::Unlocked { token, .. } => return self.back(token),
             LinkState::Locked => return,
-            LinkState::Down(outage) => outage.clone(),
+            LinkState::Down(outage) | LinkState::BrownOut { outage, .. } => outage.clone(),
             LinkState::PinRefused(why) => Outage::new(Reason::PinRefused, why.clone()),
             LinkState::Unfit(why) => Outage::new(Reason::MasterUnfit, why.clone()),
         };
@@ -78,7 +79,7 @@ impl Breaker {
     pub fn lost(&self, outage: Outage) {
         let mut inside = self.inside();
         if !matches!(inside.stand, Stand::Away { .. }) {
-            inside.stand = Stand::Away { since: Timestamp::now() };
+            inside.stand = Stand::Away { since: Timestamp::now(), reason: outage.reason };
             let _ = self.turns.send(Turn::Lost(outage));
         }
     }
@@ -131,12 +132,12 @@ mod tests {
             breaker.see(&LinkState::Unfit("why".to_owned()));
         }
         breaker.see(&LinkState::Locked);
-        assert!(breaker.since().is_some(), "a lock is not its end");
+        assert!(breaker.away().is_some(), "a lock is not its end");
         breaker.see(&unlocked());
         breaker.see(&LinkState::Locked);
         breaker.see(&unlocked());
         assert_eq!([told(), told(), told()], ["token-failed", "back", "nothing"]);
-        assert_eq!(breaker.since(), None);
+        assert_eq!(breaker.away(), None);
     }
 
     #[test]

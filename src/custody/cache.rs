@@ -37,9 +37,24 @@ const SHARERS: usize = 4;
 /// The cache; all times are handed in.
 pub struct KeyCache {
     settings: Settings,
-    entries: Mutex<HashMap<KeyAddress, Entry>>,
+    kept: Mutex<Kept>,
     /// Grows whenever keys are to be forgotten; a key whose opening began before is not kept.
     forgotten: AtomicU64,
+}
+
+#[derive(Default)]
+struct Kept {
+    entries: HashMap<KeyAddress, Entry>,
+    /// Since when the token is away, if it is. From then on a key's own allowance counts, and nothing
+    /// else: what is wiped now cannot be opened again.
+    away_since: Option<Instant>,
+}
+
+/// An opened key that may be used now.
+pub struct Hit {
+    pub key: Arc<PrivateKey>,
+    /// Whether it serves by its allowance, the token being away.
+    pub without_token: bool,
 }
 
 /// A point in the life of a cache; see [`KeyCache::moment`].
@@ -52,28 +67,48 @@ struct Entry {
     cost: usize,
     loaded: Instant,
     used: Instant,
+    /// How long it may serve without the token, as the key's record said last.
+    allowance: Duration,
 }
 
 impl KeyCache {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, entries: Mutex::new(HashMap::new()), forgotten: AtomicU64::new(0) }
+        Self { settings, kept: Mutex::default(), forgotten: AtomicU64::new(0) }
     }
 
-    /// The opened key of exactly this sealed form, if it is here and young enough.
+    /// The opened key of exactly this sealed form, if it is here and young enough, or allowed to serve
+    /// while the token is away.
     pub fn hit(
         &self,
         address: &KeyAddress,
         iv: &[u8; 12],
+        allowance: Duration,
         now: Instant,
-    ) -> Option<Arc<PrivateKey>> {
-        let mut entries = self.entries();
-        let entry = entries.get_mut(address)?;
-        if entry.iv != *iv || !self.settings.allow(entry, now) {
-            entries.remove(address);
+    ) -> Option<Hit> {
+        let mut kept = self.kept();
+        let away_since = kept.away_since;
+        let entry = kept.entries.get_mut(address)?;
+        entry.allowance = allowance;
+        if entry.iv != *iv || !self.settings.allow(entry, away_since, now) {
+            kept.entries.remove(address);
             return None;
         }
         entry.used = now;
-        Some(Arc::clone(&entry.key))
+        Some(Hit { key: Arc::clone(&entry.key), without_token: away_since.is_some() })
+    }
+
+    /// The token is away since `now`: wipes what may not serve without it, and returns how many keys may.
+    pub fn lose_token(&self, now: Instant) -> usize {
+        let mut kept = self.kept();
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        kept.away_since = Some(now);
+        kept.entries.retain(|_, entry| self.settings.allow(entry, Some(now), now));
+        kept.entries.len()
+    }
+
+    /// How many keys could serve without the token.
+    pub fn allowed(&self) -> usize {
+        self.kept().entries.values().filter(|entry| !entry.allowance.is_zero()).count()
     }
 
     /// To be asked before a key is opened, and given to [`KeyCache::keep`] after.
@@ -89,26 +124,27 @@ impl KeyCache {
         address: KeyAddress,
         iv: [u8; 12],
         key: Arc<PrivateKey>,
+        allowance: Duration,
         now: Instant,
     ) {
         let cost = key.arena_bytes(SHARERS);
         if self.settings.keeps_none() || cost > self.settings.max_bytes {
             return;
         }
-        let mut entries = self.entries();
+        let entries = &mut self.kept().entries;
         if self.moment() != began {
             return;
         }
-        entries.insert(address, Entry { key, iv, cost, loaded: now, used: now });
+        entries.insert(address, Entry { key, iv, cost, loaded: now, used: now, allowance });
         let mut total: usize = entries.values().map(|entry| entry.cost).sum();
         while total > self.settings.max_bytes {
-            total -= remove_oldest(&mut entries);
+            total -= remove_oldest(entries);
         }
     }
 
     /// Forgets the key of one version, or of all versions of a name, or all.
     pub fn forget(&self, name: Option<&str>, version: Option<u32>) {
-        let mut entries = self.entries();
+        let entries = &mut self.kept().entries;
         self.forgotten.fetch_add(1, Ordering::AcqRel);
         entries.retain(|address, _| {
             let named = name.is_none_or(|name| name == address.name);
@@ -119,21 +155,23 @@ impl KeyCache {
 
     /// Wipes what has been idle or kept too long.
     pub fn expire(&self, now: Instant) {
-        self.entries().retain(|_, entry| self.settings.allow(entry, now));
+        let mut kept = self.kept();
+        let away_since = kept.away_since;
+        kept.entries.retain(|_, entry| self.settings.allow(entry, away_since, now));
     }
 
     /// Makes room in the arena: wipes the least recently used key. False where there is none.
     pub fn shed(&self) -> bool {
-        remove_oldest(&mut self.entries()) > 0
+        remove_oldest(&mut self.kept().entries) > 0
     }
 
     /// How many keys are open.
     pub fn len(&self) -> usize {
-        self.entries().len()
+        self.kept().entries.len()
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<KeyAddress, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,7 +180,10 @@ impl Settings {
         self.idle_seconds == 0 || self.absolute_seconds == 0
     }
 
-    fn allow(&self, entry: &Entry, now: Instant) -> bool {
+    fn allow(&self, entry: &Entry, away_since: Option<Instant>, now: Instant) -> bool {
+        if let Some(began) = away_since {
+            return now.duration_since(began) < entry.allowance;
+        }
         now.duration_since(entry.used) < Duration::from_secs(self.idle_seconds)
             && now.duration_since(entry.loaded) < Duration::from_secs(self.absolute_seconds)
     }

@@ -51,6 +51,8 @@ pub enum LinkState {
     PinRefused(String),
     /// The token answers, and does not hold the master key that it should.
     Unfit(String),
+    /// The token is away, and what custody holds open serves on where it may.
+    BrownOut { outage: Outage, token: TokenFacts },
     /// Ready to work.
     Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
 }
@@ -131,9 +133,9 @@ impl Client {
         self.shared.breaker.turns()
     }
 
-    /// Since when service by the token has stopped, if it has.
-    pub fn away_since(&self) -> Option<Timestamp> {
-        self.shared.breaker.since()
+    /// Since when service by the token has stopped, if it has, and the word for why.
+    pub fn token_away(&self) -> Option<(Timestamp, &'static str)> {
+        self.shared.breaker.away().map(|(since, reason)| (since, reason.as_str()))
     }
 
     /// For how long custody has not said a word, though it is asked all the time.
@@ -162,8 +164,9 @@ impl Client {
             };
             match &error {
                 CustodyError::Fault(Fault::TokenCall(_)) => tokio::time::sleep(NEXT_TRY).await,
-                // This custody ends, and what it says on its way is not the last word.
-                CustodyError::Gone | CustodyError::Fault(Fault::TokenUnavailable(_)) => {
+                // This custody ends, now or when its token is back, and that was not the last word.
+                CustodyError::Gone
+                | CustodyError::Fault(Fault::TokenUnavailable(_) | Fault::BrownOut(_)) => {
                     self.see_the_end_of(&connection, until).await;
                 }
                 CustodyError::Fault(Fault::Locked) if !self.is_to_be_locked() => {
@@ -199,7 +202,8 @@ impl Client {
     /// Unlocks custody with a PIN, or with the configured one.
     pub async fn unlock(&self, home: Option<Home>, pin: Option<Pin>) -> Result<(), CustodyError> {
         let pin = pin.map(Passing::new);
-        let verb = Verb::Unlock { appliance: home.clone(), pin, by_operator: true };
+        let (appliance, by_operator) = (home.clone(), true);
+        let verb = Verb::Unlock { appliance, pin, by_operator, look_first: false };
         let answer = self.ask_any(verb).await;
         match answer {
             Ok(Reply::Unlocked { token, signer }) => {
@@ -268,8 +272,14 @@ impl Client {
 
     /// The link, where custody is unlocked.
     fn ready(&self) -> Option<Arc<Connection>> {
-        let unlocked = matches!(*self.shared.state.borrow(), LinkState::Unlocked { .. });
-        if unlocked { self.shared.connection.borrow().clone() } else { None }
+        let unlocked = |state: &LinkState| {
+            matches!(state, LinkState::Unlocked { .. } | LinkState::BrownOut { .. })
+        };
+        if unlocked(&self.shared.state.borrow()) {
+            self.shared.connection.borrow().clone()
+        } else {
+            None
+        }
     }
 
     fn away(&self) -> CustodyError {
@@ -326,7 +336,7 @@ fn may_be_repeated(verb: &Verb) -> bool {
 /// What a request is told in a state in which custody does not work; `None` where it does.
 fn refusal(state: &LinkState) -> Option<Fault> {
     match state {
-        LinkState::Unlocked { .. } => None,
+        LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => None,
         LinkState::Locked => Some(Fault::Locked),
         LinkState::PinRefused(why) => Some(Fault::PinRefused(why.clone())),
         LinkState::Unfit(why) => Some(Fault::Master(why.clone())),

@@ -6,10 +6,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::brown_out::Stand;
 use super::cache;
 use super::keyring::{self, Keyring};
 use super::masters;
 use super::notice::Notices;
+use super::probe::Probe;
 use super::protocol::{
     Answer, Check, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts,
     Verb,
@@ -17,7 +19,7 @@ use super::protocol::{
 use super::sealed;
 use crate::sandbox;
 use crate::secret::{self, Pin};
-use crate::token::{Cause, Token, TokenError};
+use crate::token::Token;
 
 /// Opens the token: with the PIN given, else with the configured one.
 pub type Opener = Box<dyn Fn(Option<Pin>) -> Result<Arc<dyn Token>, Fault> + Send + Sync>;
@@ -36,8 +38,10 @@ pub struct Custodian {
     arena: String,
     unlocked: RwLock<Option<Arc<Keyring>>>,
     unlocking: Mutex<()>,
-    /// Why this process has to be replaced: its token, its module or a session is past use.
-    past_use: Mutex<Option<Outage>>,
+    pub(super) stand: Mutex<Stand>,
+    /// Held while it is decided what a lost token means.
+    pub(super) losing: Mutex<()>,
+    pub(super) probe: Probe,
     /// What the front is told unasked.
     pub notices: Notices,
     /// Why the token refused the configured PIN, until an operator unlocks.
@@ -57,7 +61,13 @@ pub enum Quick {
 }
 
 impl Custodian {
-    pub fn new(opener: Opener, examiner: Examiner, cache: cache::Settings, arena: String) -> Self {
+    pub fn new(
+        opener: Opener,
+        examiner: Examiner,
+        probe: Probe,
+        cache: cache::Settings,
+        arena: String,
+    ) -> Self {
         Self {
             opener,
             examiner,
@@ -65,34 +75,11 @@ impl Custodian {
             arena,
             unlocked: RwLock::new(None),
             unlocking: Mutex::new(()),
-            past_use: Mutex::new(None),
+            stand: Mutex::default(),
+            losing: Mutex::new(()),
+            probe,
             notices: Notices::default(),
             refused: Mutex::new(None),
-        }
-    }
-
-    /// Whether this process has to be replaced.
-    pub fn is_past_use(&self) -> bool {
-        self.past_use.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// The token is away for this process, and why.
-    pub fn lose_token(&self, fault: &Fault) {
-        let outage = outage_of(fault);
-        let mut past_use = self.past_use.lock().unwrap_or_else(PoisonError::into_inner);
-        // A token that never opened is for the front to tell of: it may be the hundredth try.
-        if past_use.is_none() && self.keyring().is_some() {
-            let reason = outage.reason.as_str();
-            tracing::error!(reason, why = outage.why, "the token is past use; custody starts anew");
-        }
-        past_use.get_or_insert(outage);
-    }
-
-    /// Tells the front why the process ends, where there is a reason.
-    pub fn say_why(&self) {
-        let outage = self.past_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(outage) = outage {
-            self.notices.tell(&Err(Fault::TokenUnavailable(outage)));
         }
     }
 
@@ -157,9 +144,15 @@ impl Custodian {
     /// Carries out what [`Custodian::quick`] handed on; may wait for the token.
     pub fn slow(&self, verb: Verb) -> Answer {
         let unlocking = matches!(verb, Verb::Unlock { .. });
+        if let Some(outage) = self.brown_out() {
+            return match verb {
+                Verb::Doctor => Ok(Reply::Checks((self.examiner)(Err(&outage.why)))),
+                _ => Err(Fault::BrownOut(outage)),
+            };
+        }
         let answer = match verb {
-            Verb::Unlock { appliance, pin, by_operator } => {
-                self.unlock(appliance, pin, by_operator)
+            Verb::Unlock { appliance, pin, by_operator, look_first } => {
+                self.look(look_first).and_then(|()| self.unlock(appliance, pin, by_operator))
             }
             Verb::Doctor => Ok(Reply::Checks(self.examine())),
             Verb::Init { appliance, resume } => self.init(appliance, resume),
@@ -180,11 +173,19 @@ impl Custodian {
         };
         match &answer {
             Err(fault @ Fault::TokenUnavailable(_)) => self.lose_token(fault),
-            Err(Fault::PinRefused(_) | Fault::Unlocked) | Ok(_) => {}
+            Err(Fault::PinRefused(_) | Fault::Unlocked | Fault::TokenAbsent(_)) | Ok(_) => {}
             Err(fault) if unlocking => self.lose_token(fault),
             Err(_) => {}
         }
-        answer
+        match (answer, self.brown_out()) {
+            (Err(Fault::TokenUnavailable(_)), Some(outage)) => Err(Fault::BrownOut(outage)),
+            (answer, _) => answer,
+        }
+    }
+
+    fn look(&self, look_first: bool) -> Result<(), Fault> {
+        let absent = |why| Fault::TokenAbsent(Outage::new(Reason::TokenAbsent, why));
+        if look_first { self.probe.look().map_err(absent) } else { Ok(()) }
     }
 
     /// Whether a failed call was the token's end: the canary decides, where there is a key for one.
@@ -197,7 +198,7 @@ impl Custodian {
         }
     }
 
-    fn keyring(&self) -> Option<Arc<Keyring>> {
+    pub(super) fn keyring(&self) -> Option<Arc<Keyring>> {
         self.unlocked.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -392,57 +393,4 @@ fn facts_of(token: &dyn Token) -> Result<TokenFacts, Fault> {
         manufacturer: info.manufacturer,
         model: info.model,
     })
-}
-
-impl From<TokenError> for Fault {
-    fn from(error: TokenError) -> Self {
-        let text = error.to_string();
-        match error {
-            TokenError::PinIncorrect(_) | TokenError::PinLocked(_) | TokenError::PinFinalTry(_) => {
-                Fault::PinRefused(text)
-            }
-            TokenError::KeyMissing { .. }
-            | TokenError::KeyUnfit { .. }
-            | TokenError::KeyAmbiguous { .. } => Fault::Master(text),
-            TokenError::KeyExists { .. } => Fault::Exists(text),
-            TokenError::Rejected => Fault::SealBroken,
-            TokenError::Busy { .. } => Fault::Busy,
-            TokenError::Arena(_) => Fault::ArenaFull,
-            TokenError::EmptyAad => Fault::Protocol(text),
-            TokenError::Fatal(fault) => {
-                Fault::TokenUnavailable(Outage::new(reason_of(&fault.cause), text))
-            }
-            TokenError::Module { .. } => {
-                Fault::TokenUnavailable(Outage::new(Reason::ModuleFailed, text))
-            }
-            TokenError::Slot(_) => Fault::TokenUnavailable(Outage::new(Reason::TokenAbsent, text)),
-            TokenError::Unavailable(_) | TokenError::Operator(_) | TokenError::Unsupported(_) => {
-                Fault::TokenCall(text)
-            }
-        }
-    }
-}
-
-/// The outage that a fault amounts to.
-fn outage_of(fault: &Fault) -> Outage {
-    match fault {
-        Fault::TokenUnavailable(outage) => outage.clone(),
-        Fault::Master(why) => Outage::new(Reason::KeyLost, why.clone()),
-        other => Outage::new(Reason::TokenFailed, other.to_string()),
-    }
-}
-
-/// What a fault that only a new process gets over is about.
-fn reason_of(cause: &Cause) -> Reason {
-    match cause {
-        Cause::Answer(_) => Reason::KeyLost,
-        Cause::Code(row, _) => match row.name {
-            "CKR_USER_NOT_LOGGED_IN" => Reason::LoginLost,
-            "CKR_TOKEN_NOT_PRESENT" | "CKR_DEVICE_REMOVED" | "CKR_SLOT_ID_INVALID" => {
-                Reason::TokenAbsent
-            }
-            "CKR_CRYPTOKI_NOT_INITIALIZED" => Reason::ModuleFailed,
-            _ => Reason::TokenFailed,
-        },
-    }
 }

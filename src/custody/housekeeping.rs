@@ -27,12 +27,15 @@ pub fn spawn_housekeeping(
         loop {
             thread::sleep(Duration::from_secs(1));
             custodian.expire(Instant::now());
-            if tried.elapsed() >= canary_every {
+            custodian.tend_brown_out();
+            if tried.elapsed() >= canary_every && custodian.brown_out().is_none() {
                 tried = Instant::now();
                 if let Err(fault) = hang.during(limit, || custodian.try_canary()) {
                     custodian.lose_token(&fault);
-                    leave(&custodian, PAST_USE);
                 }
+            }
+            if custodian.is_past_use() {
+                leave(&custodian, PAST_USE);
             }
             beat();
         }
@@ -47,11 +50,13 @@ pub fn leave_when_hung(hang: Arc<HangWatch>, custodian: &Arc<Custodian>) -> Resu
     let watch = move || {
         loop {
             thread::sleep(Duration::from_secs(1));
-            if hang.is_overdue(Instant::now()) {
+            if hang.is_overdue(Instant::now()) && custodian.brown_out().is_none() {
                 let why = "a call into the token's module does not come back";
                 let outage = Outage::new(Reason::ModuleHung, why);
                 custodian.lose_token(&Fault::TokenUnavailable(outage));
-                leave(&custodian, PAST_USE);
+                if custodian.is_past_use() {
+                    leave(&custodian, PAST_USE);
+                }
             }
         }
     };

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::cache::{self, KeyCache};
+use super::cache::{self, Hit, KeyCache};
 use super::custodian::Quick;
 use super::protocol::{
     Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, StoreKey, TokenFacts, Verb,
@@ -41,6 +41,7 @@ struct Decryption<'a> {
     mgf1_hash: Mgf1Hash,
     ciphertext: &'a [u8],
     label: &'a [u8],
+    allowance: Duration,
 }
 
 impl Keyring {
@@ -75,9 +76,10 @@ impl Keyring {
     /// Answers with what is open already; hands on what needs the token.
     pub fn quick(&self, verb: Verb) -> Quick {
         match &verb {
-            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label } => {
+            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label, allowance } => {
+                let (mgf1_hash, allowance) = (*mgf1_hash, seconds(*allowance));
                 let wanted =
-                    Decryption { address, sealed, mgf1_hash: *mgf1_hash, ciphertext, label };
+                    Decryption { address, sealed, mgf1_hash, ciphertext, label, allowance };
                 match self.decrypt_open(&wanted) {
                     Some(answer) => Quick::Answered(answer),
                     None => Quick::Token(verb),
@@ -102,15 +104,15 @@ impl Keyring {
     /// Carries out what needs the token.
     pub fn slow(&self, verb: Verb) -> Answer {
         match verb {
-            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label } => {
-                self.decrypt(&Decryption {
+            Verb::Decrypt { address, sealed, mgf1_hash, ciphertext, label, allowance } => self
+                .decrypt(&Decryption {
+                    allowance: seconds(allowance),
                     address: &address,
                     sealed: &sealed,
                     mgf1_hash,
                     ciphertext: &ciphertext,
                     label: &label,
-                })
-            }
+                }),
             Verb::SealRecord { ref store_key, .. } | Verb::OpenRecord { ref store_key, .. } => {
                 let key = self.store_key(store_key)?;
                 self.record(&key, verb)
@@ -148,8 +150,8 @@ impl Keyring {
     /// With a key that is open already; `None` where it is not.
     fn decrypt_open(&self, wanted: &Decryption<'_>) -> Option<Answer> {
         let (_, seal) = sealed::read_key(wanted.sealed).ok()?;
-        let key = self.cache.hit(wanted.address, seal.iv, Instant::now())?;
-        Some(decrypt_with(&key, wanted))
+        let hit = self.cache.hit(wanted.address, seal.iv, wanted.allowance, Instant::now())?;
+        Some(decrypt_with(&hit, wanted))
     }
 
     /// Opens the key first; only one thread at a time opens the same key.
@@ -164,9 +166,10 @@ impl Keyring {
         let began = self.cache.moment();
         let key = Arc::new(self.open_key(wanted.address, wanted.sealed)?);
         let (_, seal) = sealed::read_key(wanted.sealed)?;
-        self.cache.keep(began, wanted.address.clone(), *seal.iv, Arc::clone(&key), Instant::now());
+        let (address, opened) = (wanted.address.clone(), Arc::clone(&key));
+        self.cache.keep(began, address, *seal.iv, opened, wanted.allowance, Instant::now());
         drop(loading);
-        decrypt_with(&key, wanted)
+        decrypt_with(&Hit { key, without_token: false }, wanted)
     }
 
     fn open_key(&self, address: &KeyAddress, bytes: &[u8]) -> Result<PrivateKey, Fault> {
@@ -281,13 +284,19 @@ pub fn open_store_key(
     Ok(token.unwrap(wrapped.generation, &aad, &wrapped)?)
 }
 
-fn decrypt_with(key: &PrivateKey, wanted: &Decryption<'_>) -> Answer {
-    key.decrypt_oaep(wanted.mgf1_hash, wanted.ciphertext, wanted.label)
-        .map(|plaintext| Reply::Plaintext(Passing::new(plaintext)))
+fn decrypt_with(hit: &Hit, wanted: &Decryption<'_>) -> Answer {
+    let without_token = hit.without_token;
+    hit.key
+        .decrypt_oaep(wanted.mgf1_hash, wanted.ciphertext, wanted.label)
+        .map(|plaintext| Reply::Plaintext { plaintext: Passing::new(plaintext), without_token })
         .map_err(|error| match error {
             DecryptError::Failed => Fault::DecryptionFailed,
             DecryptError::Arena(_) => Fault::ArenaFull,
         })
+}
+
+fn seconds(allowance: u32) -> Duration {
+    Duration::from_secs(u64::from(allowance))
 }
 
 fn of_key(error: KeyError) -> Fault {

@@ -89,7 +89,8 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
         outage = given_up(shared, &connection), if !not_opened => outage,
     };
     // A custody that said why it ends is down already, with a better reason.
-    let is_up = matches!(*shared.state.borrow(), LinkState::Unlocked { .. });
+    let is_up =
+        matches!(*shared.state.borrow(), LinkState::Unlocked { .. } | LinkState::BrownOut { .. });
     if is_up {
         shared.down(outage);
     }
@@ -134,12 +135,15 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
     if refused {
         return;
     }
-    let verb = Verb::Unlock { appliance: home, pin: None, by_operator: false };
+    let look_first = shared.breaker.away().is_some();
+    let verb = Verb::Unlock { appliance: home, pin: None, by_operator: false, look_first };
     let state = match connection.ask(&verb, LONG_PATIENCE).await {
         Ok(Ok(Reply::Unlocked { token, signer })) => LinkState::Unlocked { token, signer },
         Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
         Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
-        Ok(Err(Fault::TokenUnavailable(outage))) => LinkState::Down(outage),
+        Ok(Err(Fault::TokenUnavailable(outage) | Fault::TokenAbsent(outage))) => {
+            LinkState::Down(outage)
+        }
         Ok(Err(fault)) => LinkState::Down(Outage::new(Reason::TokenFailed, fault.to_string())),
         Ok(Ok(_)) => {
             let why = "custody answered something else than was asked";
@@ -172,8 +176,15 @@ impl Shared {
 
     /// What custody says unasked.
     fn take_notice(&self, notice: Answer) {
-        if let Err(Fault::TokenUnavailable(outage)) = notice {
-            self.down(outage);
+        match notice {
+            Err(Fault::TokenUnavailable(outage)) => self.down(outage),
+            Ok(Reply::BrownOut(outage)) => {
+                let state = self.state.borrow().clone();
+                if let LinkState::Unlocked { token, .. } = state {
+                    self.turn_to(LinkState::BrownOut { outage, token });
+                }
+            }
+            _ => {}
         }
     }
 

@@ -6,12 +6,14 @@
 
 mod asking;
 mod breaker;
+mod brown_out;
 mod cache;
 mod checkpoint;
 mod client;
 mod connection;
 mod custodian;
 mod doctor;
+mod faults;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,6 +24,7 @@ mod link;
 mod masters;
 mod needs;
 mod notice;
+mod probe;
 mod process;
 pub mod protocol;
 pub mod rsa;
@@ -30,13 +33,14 @@ mod sealed;
 mod start;
 mod wire;
 
-pub use asking::{CheckpointSignature, Initialised, NewKey};
+pub use asking::{CheckpointSignature, Initialised, NewKey, Opened, SealedKey};
 pub use breaker::Turn;
 pub use cache::Settings as CacheSettings;
 pub use checkpoint::CHECKPOINT_TAG;
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
 pub use doctor::{examine_locked, sandboxed};
-pub use needs::{Settings as SandboxSettings, Surroundings, private_files};
+pub use needs::{Settings as SandboxSettings, Surroundings, needs, private_files};
+pub use probe::Probe;
 pub use process::{Settings, Spawn, StartError};
 pub use sealed::{generation_of, store_key_of};
 pub use start::{Ready, resolve};

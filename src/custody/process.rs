@@ -101,6 +101,8 @@ pub enum StartError {
     User(String),
     #[error("a thread could not be started: {0}")]
     Thread(io::Error),
+    #[error("the process that looks for the token could not be made: {0}")]
+    Probe(io::Error),
 }
 
 /// A request on its way to another thread, with the connection that its answer goes to.
@@ -217,6 +219,9 @@ fn accept_fronts(
         office.custodian.notices.go_to(None);
         // No key stays open with nobody there; the next front unlocks anew.
         office.custodian.wipe();
+        if office.custodian.brown_out().is_some() {
+            leave(&office.custodian, PAST_USE);
+        }
         tracing::debug!("the front has disconnected");
     }
 }

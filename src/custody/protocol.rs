@@ -66,6 +66,8 @@ pub enum Verb {
         pin: Option<Passing<Pin>>,
         /// A refused PIN is only tried again where an operator says so.
         by_operator: bool,
+        /// It was away: it is looked for from outside this process before it is opened in it.
+        look_first: bool,
     },
     /// Wipes everything and ends the process; the next one starts locked.
     Lock,
@@ -109,6 +111,8 @@ pub enum Verb {
         ciphertext: Vec<u8>,
         #[serde(with = "whole")]
         label: Vec<u8>,
+        /// For how many seconds of an outage the opened key may serve without the token.
+        allowance: u32,
     },
     /// Forgets opened keys: one, or all of a name, or all.
     DropKeys {
@@ -173,14 +177,33 @@ pub type Answer = Result<Reply, Fault>;
 pub enum Reply {
     Done,
     Status(Status),
-    Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
-    Initialised { created: Vec<String>, home: Home },
+    Unlocked {
+        token: TokenFacts,
+        signer: Option<SignerFacts>,
+    },
+    Initialised {
+        created: Vec<String>,
+        home: Home,
+    },
     StoreKey(StoreKey),
     Sealed(#[serde(with = "whole")] Vec<u8>),
     Opened(#[serde(with = "whole")] Vec<u8>),
-    Key { algorithm: Algorithm, sealed: Vec<u8>, public: Vec<u8> },
-    Plaintext(Passing<Plaintext>),
-    Signature { generation: u32, signature: Vec<u8> },
+    Key {
+        algorithm: Algorithm,
+        sealed: Vec<u8>,
+        public: Vec<u8>,
+    },
+    /// What was decrypted, and whether the token was away meanwhile.
+    Plaintext {
+        plaintext: Passing<Plaintext>,
+        without_token: bool,
+    },
+    /// Unasked: the token is away, and opened keys that may serve without it go on.
+    BrownOut(Outage),
+    Signature {
+        generation: u32,
+        signature: Vec<u8>,
+    },
     Checks(Vec<Check>),
     Masters(Vec<MasterFacts>),
 }
@@ -268,6 +291,12 @@ pub enum Fault {
     /// The token, its module or its login is past use in this process, which ends.
     #[error("the token is not usable: {0}")]
     TokenUnavailable(Outage),
+    /// It was looked for and is not there; nothing was opened, and this process is as good as before.
+    #[error("the token is not there: {0}")]
+    TokenAbsent(Outage),
+    /// The token is away, opened keys serve without it, and this needs it.
+    #[error("the token is away: {0}")]
+    BrownOut(Outage),
     /// One call failed, and the token does its work all the same: a known blob still opens.
     #[error("a call to the token failed: {0}")]
     TokenCall(String),
@@ -434,6 +463,7 @@ mod tests {
             appliance: None,
             pin: Some(Passing::new(Pin::copy_from(b"1234").unwrap())),
             by_operator: true,
+            look_first: false,
         };
         let bytes = postcard::to_allocvec(&verb).unwrap();
         let Verb::Unlock { pin: Some(pin), .. } = postcard::from_bytes(&bytes).unwrap() else {

@@ -15,6 +15,7 @@ use nix::unistd::{User, geteuid};
 use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
 use super::needs::{Granted, Surroundings, needs};
+use super::probe::Probe;
 use super::process::{self, Settings, StartError};
 use super::protocol::{Fault, Outage, Reason};
 use crate::sandbox;
@@ -44,6 +45,7 @@ impl Ready {
         sandbox: &sandbox::Settings,
         around: &Surroundings,
         passed: Option<OwnedFd>,
+        probe: Probe,
     ) -> Result<Self, StartError> {
         let arena = secret::start(&settings.arena, Use::Custody)?;
         secret::hook_self_test()?;
@@ -59,7 +61,8 @@ impl Ready {
         sandbox::enter(sandbox, &needs(&settings.sandbox, &token, around))?;
         let examiner = examiner(token.clone(), around.credentials.clone(), arena);
         let opener = opener(token, around.credentials.clone(), pin);
-        let custodian = Custodian::new(opener, examiner, settings.cache.clone(), arena.to_string());
+        let (cache, arena_in_words) = (settings.cache.clone(), arena.to_string());
+        let custodian = Custodian::new(opener, examiner, probe, cache, arena_in_words);
         Ok(Self { settings, listener, front_uid, custodian, arena })
     }
 

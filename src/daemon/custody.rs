@@ -9,12 +9,21 @@ use super::config::Config;
 use super::footprint::Footprint;
 use super::{DaemonError, logging};
 use crate::cli::Custody;
-use crate::custody::{Ready, Surroundings};
+use crate::custody::{self as boundary, Probe, Ready, Surroundings};
 use crate::sandbox;
 
 /// Runs custody until it is told to end; it ends from within, so it only returns with an error.
 pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let Config { token, mut custody, sandbox, log, .. } = Config::load(&arguments.config)?.config;
+    let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let around = Surroundings {
+        credentials: named("CREDENTIALS_DIRECTORY"),
+        state: named("STATE_DIRECTORY"),
+        softhsm: named("SOFTHSM2_CONF"),
+    };
+    // While there is one thread, and no PIN and no key that it could inherit.
+    let probe =
+        Probe::split_off(&token, &sandbox, || boundary::needs(&custody.sandbox, &token, &around))?;
     let _logs = logging::start(&log)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -30,14 +39,8 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         Some(number) => Some(take_descriptor(number)),
         None => passed_socket(),
     };
-    let named = |variable| std::env::var_os(variable).map(PathBuf::from);
-    let around = Surroundings {
-        credentials: named("CREDENTIALS_DIRECTORY"),
-        state: named("STATE_DIRECTORY"),
-        softhsm: named("SOFTHSM2_CONF"),
-    };
     let footprint = Footprint::of_this_program();
-    let ready = Ready::start(custody, token, &sandbox, &around, passed)?;
+    let ready = Ready::start(custody, token, &sandbox, &around, passed, probe)?;
     let shut_in = sandbox::entered().map(tracing::field::display);
     tracing::debug!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

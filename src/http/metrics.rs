@@ -31,6 +31,10 @@ pub fn render(view: &MetricsView) -> String {
     let state = Family::<State, Gauge>::default();
     state.get_or_create(&State { state: view.state }).set(1);
     registry.register("state", "1 at the state that the appliance is in", state);
+    let away = Gauge::<i64>::default();
+    away.set(i64::try_from(view.token_away_seconds).unwrap_or(i64::MAX));
+    let help = "Seconds since service by the token has stopped; 0 while it serves";
+    registry.register("token_away_seconds", help, away);
     let uptime = Gauge::<i64>::default();
     uptime.set(i64::try_from(view.uptime_seconds).unwrap_or(i64::MAX));
     registry.register("uptime_seconds", "Seconds since the start", uptime);

@@ -18,7 +18,7 @@ use crate::service::{
     Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy,
     Doctor, Encrypt, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit,
     ReadMetrics, ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
-    ShowKey, ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock,
+    ShowKey, ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock, UpdateKey,
 };
 
 /// Routes and their description, growing together.
@@ -97,6 +97,11 @@ fn keys(routes: Routes) -> Routes {
 
 fn key_states(routes: Routes) -> Routes {
     routes
+        .add::<UpdateKey, false>(
+            POST,
+            "/v1/keys/{key}/update",
+            "Change what may be changed of a key",
+        )
         .add::<Rotate, false>(POST, "/v1/keys/{key}/rotate", "Make a new version, active at once")
         .add::<Suspend, false>(POST, "/v1/keys/{key}/suspend", "Halt versions for the time being")
         .add::<Resume, false>(POST, "/v1/keys/{key}/resume", "Let suspended versions work again")
@@ -142,6 +147,10 @@ async fn health(
 ) -> Response {
     let reply = |appliance: &Appliance| match appliance.state() {
         ("ready", _) => Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true }))),
+        // Whoever sends callers elsewhere now would keep them from keys that serve.
+        ("brown-out", _) => {
+            Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true, "brown_out": true })))
+        }
         _ => Err(Problem::not_ready("not ready")),
     };
     open(front, guest, request, reply).await

@@ -15,7 +15,7 @@ use crate::service::{
     DestroyBody, Doctor, EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named,
     Page, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume,
     RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status,
-    Suspend, Unlock,
+    Suspend, Unlock, UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -238,6 +238,7 @@ shape!(nothing Jwks);
 shape!(named_query Named<PublicKeyQuery> = PublicKeyQuery);
 shape!(named_body Named<EncryptBody> = EncryptBody, secret);
 shape!(named_body Named<DecryptBody> = DecryptBody);
+shape!(named_body Named<UpdateBody> = UpdateBody);
 shape!(named_body Rotate = ChangeBody);
 shape!(named_body Suspend = ChangeBody);
 shape!(named_body Resume = ChangeBody);

@@ -16,6 +16,12 @@ pub struct KeyMeta {
     labels: Labels,
     created_at: Timestamp,
     versions: Vec<VersionMeta>,
+    #[serde(skip_serializing_if = "is_zero")]
+    serve_without_token_seconds: u32,
+}
+
+fn is_zero(seconds: &u32) -> bool {
+    *seconds == 0
 }
 
 /// The key takes no new version.
@@ -42,6 +48,9 @@ impl KeyMeta {
     /// The most versions of one key.
     pub const MAX_VERSIONS: usize = 4096;
 
+    /// The most seconds of an outage that a key may serve: a week.
+    pub const LONGEST_WITHOUT_TOKEN: u32 = 7 * 24 * 3600;
+
     /// A new key whose version 1 is active; `kid` is the thumbprint of its public key.
     pub fn new(
         name: Name,
@@ -52,7 +61,26 @@ impl KeyMeta {
         now: Timestamp,
     ) -> Self {
         let versions = vec![VersionMeta::active(1, kid, now)];
-        Self { name, algorithm, mgf1_hash, labels, created_at: now, versions }
+        let serve_without_token_seconds = 0;
+        Self {
+            name,
+            algorithm,
+            mgf1_hash,
+            labels,
+            created_at: now,
+            versions,
+            serve_without_token_seconds,
+        }
+    }
+
+    /// For how many seconds of an outage of the token its opened form may go on serving; 0 is not at all.
+    pub fn serve_without_token_seconds(&self) -> u32 {
+        self.serve_without_token_seconds
+    }
+
+    /// Changes that, up to [`KeyMeta::LONGEST_WITHOUT_TOKEN`].
+    pub fn serve_without_token(&mut self, seconds: u32) {
+        self.serve_without_token_seconds = seconds.min(Self::LONGEST_WITHOUT_TOKEN);
     }
 
     pub fn name(&self) -> &Name {
@@ -212,13 +240,23 @@ struct Stored {
     labels: Labels,
     created_at: Timestamp,
     versions: Vec<VersionMeta>,
+    #[serde(default)]
+    serve_without_token_seconds: u32,
 }
 
 impl TryFrom<Stored> for KeyMeta {
     type Error = MalformedKey;
 
     fn try_from(stored: Stored) -> Result<Self, MalformedKey> {
-        let Stored { name, algorithm, mgf1_hash, labels, created_at, versions } = stored;
+        let Stored {
+            name,
+            algorithm,
+            mgf1_hash,
+            labels,
+            created_at,
+            versions,
+            serve_without_token_seconds,
+        } = stored;
         let mut kids: Vec<&str> = versions.iter().map(VersionMeta::kid).collect();
         kids.sort_unstable();
         let numbered = (1u32..).zip(&versions).all(|(number, version)| version.version == number);
@@ -226,7 +264,15 @@ impl TryFrom<Stored> for KeyMeta {
         if versions.is_empty() || !numbered || !distinct {
             return Err(MalformedKey);
         }
-        Ok(Self { name, algorithm, mgf1_hash, labels, created_at, versions })
+        Ok(Self {
+            name,
+            algorithm,
+            mgf1_hash,
+            labels,
+            created_at,
+            versions,
+            serve_without_token_seconds,
+        })
     }
 }
 

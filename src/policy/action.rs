@@ -15,6 +15,7 @@ pub enum Action {
     KeyDecrypt,
     /// Opening something with a version that is deactivated or compromised, besides `KeyDecrypt`.
     KeyRecover,
+    KeyUpdate,
     KeyRotate,
     KeySuspend,
     KeyResume,
@@ -40,7 +41,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 31] = [
+    pub const ALL: [Action; 32] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -50,6 +51,7 @@ impl Action {
         Action::KeyEncrypt,
         Action::KeyDecrypt,
         Action::KeyRecover,
+        Action::KeyUpdate,
         Action::KeyRotate,
         Action::KeySuspend,
         Action::KeyResume,
@@ -86,6 +88,7 @@ impl Action {
             Action::KeyEncrypt => "key:encrypt",
             Action::KeyDecrypt => "key:decrypt",
             Action::KeyRecover => "key:recover",
+            Action::KeyUpdate => "key:update",
             Action::KeyRotate => "key:rotate",
             Action::KeySuspend => "key:suspend",
             Action::KeyResume => "key:resume",

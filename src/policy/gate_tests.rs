@@ -68,7 +68,7 @@ fn resource_of(action: Action) -> Resource {
 }
 
 /// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 31] = [
+const SHIPPED: [(Action, &str); 32] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -78,6 +78,7 @@ const SHIPPED: [(Action, &str); 31] = [
     (Action::KeyEncrypt, "s"),
     (Action::KeyDecrypt, "s"),
     (Action::KeyRecover, ""),
+    (Action::KeyUpdate, "o"),
     (Action::KeyRotate, "o"),
     (Action::KeySuspend, "o"),
     (Action::KeyResume, "o"),

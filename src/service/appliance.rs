@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -43,11 +44,15 @@ pub struct Status;
 pub struct StatusView {
     pub version: &'static str,
     /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable`, `master-unfit`,
-    /// `store-unavailable` or `trail-unavailable`.
+    /// `store-unavailable`, `trail-unavailable` or `brown-out`: the token is away, and keys that may serve
+    /// without it do.
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// Since when service by the token has stopped, and why; absent while it serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_away: Option<AwayView>,
     pub uptime_seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub appliance: Option<String>,
@@ -73,6 +78,14 @@ pub struct SandboxView {
     pub front: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custody: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AwayView {
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// The same word as in the trail's event, like `token-absent`.
+    pub reason: &'static str,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -213,6 +226,10 @@ impl Appliance {
             LinkState::PinRefused(why) => ("pin-refused", why),
             LinkState::Unfit(why) => ("master-unfit", why),
             LinkState::Unlocked { .. } => self.state_of_disks(),
+            LinkState::BrownOut { outage, .. } => match self.state_of_disks() {
+                ("ready", _) => ("brown-out", outage.why),
+                worse => worse,
+            },
         }
     }
 
@@ -233,7 +250,7 @@ impl Appliance {
     pub(super) async fn status(&self) -> StatusView {
         let (state, detail) = self.state();
         let custody = match self.custody.state() {
-            LinkState::Unlocked { .. } => self.custody.glance().await,
+            LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => self.custody.glance().await,
             _ => None,
         };
         let (home, policy) = (self.records.home(), self.policy());
@@ -241,6 +258,7 @@ impl Appliance {
             version: env!("CARGO_PKG_VERSION"),
             state,
             detail,
+            token_away: self.custody.token_away().map(|(since, reason)| AwayView { since, reason }),
             uptime_seconds: self.standing.uptime_seconds(),
             appliance: home.as_ref().map(|home| home.appliance.clone()),
             generation: home.as_ref().map(|home| home.generation),
@@ -309,6 +327,7 @@ fn check_of_state(state: &str, detail: String) -> Option<Check> {
         "pin-refused" => {
             (Verdict::Fail, "[token] pin_file or pin_credential, then `strongroom unlock`")
         }
+        "brown-out" => (Verdict::Warn, "the token; what may serve without it does"),
         "token-unavailable" | "master-unfit" => {
             (Verdict::Fail, "[token] module, label or serial, and the module's own environment")
         }
@@ -386,7 +405,8 @@ impl Request for Unlock {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
-        if matches!(appliance.custody.state(), LinkState::Unlocked { .. }) {
+        let state = appliance.custody.state();
+        if matches!(state, LinkState::Unlocked { .. } | LinkState::BrownOut { .. }) {
             return Err(Error::NotLocked);
         }
         let pin = match &self.pin {

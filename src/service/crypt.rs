@@ -10,6 +10,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use super::keys::public_key;
 use super::view::Named;
 use crate::audit::Details;
+use crate::custody::SealedKey;
 use crate::custody::protocol::KeyAddress;
 use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError};
 use crate::policy::{Action, Permit, Resource};
@@ -97,6 +98,10 @@ pub struct Decrypted {
     /// Whether it was a recovery, for the trail.
     #[serde(skip)]
     pub for_recovery: bool,
+    /// True where the token was away and the opened key served by its allowance; absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub without_token: bool,
 }
 
 /// What became of one item: its result, or its error.
@@ -318,16 +323,20 @@ impl Appliance {
         }
         let (name, version) = (proof.key().to_string(), proof.version());
         let stored = record.version(version).ok_or(UseError::NoKid)?;
-        let sealed = stored.sealed.clone();
-        let mgf1_hash = record.meta.mgf1_hash();
-        let address = KeyAddress { name, version };
-        let plaintext = self.custody.decrypt(address, sealed, mgf1_hash, ciphertext, label).await?;
+        let key = SealedKey {
+            address: KeyAddress { name, version },
+            sealed: stored.sealed.clone(),
+            mgf1_hash: record.meta.mgf1_hash(),
+            allowance: record.meta.serve_without_token_seconds(),
+        };
+        let opened = self.custody.decrypt(key, ciphertext, label).await?;
         self.still_may(record, proof).await?;
         let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
         if for_recovery {
             tracing::warn!(key = %proof.key(), version, "a version was used for recovery");
         }
-        Ok(Decrypted { plaintext: Disclosed(plaintext), version, kid, for_recovery })
+        let (plaintext, without_token) = (Disclosed(opened.plaintext), opened.without_token);
+        Ok(Decrypted { plaintext, version, kid, for_recovery, without_token })
     }
 }
 
@@ -343,6 +352,7 @@ impl Traced for DecryptReply {
             DecryptReply::One(one) => Details {
                 version: Some(one.version),
                 recovery: one.for_recovery.then_some(true),
+                without_token: one.without_token.then_some(true),
                 output_bytes: Some(one.plaintext.0.expose().len() as u64),
                 ..Details::default()
             },
@@ -351,10 +361,14 @@ impl Traced for DecryptReply {
                 let recovered = |item: &ItemResult| {
                     matches!(item, ItemResult::Done(Decrypted { for_recovery: true, .. }))
                 };
+                let alone = |item: &ItemResult| {
+                    matches!(item, ItemResult::Done(Decrypted { without_token: true, .. }))
+                };
                 Details {
                     items: Some(items.len() as u32),
                     failed_items: Some(failed.count() as u32),
                     recovery: items.iter().any(recovered).then_some(true),
+                    without_token: items.iter().any(alone).then_some(true),
                     ..Details::default()
                 }
             }

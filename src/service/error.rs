@@ -144,7 +144,14 @@ impl Error {
             Error::Record(RecordError::Broken(_)) => "record-broken",
             Error::Record(_) => "store-unavailable",
             Error::Custody(
-                CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_)),
+                CustodyError::Away(_)
+                | CustodyError::Gone
+                | CustodyError::Fault(
+                    Fault::TokenUnavailable(_)
+                    | Fault::TokenAbsent(_)
+                    | Fault::BrownOut(_)
+                    | Fault::TokenCall(_),
+                ),
             ) => "token-unavailable",
             Error::Custody(CustodyError::Fault(Fault::SealBroken)) => "record-broken",
             Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal",
@@ -166,7 +173,14 @@ impl Error {
             }
             Error::Record(_) => "the store cannot be used at the moment".to_owned(),
             Error::Custody(
-                CustodyError::Away(_) | CustodyError::Fault(Fault::TokenUnavailable(_)),
+                CustodyError::Away(_)
+                | CustodyError::Gone
+                | CustodyError::Fault(
+                    Fault::TokenUnavailable(_)
+                    | Fault::TokenAbsent(_)
+                    | Fault::BrownOut(_)
+                    | Fault::TokenCall(_),
+                ),
             ) => "the token cannot be used at the moment".to_owned(),
             Error::PinRefused(_) => "the token refused the PIN; an operator has to act".to_owned(),
             Error::Master(_) => "the master key cannot be used; an operator has to act".to_owned(),

@@ -31,7 +31,24 @@ pub struct CreateKey {
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
     pub labels: Labels,
+    /// For how many seconds of an outage of the token the opened key may go on serving; not at all unless
+    /// said.
+    #[serde(default)]
+    #[schema(value_type = Option<u32>, maximum = 604800)]
+    pub serve_without_token_seconds: u32,
 }
+
+/// Body of a change of what may be changed of a key: what is not named stays as it is.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateBody {
+    /// For how many seconds of an outage of the token the opened key may go on serving; 0 is not at all.
+    #[schema(maximum = 604800)]
+    pub serve_without_token_seconds: Option<u32>,
+}
+
+/// Change what may be changed of a key.
+pub type UpdateKey = Named<UpdateBody>;
 
 /// Body of an import.
 #[derive(Deserialize, ToSchema)]
@@ -47,6 +64,11 @@ pub struct ImportBody {
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
     pub labels: Labels,
+    /// For how many seconds of an outage of the token the opened key may go on serving; not at all unless
+    /// said.
+    #[serde(default)]
+    #[schema(value_type = Option<u32>, maximum = 604800)]
+    pub serve_without_token_seconds: u32,
 }
 
 /// Take in a private key that was made elsewhere.
@@ -152,12 +174,41 @@ impl Request for CreateKey {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        let without_token = allowed(self.serve_without_token_seconds)?;
         appliance.must_be_free(&self.name).await?;
         let address = first_version(&self.name);
         let _same_master = appliance.rotating.wrapping().await;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
         appliance.must_lie_under_the_master(&made)?;
-        appliance.keep_first(self.name, self.mgf1_hash, self.labels, made).await
+        let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token };
+        appliance.keep_first(self.name, key, made).await
+    }
+}
+
+impl Request for UpdateKey {
+    const ACTION: Action = Action::KeyUpdate;
+    const TRACE: Trace = Trace::Before;
+    type Reply = KeyView;
+
+    fn resource(&self) -> Resource {
+        Resource::Key(self.name.clone())
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        let Some(seconds) = self.with.serve_without_token_seconds else {
+            let rule = "name at least one thing to change".to_owned();
+            return Err(Error::Invalid { member: "serve_without_token_seconds", rule });
+        };
+        let seconds = allowed(seconds)?;
+        let old = appliance.key(&self.name).await?;
+        let mut new = KeyRecord::clone(&old);
+        new.meta.serve_without_token(seconds);
+        let kept = appliance.records.change_key(&old, new).await?;
+        if seconds < old.meta.serve_without_token_seconds() {
+            // What is open was allowed more.
+            appliance.forget_opened(&self.name).await;
+        }
+        Ok(KeyView::changed(&kept, None))
     }
 }
 
@@ -175,7 +226,8 @@ impl Request for ImportKey {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        let Named { name, with: ImportBody { private_key, mgf1_hash, labels } } = self;
+        let Named { name, with } = self;
+        let ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds } = with;
         if private_key.expose().len() > LONGEST_IMPORT {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
@@ -183,7 +235,9 @@ impl Request for ImportKey {
         let _same_master = appliance.rotating.wrapping().await;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         appliance.must_lie_under_the_master(&taken)?;
-        appliance.keep_first(name, mgf1_hash, labels, taken).await
+        let without_token = allowed(serve_without_token_seconds)?;
+        let key = NewMeta { mgf1_hash, labels, without_token };
+        appliance.keep_first(name, key, taken).await
     }
 }
 
@@ -320,6 +374,22 @@ fn first_version(name: &Name) -> KeyAddress {
     KeyAddress { name: name.to_string(), version: 1 }
 }
 
+/// What a new key is given besides its name and its size.
+struct NewMeta {
+    mgf1_hash: Mgf1Hash,
+    labels: Labels,
+    without_token: u32,
+}
+
+/// An allowance within its bound.
+fn allowed(seconds: u32) -> Result<u32, Error> {
+    if seconds <= KeyMeta::LONGEST_WITHOUT_TOKEN {
+        return Ok(seconds);
+    }
+    let rule = format!("at most {} seconds", KeyMeta::LONGEST_WITHOUT_TOKEN);
+    Err(Error::Invalid { member: "serve_without_token_seconds", rule })
+}
+
 impl Appliance {
     /// The key of this name.
     pub(super) async fn key(&self, name: &Name) -> Result<std::sync::Arc<KeyRecord>, Error> {
@@ -344,15 +414,11 @@ impl Appliance {
         }
     }
 
-    async fn keep_first(
-        &self,
-        name: Name,
-        mgf1_hash: Mgf1Hash,
-        labels: Labels,
-        made: NewKey,
-    ) -> Result<KeyView, Error> {
+    async fn keep_first(&self, name: Name, key: NewMeta, made: NewKey) -> Result<KeyView, Error> {
+        let NewMeta { mgf1_hash, labels, without_token } = key;
         let kid = thumbprint(&made.public)?;
-        let meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
+        let mut meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
+        meta.serve_without_token(without_token);
         let first = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
         let kept = self.records.add_key(meta, first).await.map_err(|error| match error {
             crate::records::RecordError::Conflict => Error::Exists("key"),

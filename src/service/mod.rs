@@ -37,7 +37,7 @@ pub use error::Error;
 pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
 pub use keys::{
     CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm,
-    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic,
+    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic, UpdateBody, UpdateKey,
 };
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,

@@ -109,6 +109,10 @@ pub struct Revealed {
     /// Whether it was a recovery, for the trail.
     #[serde(skip)]
     pub for_recovery: bool,
+    /// True where the token was away and the opened key served by its allowance; absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub without_token: bool,
 }
 
 impl SecretView {
@@ -277,8 +281,9 @@ impl Request for RevealSecret {
             let (key, version) = (&found.record.key, found.record.version);
             tracing::info!(secret = %self.0, %key, version, code = error.code(), "not opened");
         })?;
-        let (plaintext, for_recovery) = (opened.plaintext, opened.for_recovery);
-        Ok(Revealed { plaintext, secret: SecretView::of(found), for_recovery })
+        let Decrypted { plaintext, for_recovery, without_token, .. } = opened;
+        let secret = SecretView::of(found);
+        Ok(Revealed { plaintext, secret, for_recovery, without_token })
     }
 }
 
@@ -343,6 +348,7 @@ impl Traced for Revealed {
     fn details(&self) -> Details {
         let bytes = self.plaintext.0.expose().len() as u64;
         let recovery = self.for_recovery.then_some(true);
-        Details { output_bytes: Some(bytes), recovery, ..self.secret.details() }
+        let without_token = self.without_token.then_some(true);
+        Details { output_bytes: Some(bytes), recovery, without_token, ..self.secret.details() }
     }
 }

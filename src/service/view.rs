@@ -51,6 +51,8 @@ pub struct KeyView {
     /// What the operator tagged it with.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: crate::key::Labels,
+    /// For how many seconds of an outage of the token the opened key may go on serving; 0 is not at all.
+    pub serve_without_token_seconds: u32,
     /// The version that protects; absent where none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<u32>,
@@ -104,6 +106,7 @@ impl KeyView {
             mgf1_hash: meta.mgf1_hash().as_str(),
             state: meta.state().as_str(),
             labels: meta.labels().clone(),
+            serve_without_token_seconds: meta.serve_without_token_seconds(),
             current_version: meta.current().map(VersionMeta::version),
             created_at: meta.created_at(),
             versions: meta.versions().iter().map(VersionView::of).collect(),

@@ -20,6 +20,18 @@ pub enum Class {
     Permanent,
 }
 
+impl Class {
+    /// The word for it: `transient`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Transient => "transient",
+            Class::Operator => "operator",
+            Class::Data => "data",
+            Class::Permanent => "permanent",
+        }
+    }
+}
+
 /// One return value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ckr {
@@ -44,6 +56,26 @@ pub fn row(code: CK_RV) -> &'static Ckr {
         Err(_) if code >= cryptoki_sys::CKR_VENDOR_DEFINED => &VENDOR,
         Err(_) => &UNKNOWN,
     }
+}
+
+/// All rows, by value.
+pub fn rows() -> &'static [Ckr] {
+    TABLE
+}
+
+/// The whole table in words, a row a line, for people.
+pub fn in_words() -> String {
+    let line = |row: &Ckr| {
+        let (name, kind, again) = (
+            row.name,
+            row.class.as_str(),
+            if row.restart { " (this process ends and a new one takes over)" } else { "" },
+        );
+        format!("0x{:08x}  {name:<38}  {kind:<9}  {}; {}{again}\n", row.code, row.meaning, row.next)
+    };
+    let kinds = "transient: the same call may succeed later\noperator: a person has to do something first\n\
+                 data: what was handed in is at fault, the token is well\npermanent: module or token will never do it\n\n";
+    TABLE.iter().chain([&VENDOR]).map(line).fold(kinds.to_owned(), |text, line| text + &line)
 }
 
 /// The value behind cryptoki's name for it.
@@ -222,6 +254,15 @@ mod tests {
         }
         assert_eq!(row(0x8000_0001), &VENDOR);
         assert_eq!(row(0x4321), &UNKNOWN);
+    }
+
+    #[test]
+    fn the_documented_table_is_this_one() {
+        let documented = include_str!("../../docs/pkcs11-return-values.txt");
+        assert!(
+            documented == in_words(),
+            "strongroom doctor --pkcs11-return-values > docs/pkcs11-return-values.txt"
+        );
     }
 
     #[test]

@@ -263,6 +263,16 @@ impl Token for Pkcs11Token {
     }
 }
 
+/// Loads the module and looks for the token, without a login: for a process of its own.
+pub fn look(settings: &Settings) -> Result<(), TokenError> {
+    let path = settings.module.display().to_string();
+    let module = load(&settings.module)?;
+    let (slot, info) =
+        slot::select(&module, settings).map_err(|failure| failure.at(&Place::module(&path)))?;
+    let place = Place::new(info.label(), info.serial_number(), &path);
+    module.open_ro_session(slot).map(drop).map_err(|error| Failure::from(error).at(&place))
+}
+
 fn vanished(call: &str) -> Failure {
     Failure::answer(call, "the key that was just made is not there")
 }

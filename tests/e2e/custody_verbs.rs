@@ -73,7 +73,7 @@ impl Conquered {
 
     fn unlock(&self, intruder: &mut Intruder) {
         let appliance = Some(self.home.clone());
-        let unlock = Verb::Unlock { appliance, pin: None, by_operator: false };
+        let unlock = Verb::Unlock { appliance, pin: None, by_operator: false, look_first: false };
         assert!(matches!(intruder.done(&unlock), Reply::Unlocked { .. }));
     }
 
@@ -99,6 +99,7 @@ impl Conquered {
             mgf1_hash: Mgf1Hash::Sha256,
             ciphertext: self.ciphertext.clone(),
             label: Vec::new(),
+            allowance: 0,
         }
     }
 }
@@ -125,7 +126,8 @@ fn no_verb_lets_a_key_out() {
         conquered.sealed_key(&mut intruder, "brought"),
     );
     // What the front is there for works, and that is all that comes out of a private key.
-    let Reply::Plaintext(plaintext) = intruder.done(&conquered.decrypt("brought", 1, &brought))
+    let Reply::Plaintext { plaintext, .. } =
+        intruder.done(&conquered.decrypt("brought", 1, &brought))
     else {
         panic!("another reply")
     };
@@ -270,7 +272,7 @@ fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
     for bytes in [made, &made[WRAPPED..], &c.home.store_key.wrapped] {
         assert!(matches!(intruder.refused("an import", &import(bytes)), Fault::BadKey(_)));
     }
-    let unlock = Verb::Unlock { appliance: None, pin: None, by_operator: true };
+    let unlock = Verb::Unlock { appliance: None, pin: None, by_operator: true, look_first: false };
     assert_eq!(intruder.refused("a second unlock", &unlock), Fault::Unlocked);
     let appliance = c.home.appliance.clone();
     let init = Verb::Init { appliance: appliance.clone(), resume: false };

@@ -16,6 +16,7 @@ mod acts;
 mod apart;
 mod appliance_routes;
 mod bad_input;
+mod brown_out;
 mod callers;
 mod checks;
 mod clients;

@@ -1,0 +1,89 @@
+//! When the token is away: whether this process ends at once, or lets opened keys serve on that may.
+//!
+//! A brown-out begins only where the token is not to be found from outside this process either, and some
+//! opened key has an allowance. No call reaches the module any more. It ends, and with it the process,
+//! when the token is found again or the last allowance has run out.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::custodian::Custodian;
+use super::faults::outage_of;
+use super::protocol::{Fault, Outage, Reply};
+
+/// How this process stands to its token.
+#[derive(Debug, Clone, Default)]
+pub enum Stand {
+    #[default]
+    Well,
+    /// The token is away, and opened keys serve without it.
+    BrownOut(Outage),
+    /// The token, its module or a session is past use, and this process with it.
+    PastUse(Outage),
+}
+
+impl Custodian {
+    fn stand(&self) -> MutexGuard<'_, Stand> {
+        self.stand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this process has to be replaced.
+    pub fn is_past_use(&self) -> bool {
+        matches!(*self.stand(), Stand::PastUse(_))
+    }
+
+    /// The outage in which keys serve without the token.
+    pub fn brown_out(&self) -> Option<Outage> {
+        match &*self.stand() {
+            Stand::BrownOut(outage) => Some(outage.clone()),
+            _ => None,
+        }
+    }
+
+    /// The token is away for this process, and why; the first who notices decides what becomes of it.
+    pub fn lose_token(&self, fault: &Fault) {
+        let _one = self.losing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*self.stand(), Stand::Well) {
+            return;
+        }
+        let outage = outage_of(fault);
+        // A token that never opened is for the front to tell of: it may be the hundredth try.
+        let Some(keyring) = self.keyring() else {
+            *self.stand() = Stand::PastUse(outage);
+            return;
+        };
+        let (reason, why) = (outage.reason.as_str(), outage.why.clone());
+        if keyring.cache.allowed() > 0 && self.probe.look().is_err() {
+            let keys = keyring.cache.lose_token(Instant::now());
+            *self.stand() = Stand::BrownOut(outage.clone());
+            tracing::error!(reason, why, keys, "the token is away; some keys serve without it");
+            self.notices.tell(&Ok(Reply::BrownOut(outage)));
+        } else {
+            *self.stand() = Stand::PastUse(outage);
+            tracing::error!(reason, why, "the token is past use; custody starts anew");
+        }
+    }
+
+    /// Ends a brown-out in which nothing is left to serve, or whose token is back.
+    pub fn tend_brown_out(&self) {
+        let Some(outage) = self.brown_out() else { return };
+        let left = self.keyring().map_or(0, |keyring| keyring.cache.len());
+        if left == 0 {
+            tracing::warn!("no key may serve without the token any longer; custody starts anew");
+        } else if self.probe.look().is_ok() {
+            tracing::info!("the token is found again; custody starts anew");
+        } else {
+            return;
+        }
+        *self.stand() = Stand::PastUse(outage);
+    }
+
+    /// Tells the front why the process ends, where there is a reason.
+    pub fn say_why(&self) {
+        let outage = match &*self.stand() {
+            Stand::PastUse(outage) | Stand::BrownOut(outage) => outage.clone(),
+            Stand::Well => return,
+        };
+        self.notices.tell(&Err(Fault::TokenUnavailable(outage)));
+    }
+}

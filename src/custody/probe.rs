@@ -1,0 +1,169 @@
+//! A process beside custody that looks, when asked, whether the token is to be found.
+//!
+//! A module must not be initialised twice in one process, so custody cannot see by itself that a token
+//! which went away is back. This process is split off before custody reads a PIN or opens a key and has
+//! neither. For every look it makes a child that shuts itself in as custody does, loads the module,
+//! looks for the token without a login, and ends.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use super::process::StartError;
+use crate::sandbox::{self, Needs};
+use crate::token::{self, pkcs11};
+
+/// How long a look may take: a module that hangs is as good as none.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest answer, in bytes.
+const LONGEST: usize = 1024;
+
+/// The way to the process that looks.
+pub struct Probe(Mutex<Option<UnixStream>>);
+
+impl Probe {
+    /// Splits the process off. This one must have one thread, and nothing that is to be kept from it.
+    #[allow(unsafe_code)] // fork(2)
+    pub fn split_off(
+        token: &token::Settings,
+        sandbox: &sandbox::Settings,
+        needs: impl Fn() -> Needs,
+    ) -> Result<Self, StartError> {
+        let (ours, theirs) = UnixStream::pair().map_err(StartError::Probe)?;
+        ours.set_read_timeout(Some(PATIENCE * 2)).map_err(StartError::Probe)?;
+        let parent = Pid::this();
+        // SAFETY: there is one thread, so the child finds every lock as it should be.
+        match unsafe { fork() }.map_err(|errno| StartError::Probe(errno.into()))? {
+            ForkResult::Parent { .. } => Ok(Self(Mutex::new(Some(ours)))),
+            ForkResult::Child => {
+                drop(ours);
+                let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+                let _ = prctl::set_name(c"probe");
+                if Pid::parent() == parent {
+                    serve(theirs, || look(token, sandbox, &needs()));
+                }
+                leave(0)
+            }
+        }
+    }
+
+    /// None: nothing is ever found, and nothing looked for.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether the token is to be found now, from a process that has not used it before; why not, where it
+    /// is not.
+    pub fn look(&self) -> Result<(), String> {
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = line.as_mut() else { return Err("nobody can look".to_owned()) };
+        let answer = ask(stream);
+        if answer.is_err() {
+            // Answers would come too late, to the next who asks.
+            *line = None;
+        }
+        match answer {
+            Ok(why) if why.is_empty() => Ok(()),
+            Ok(why) => Err(why),
+            Err(error) => Err(format!("the process that looks for the token is lost: {error}")),
+        }
+    }
+}
+
+fn ask(stream: &mut UnixStream) -> io::Result<String> {
+    use std::io::Write;
+    stream.write_all(b"?")?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut text = vec![0; usize::from(u16::from_le_bytes(length)).min(LONGEST)];
+    stream.read_exact(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Answers until nobody asks any more.
+fn serve(mut line: UnixStream, look: impl Fn() -> String) {
+    let mut question = [0];
+    while line.read_exact(&mut question).is_ok() {
+        let answer = in_a_child(&look);
+        if tell(&mut line, &answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// An empty text where the token is there, else why it is not.
+fn look(token: &token::Settings, sandbox: &sandbox::Settings, needs: &Needs) -> String {
+    if let Err(error) = sandbox::enter(sandbox, needs) {
+        return error.to_string();
+    }
+    pkcs11::look(token).err().map_or_else(String::new, |error| error.to_string())
+}
+
+fn tell(line: &mut UnixStream, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let text = text.as_bytes().get(..LONGEST).unwrap_or(text.as_bytes());
+    let length = u16::try_from(text.len()).unwrap_or(0);
+    line.write_all(&[&length.to_le_bytes()[..], text].concat())
+}
+
+/// Does it in a child, which may crash or hang.
+#[allow(unsafe_code)] // fork(2)
+fn in_a_child(look: &impl Fn() -> String) -> String {
+    let Ok((mut ours, mut theirs)) = UnixStream::pair() else {
+        return "no process could be made to look for it".to_owned();
+    };
+    // SAFETY: this process has one thread.
+    match unsafe { fork() } {
+        Err(errno) => format!("no process could be made to look for it: {errno}"),
+        Ok(ForkResult::Child) => {
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+            let sent = tell(&mut theirs, &look());
+            leave(i32::from(sent.is_err()))
+        }
+        Ok(ForkResult::Parent { child }) => {
+            drop(theirs);
+            let status = reap(child);
+            let mut answer = Vec::new();
+            let read = ours.read_to_end(&mut answer);
+            match (status, read) {
+                (Some(WaitStatus::Exited(_, 0)), Ok(length)) if length >= 2 => {
+                    String::from_utf8_lossy(&answer[2..]).into_owned()
+                }
+                (Some(_), _) => "the module crashed when the token was looked for".to_owned(),
+                (None, _) => "the module hung when the token was looked for".to_owned(),
+            }
+        }
+    }
+}
+
+/// Waits for the child's end; kills one that takes too long.
+fn reap(child: Pid) -> Option<WaitStatus> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if Instant::now() >= until => {
+                let _ = kill(child, Signal::SIGKILL);
+                let _ = waitpid(child, None);
+                return None;
+            }
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(status) => return Some(status),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Ends this process and runs nothing of what the parent had prepared for its own end.
+#[allow(unsafe_code)] // _exit(2) has no safe wrapper
+fn leave(code: i32) -> ! {
+    // SAFETY: _exit takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}
