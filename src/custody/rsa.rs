@@ -146,7 +146,7 @@ impl PrivateKey {
         label: &[u8],
     ) -> Result<Plaintext, DecryptError> {
         let is_zero = ciphertext.iter().fold(0, |all, byte| all | byte) == 0;
-        let is_below = *ciphertext < *self.modulus;
+        let is_below = is_below(ciphertext, &self.modulus);
         let fits = ciphertext.len() == self.modulus.len() && is_below && !is_zero;
         let mut room = [0; 512];
         let stand_in = self.stand_in(&mut room);
@@ -183,4 +183,15 @@ impl PrivateKey {
         let modulus = key.modulus(algorithm.ciphertext_len())?;
         Ok(Self { key, algorithm, modulus })
     }
+}
+
+/// Whether a big-endian number is below another of the same length. Always looks at all of both.
+fn is_below(number: &[u8], other: &[u8]) -> bool {
+    let word = |bytes: &[u8]| bytes.iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
+    let words = number.rchunks(8).map(word).zip(other.rchunks(8).map(word));
+    words.fold(false, |borrow, (a, b)| {
+        let (difference, first) = a.overflowing_sub(b);
+        let (_, second) = difference.overflowing_sub(u64::from(borrow));
+        first | second
+    })
 }

@@ -369,3 +369,20 @@ fn a_key_of_composite_parts_does_not_pass_for_one() {
     assert!(Key::parse_pkcs1(&der).is_ok(), "the relations hold");
     assert_eq!(import_error(&der), Some(KeyError::Inconsistent), "but it does not work");
 }
+
+#[test]
+fn numbers_are_compared_as_slices_are() {
+    let mut random = [0; 512];
+    for at in 0..200 {
+        getrandom::fill(&mut random).expect("random bytes");
+        let (one, other) = random.split_at_mut(256);
+        // Alike up to somewhere, and more or less so behind it.
+        let alike = at * 256 / 200;
+        other[..alike].copy_from_slice(&one[..alike]);
+        assert_eq!(is_below(one, other), *one < *other, "{alike}");
+        assert!(!is_below(one, one));
+    }
+    for (one, other) in [([0_u8; 16], [1; 16]), ([0xff; 16], [0xfe; 16])] {
+        assert_eq!(is_below(&one, &other), one < other);
+    }
+}
