@@ -47,6 +47,12 @@ pub const KINDS: [(Kind, &str); 12] = [
     (Kind::TooLarge, "not below the modulus"),
 ];
 
+/// Whether the public key is enough to tell that a ciphertext is of this kind.
+pub fn is_plain(name: &str) -> bool {
+    let plain = [Kind::Zero, Kind::TooLarge];
+    KINDS.iter().any(|(kind, known)| *known == name && plain.contains(kind))
+}
+
 /// Length of SHA-256 in bytes.
 const HASH: usize = 32;
 

@@ -62,7 +62,12 @@ fn judge(place: &str, names: &[&str], leak: Duration, mut once: impl FnMut(usize
     let (planted, real) = found.split_last().expect("the planted leak");
     assert!(planted.differs(), "{place}: the planted leak of {leak:?} was not found: {planted}");
     if effort.strict {
-        let differing = names[1..].iter().zip(real).filter(|(_, kind)| kind.differs());
+        // Whether a number is 0, or not below the modulus, everybody can see: a branch that the processor
+        // did not foresee tells nothing more.
+        let is_told = |(name, kind): &(&&str, &Comparison)| {
+            kind.differs() && !(kinds::is_plain(name) && kind.median_ns.abs() < 100.0)
+        };
+        let differing = names[1..].iter().zip(real).filter(is_told);
         let differing: Vec<_> = differing.map(|(name, kind)| format!("{name}: {kind}")).collect();
         assert!(
             differing.is_empty(),
