@@ -14,6 +14,7 @@ static HEAP: WipingHeap = WipingHeap;
 fn main() -> ExitCode {
     let (global, work) = cli::parse().work();
     match work {
+        Work::Recovery(work) => daemon::told(daemon::recover(&work)),
         Work::Errand(errand) => cli::run(&global, errand),
         Work::House(House::Doctor(doctor)) if doctor.pkcs11_return_values => {
             daemon::told(Ok((ckr::in_words(), true)))

@@ -157,6 +157,8 @@ pub enum Event {
     /// Keys were rewrapped under it.
     Rewrapped,
     RotationDone,
+    /// Every key is wrapped to the recovery key as it was set, or to none.
+    RecoveryWrapped,
     /// A new file of the trail begins with this line.
     Segment,
     /// Bytes at the end that no answer ever rested on were cut off after a crash.
@@ -192,6 +194,7 @@ impl Event {
             Event::MasterInUse => "master-in-use",
             Event::Rewrapped => "rewrapped",
             Event::RotationDone => "rotation-done",
+            Event::RecoveryWrapped => "recovery-wrapped",
             Event::Segment => "segment",
             Event::TailCut => "tail-cut",
             Event::BreakRecorded => "break-recorded",

@@ -37,6 +37,16 @@ impl Source {
         Ok(if text == "-" { Source::Stdin } else { Source::File(text.into()) })
     }
 
+    /// Opens it, for whoever reads into memory of their own.
+    /// Nothing of it is kept in a buffer on the way.
+    pub fn open(&self) -> std::io::Result<File> {
+        use std::os::fd::AsFd;
+        match self {
+            Source::Stdin => Ok(std::io::stdin().as_fd().try_clone_to_owned()?.into()),
+            Source::File(path) => File::open(path),
+        }
+    }
+
     /// Reads a secret exactly as it is. On a terminal it is asked for with `prompt`, unseen, and ends
     /// with its line; without a prompt a terminal is refused.
     pub fn secret(&self, prompt: Option<&str>) -> Result<SecretBytes, Failure> {

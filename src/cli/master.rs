@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::Session;
+use super::client::Reply;
 use super::output::{columns, facts};
 use super::problem::Failure;
 use super::progress::Progress;
@@ -76,36 +77,45 @@ impl Rotate {
             }
             Err(failure) => return Err(failure),
         }
-        let mut progress = Progress::new(!session.out.is_json());
-        loop {
-            let reply = match session.client.get("/v1/master") {
-                Err(failure) if failure.passes() => {
-                    progress.waiting("the daemon to be ready");
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
-                other => other?,
-            };
-            let view = reply.value()?;
-            let rotation = view.get("rotation").cloned().unwrap_or_default();
-            let number = |name: &str| rotation.get(name).and_then(Value::as_u64).unwrap_or(0);
-            let word = |name: &str| rotation.get(name).and_then(Value::as_str);
-            match (word("stage"), word("waits_for")) {
-                (Some("done"), _) => {
-                    progress.end();
-                    session.out.reply(&reply, told)?;
-                    return if number("broken") == 0 {
-                        Ok(())
-                    } else {
-                        Err(some_are_left(&rotation))
-                    };
-                }
-                (_, Some(waits_for)) => progress.waiting(waits_for),
-                (Some("rewrapping"), None) => progress.show(number("keys_done"), number("keys")),
-                _ => progress.waiting("the token to make the new master key"),
-            }
-            std::thread::sleep(PAUSE);
+        let (reply, rotation) = follow(session, "/v1/master", "rotation")?;
+        session.out.reply(&reply, told)?;
+        match rotation.get("broken").and_then(Value::as_u64) {
+            Some(0) | None => Ok(()),
+            Some(_) => Err(some_are_left(&rotation)),
         }
+    }
+}
+
+/// Follows the pass over all keys that stands under `member` of the document at `path` to its end;
+/// returns the last document, and the pass.
+pub(super) fn follow(
+    session: &Session,
+    path: &str,
+    member: &str,
+) -> Result<(Reply, Value), Failure> {
+    let mut progress = Progress::new(!session.out.is_json());
+    loop {
+        match session.client.get(path) {
+            Err(failure) if failure.passes() => progress.waiting("the daemon to be ready"),
+            Err(failure) => return Err(failure),
+            Ok(reply) => {
+                let pass = reply.value()?.get(member).cloned().unwrap_or_default();
+                let number = |name: &str| pass.get(name).and_then(Value::as_u64).unwrap_or(0);
+                let word = |name: &str| pass.get(name).and_then(Value::as_str);
+                match (word("stage"), word("waits_for")) {
+                    (Some("done") | None, _) => {
+                        progress.end();
+                        return Ok((reply, pass));
+                    }
+                    (_, Some(waits_for)) => progress.waiting(waits_for),
+                    (Some("making"), None) => {
+                        progress.waiting("the token to make the new master key");
+                    }
+                    _ => progress.show(number("keys_done"), number("keys")),
+                }
+            }
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -21,6 +21,7 @@ mod output;
 mod pages;
 mod problem;
 mod progress;
+mod recovery;
 mod secret;
 mod terminal;
 
@@ -33,8 +34,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use house::{Config, Custody, Doctor, Explain, House, Policy, PolicyFrom, Serve};
+pub use input::Source as RecoverySource;
 pub use output::Format;
 pub use problem::{Failure, Message};
+pub use recovery::{Drill, OfflineRecovery, Reseal};
 
 use crate::secret as secret_memory;
 use client::{Client, Reply};
@@ -117,6 +120,8 @@ pub enum Errand {
     #[command(subcommand)]
     Master(master::Master),
     #[command(subcommand)]
+    Recovery(recovery::Recovery),
+    #[command(subcommand)]
     Audit(audit::Audit),
     Encrypt(offline::Encrypt),
     Completions(pages::Completions),
@@ -127,6 +132,8 @@ pub enum Errand {
 pub enum Work {
     /// For the floor above: the daemon, custody, configuration and policy.
     House(House),
+    /// For the floor above, too: a recovery without a daemon.
+    Recovery(OfflineRecovery),
     /// For [`run`].
     Errand(Errand),
 }
@@ -135,6 +142,10 @@ impl Cli {
     /// Splits what was typed into the global options and the work.
     pub fn work(self) -> (Global, Work) {
         let work = match self.command {
+            Command::Errand(Errand::Recovery(recovery)) => match recovery.offline() {
+                Ok(offline) => Work::Recovery(offline),
+                Err(asking) => Work::Errand(Errand::Recovery(asking)),
+            },
             Command::Errand(errand) => Work::Errand(errand),
             Command::House(house) => Work::House(house),
         };
@@ -248,6 +259,7 @@ fn perform(session: &Session, errand: Errand) -> Result<(), Failure> {
         Errand::Key(key) => key.run(session),
         Errand::Secret(secret) => secret.run(session),
         Errand::Master(master) => master.run(session),
+        Errand::Recovery(recovery) => recovery.run(session),
         Errand::Audit(audit) => audit.run(session),
         Errand::Encrypt(encrypt) => encrypt.run(&session.out),
         Errand::Completions(completions) => completions.run(&session.out),

@@ -118,6 +118,33 @@ impl Client {
         expect!(self.ask(verb).await?, Reply::StoreKey(key) => key)
     }
 
+    /// The fingerprint of the recovery key that custody has.
+    pub async fn recovery_key(&self) -> Result<Option<[u8; 32]>, CustodyError> {
+        let reply = self.ask(Verb::RecoveryKey).await?;
+        expect!(reply, Reply::RecoveryKey(fingerprint) => fingerprint)
+    }
+
+    /// The data key of a sealed key, wrapped to the recovery key.
+    pub async fn wrap_key_for_recovery(
+        &self,
+        address: KeyAddress,
+        sealed: Vec<u8>,
+        fingerprint: [u8; 32],
+    ) -> Result<Vec<u8>, CustodyError> {
+        let verb = Verb::WrapKeyForRecovery { address, sealed, fingerprint };
+        expect!(self.ask(verb).await?, Reply::Sealed(wrap) => wrap)
+    }
+
+    /// A store key, wrapped to the recovery key.
+    pub async fn wrap_store_key_for_recovery(
+        &self,
+        store_key: StoreKey,
+        fingerprint: [u8; 32],
+    ) -> Result<Vec<u8>, CustodyError> {
+        let verb = Verb::WrapStoreKeyForRecovery { store_key, fingerprint };
+        expect!(self.ask(verb).await?, Reply::Sealed(wrap) => wrap)
+    }
+
     /// Seals a record's value under its address.
     pub async fn seal_record(
         &self,

@@ -314,6 +314,8 @@ impl Client {
             | Verb::UseHome { .. }
             | Verb::RewrapKey { .. }
             | Verb::RewrapStoreKey { .. }
+            | Verb::WrapKeyForRecovery { .. }
+            | Verb::WrapStoreKeyForRecovery { .. }
             | Verb::Unlock { .. } => LONG_PATIENCE,
             _ => until.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE),
         }

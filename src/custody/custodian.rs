@@ -14,8 +14,9 @@ use super::notice::Notices;
 use super::probe::Probe;
 use super::protocol::{
     Answer, Check, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts,
-    Verb,
+    Verb, Verdict,
 };
+use super::recovery::{Fingerprint, RecoveryKey};
 use super::sealed;
 use crate::sandbox;
 use crate::secret::{self, Pin};
@@ -36,6 +37,8 @@ pub struct Custodian {
     examiner: Examiner,
     cache: cache::Settings,
     arena: String,
+    /// The one key that data keys are wrapped to besides the master; or why it cannot be had.
+    recovery: Result<Option<RecoveryKey>, String>,
     unlocked: RwLock<Option<Arc<Keyring>>>,
     unlocking: Mutex<()>,
     pub(super) stand: Mutex<Stand>,
@@ -67,12 +70,14 @@ impl Custodian {
         probe: Probe,
         cache: cache::Settings,
         arena: String,
+        recovery: Result<Option<RecoveryKey>, String>,
     ) -> Self {
         Self {
             opener,
             examiner,
             cache,
             arena,
+            recovery,
             unlocked: RwLock::new(None),
             unlocking: Mutex::new(()),
             stand: Mutex::default(),
@@ -157,6 +162,15 @@ impl Custodian {
             Verb::Doctor => Ok(Reply::Checks(self.examine())),
             Verb::Init { appliance, resume } => self.init(appliance, resume),
             Verb::UseHome { home } => self.use_home(home),
+            Verb::RecoveryKey => self.recovery_key(),
+            Verb::WrapKeyForRecovery { address, sealed, fingerprint } => self
+                .with_recovery(&fingerprint, |keyring, key| {
+                    keyring.wrap_key_for(key, &address, &sealed)
+                }),
+            Verb::WrapStoreKeyForRecovery { store_key, fingerprint } => self
+                .with_recovery(&fingerprint, |keyring, key| {
+                    keyring.wrap_store_key_for(key, &store_key)
+                }),
             Verb::MakeMaster { generation } => self.make_master(generation),
             Verb::DestroyMaster { generation } => self.destroy_master(generation),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
@@ -217,6 +231,17 @@ impl Custodian {
     }
 
     fn examine(&self) -> Vec<Check> {
+        let mut checks = self.examine_token();
+        checks.extend(self.recovery.as_ref().err().map(|why| Check {
+            name: "recovery key".to_owned(),
+            verdict: Verdict::Fail,
+            found: why.clone(),
+            remedy: "[custody] recovery_key, then restart custody".to_owned(),
+        }));
+        checks
+    }
+
+    fn examine_token(&self) -> Vec<Check> {
         match self.keyring() {
             Some(keyring) => {
                 let generation = keyring.home.as_ref().map(|home| home.generation);
@@ -323,6 +348,30 @@ impl Custodian {
     fn destroy_master(&self, generation: u32) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         self.keyring().ok_or(Fault::Locked)?.destroy_master(generation)
+    }
+
+    fn recovery_key(&self) -> Answer {
+        match &self.recovery {
+            Ok(key) => Ok(Reply::RecoveryKey(key.as_ref().map(RecoveryKey::fingerprint))),
+            Err(why) => Err(Fault::Recovery(why.clone())),
+        }
+    }
+
+    /// With the recovery key of this fingerprint: custody's own, or none.
+    fn with_recovery(
+        &self,
+        wanted: &Fingerprint,
+        work: impl FnOnce(&Keyring, &RecoveryKey) -> Answer,
+    ) -> Answer {
+        let why = match &self.recovery {
+            Ok(Some(key)) if key.fingerprint() == *wanted => {
+                return work(self.keyring().ok_or(Fault::Locked)?.as_ref(), key);
+            }
+            Ok(Some(_)) => "[custody] recovery_key names another one than is set",
+            Ok(None) => "[custody] recovery_key names none, and one is set",
+            Err(why) => why,
+        };
+        Err(Fault::Recovery(why.to_owned()))
     }
 
     fn install(&self, keyring: Keyring) {

@@ -56,6 +56,13 @@ pub fn sealed_form(data: &[u8]) {
         assert_eq!((moved.len(), sealed::generation_of(&moved)), (data.len(), Some(7)));
         assert!(sealed::generation_of(&data[..5]).is_none(), "{generation} from nothing");
     }
+    if let Ok((fingerprint, ciphertext)) = sealed::read_recovery(data) {
+        assert_eq!(sealed::write_recovery(&fingerprint, ciphertext), data);
+        assert!(
+            sealed::generation_of(data).is_none(),
+            "a recovery wrap was taken for a wrapped key"
+        );
+    }
     let named = sealed::store_key_of(data);
     if let Ok((id, inner)) = sealed::read_record(data) {
         assert_eq!(sealed::write_record(id, inner.iv, inner.ciphertext), data);

@@ -44,6 +44,8 @@ pub struct Settings {
     /// Seconds after which work with the token is taken to hang, so that custody is started anew. To
     /// open the token, or to make keys in it, may take four times as long.
     pub hang_seconds: u64,
+    /// The recovery key: an RSA-4096 public key, PEM. Its private half lies offline.
+    pub recovery_key: Option<PathBuf>,
     /// The locked memory that opened keys live in.
     pub arena: arena::Settings,
     /// How long opened keys are kept.
@@ -64,6 +66,7 @@ impl Default for Settings {
             token_threads: 4,
             canary_seconds: 10,
             hang_seconds: 10,
+            recovery_key: None,
             arena: arena::Settings::default(),
             cache: cache::Settings::default(),
             sandbox: needs::Settings::default(),

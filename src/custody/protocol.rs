@@ -153,6 +153,21 @@ pub enum Verb {
         store_key: StoreKey,
         generation: u32,
     },
+    /// The fingerprint of the recovery key that custody has.
+    RecoveryKey,
+    /// The data key of a sealed key, wrapped to the recovery key of this fingerprint, which custody must
+    /// have in its own configuration.
+    WrapKeyForRecovery {
+        address: KeyAddress,
+        #[serde(with = "whole")]
+        sealed: Vec<u8>,
+        fingerprint: [u8; 32],
+    },
+    /// The same for a store key.
+    WrapStoreKeyForRecovery {
+        store_key: StoreKey,
+        fingerprint: [u8; 32],
+    },
 }
 
 /// The appliance that a token's keys serve: bound into every AAD.
@@ -206,6 +221,7 @@ pub enum Reply {
     },
     Checks(Vec<Check>),
     Masters(Vec<MasterFacts>),
+    RecoveryKey(Option<[u8; 32]>),
 }
 
 /// What custody is like at the moment.
@@ -315,6 +331,9 @@ pub enum Fault {
     ArenaFull,
     #[error("custody did not understand: {0}")]
     Protocol(String),
+    /// Custody has not the recovery key that it is asked for.
+    #[error("the recovery key: {0}")]
+    Recovery(String),
 }
 
 /// A text that becomes a field of an AAD: one with a zero byte would pass for two.

@@ -9,21 +9,28 @@
 //!                           | iv 12 | AES-GCM(data key, PKCS#8 DER)
 //! sealed record       1 | 1 | store key id u32 | iv 12 | AES-GCM(store key, value)
 //!
+//! recovery wrap       1 | 2 | fingerprint 32 | RSAES-OAEP(recovery key, data key or store key 32) 512
+//!                     with SHA-256 and MGF1-SHA-256 (RFC 8017 §7.1), and an AAD as its label
+//!
 //! AAD = "strongroom/v1" 0 field 0 field 0 …   with the fields
 //!   wrap of a store key   "store-key" · appliance · generation · id
 //!   wrap of a data key    "data-key"  · appliance · generation · name · version
 //!   seal of a PKCS#8      "pkcs8"     · appliance · name · version
 //!   seal of a record      "record"    · appliance · id · table · key · revision
+//!   recovery wrap         "recovery-data-key"  · appliance · name · version
+//!                         "recovery-store-key" · appliance · id
 //! ```
 //!
 //! Numbers in an AAD are decimal, no field can hold a zero byte. The generation is bound by the wrap
-//! alone, so that a data key is rewrapped without opening the private key under it.
+//! alone, so that a data key is rewrapped without opening the private key under it; the recovery wrap of
+//! a key knows no generation and outlives them. The fingerprint is SHA-256 of the recovery key's SPKI.
 
 use super::protocol::{Fault, KeyAddress, RecordAddress};
 use crate::token::WrappedKey;
 
 const FORM: u8 = 1;
 const AES_256_GCM: u8 = 1;
+const RSA_OAEP_SHA256: u8 = 2;
 const HEAD: usize = 2 + 4;
 const IV: usize = 12;
 const TAG: usize = 16;
@@ -55,6 +62,16 @@ pub fn pkcs8_aad(appliance: &str, address: &KeyAddress) -> Vec<u8> {
 pub fn record_aad(appliance: &str, store_key_id: u32, address: &RecordAddress) -> Vec<u8> {
     let (id, revision) = (store_key_id.to_string(), address.revision.to_string());
     aad(&["record", appliance, &id, &address.table, &address.key, &revision])
+}
+
+/// The label of a data key's recovery wrap.
+pub fn recovery_key_label(appliance: &str, address: &KeyAddress) -> Vec<u8> {
+    aad(&["recovery-data-key", appliance, &address.name, &address.version.to_string()])
+}
+
+/// The label of a store key's recovery wrap.
+pub fn recovery_store_key_label(appliance: &str, id: u32) -> Vec<u8> {
+    aad(&["recovery-store-key", appliance, &id.to_string()])
 }
 
 /// Something sealed in the process: its IV, and ciphertext with tag.
@@ -101,6 +118,25 @@ pub fn with_wrap(bytes: &[u8], wrapped: &WrappedKey) -> Result<Vec<u8>, Fault> {
 pub fn read_key(bytes: &[u8]) -> Result<(WrappedKey, Sealed<'_>), Fault> {
     let (wrapped, rest) = split_wrapped(bytes).ok_or(Fault::SealBroken)?;
     Ok((wrapped, split_sealed(rest).ok_or(Fault::SealBroken)?))
+}
+
+/// Writes a recovery wrap.
+pub fn write_recovery(fingerprint: &[u8; 32], ciphertext: &[u8]) -> Vec<u8> {
+    [&[FORM, RSA_OAEP_SHA256], fingerprint.as_slice(), ciphertext].concat()
+}
+
+/// Reads a recovery wrap: the fingerprint of the key that it is for, and the ciphertext.
+pub fn read_recovery(bytes: &[u8]) -> Result<([u8; 32], &[u8]), Fault> {
+    let Some((&[FORM, RSA_OAEP_SHA256], rest)) = bytes.split_first_chunk::<2>() else {
+        return Err(Fault::SealBroken);
+    };
+    let (fingerprint, ciphertext) = rest.split_first_chunk::<32>().ok_or(Fault::SealBroken)?;
+    Ok((*fingerprint, ciphertext))
+}
+
+/// Which recovery key a wrap is for; `None` where it is no wrap.
+pub fn recovery_of(bytes: &[u8]) -> Option<[u8; 32]> {
+    read_recovery(bytes).ok().map(|(fingerprint, _)| fingerprint)
 }
 
 /// Writes a sealed record.

@@ -18,6 +18,7 @@ use super::needs::{Granted, Surroundings, needs};
 use super::probe::Probe;
 use super::process::{self, Settings, StartError};
 use super::protocol::{Fault, Outage, Reason};
+use super::recovery::RecoveryKey;
 use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
 use crate::token::pkcs11::Pkcs11Token;
@@ -57,12 +58,16 @@ impl Ready {
             None => bind_private(&settings.socket, front_uid)
                 .map_err(|cause| StartError::Socket { path: settings.socket.clone(), cause })?,
         };
+        let recovery = settings.recovery_key.as_deref().map(RecoveryKey::read).transpose();
+        if let Err(why) = &recovery {
+            tracing::error!(why, "no recovery key; no key can be made while one is set");
+        }
         let pin = Granted::pin(&token);
         sandbox::enter(sandbox, &needs(&settings.sandbox, &token, around))?;
         let examiner = examiner(token.clone(), around.credentials.clone(), arena);
         let opener = opener(token, around.credentials.clone(), pin);
         let (cache, arena_in_words) = (settings.cache.clone(), arena.to_string());
-        let custodian = Custodian::new(opener, examiner, probe, cache, arena_in_words);
+        let custodian = Custodian::new(opener, examiner, probe, cache, arena_in_words, recovery);
         Ok(Self { settings, listener, front_uid, custodian, arena })
     }
 

@@ -13,6 +13,7 @@ mod house;
 mod inspect;
 pub mod logging;
 mod needs;
+mod recovery;
 mod start;
 mod store_check;
 mod supervisor;
@@ -21,6 +22,7 @@ mod trail_keeping;
 
 pub use custody::custody;
 pub use inspect::{check_config, check_policy, doctor, explain, show_config, told};
+pub use recovery::recover;
 pub use start::serve;
 
 use config::ConfigError;
@@ -38,6 +40,8 @@ pub enum DaemonError {
     Store(#[from] crate::store::StoreError),
     #[error("{0}. Look at its disk, then start the front again; what was acknowledged is there")]
     StoreLost(crate::store::StoreError),
+    #[error("{0}")]
+    Recovery(#[from] crate::records::OfflineError),
     #[error("{0}")]
     Records(#[from] crate::records::RecordError),
     #[error(

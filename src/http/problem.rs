@@ -230,6 +230,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "conflict" => (S::CONFLICT, "look again and repeat the request"),
         "key-state" => (S::CONFLICT, "show the key to see the states of its versions"),
         "already-initialised" => (S::CONFLICT, "nothing has to be done"),
+        "recovery-key" => (
+            S::CONFLICT,
+            "an operator brings [custody] recovery_key of the configuration and `strongroom recovery \
+             set` to the same key, and restarts custody",
+        ),
         "rotation-running" => (S::CONFLICT, "GET /v1/master says how far it is"),
         "master-needed" => (S::CONFLICT, "rotate first, or wait for the rotation to end"),
         "not-locked" => (S::CONFLICT, "nothing has to be done"),

@@ -11,8 +11,8 @@ use super::{body, metrics};
 use crate::key::Jwk;
 use crate::service::{
     AuditPage, DecryptReply, Deleted, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
-    MasterView, MetricsView, PublicKeyPem, PublicKeyReply, PutReply, Revealed, SecretPage,
-    SecretView, StatusView,
+    MasterView, MetricsView, PublicKeyPem, PublicKeyReply, PutReply, RecoveryView, Revealed,
+    SecretPage, SecretView, StatusView,
 };
 
 /// A reply that a route gives.
@@ -97,6 +97,7 @@ as_json!(
     KeyPage,
     KeyView,
     MasterView,
+    RecoveryView,
     SecretPage,
     StatusView,
 );

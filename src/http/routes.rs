@@ -16,9 +16,10 @@ use super::reply::{IntoReply, JSON, json, text};
 use super::shape::FromWire;
 use crate::service::{
     Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy,
-    Doctor, Encrypt, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit,
-    ReadMetrics, ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
-    ShowKey, ShowMaster, ShowPublic, ShowSecret, Status, Suspend, Unlock, UpdateKey,
+    Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret,
+    ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate,
+    RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic, ShowRecovery, ShowSecret, Status,
+    Suspend, Unlock, UpdateKey,
 };
 
 /// Routes and their description, growing together.
@@ -134,6 +135,13 @@ fn appliance(routes: Routes) -> Routes {
             "Destroy the master key of a generation that nothing needs any more",
         )
         .add::<ConfirmClock, false>(POST, "/v1/clock/confirm", "Say that the clock is right")
+        .add::<ShowRecovery, false>(
+            GET,
+            "/v1/recovery",
+            "Show what is recoverable without the token",
+        )
+        .add::<SetRecovery, false>(PUT, "/v1/recovery", "Wrap every key to a recovery key, too")
+        .add::<ForgetRecovery, false>(DELETE, "/v1/recovery", "Take the recovery key away")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")

@@ -12,10 +12,10 @@ use super::problem::Problem;
 use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret,
-    DestroyBody, Doctor, EncryptBody, ImportBody, Init, Jwks, ListKeys, ListSecrets, Lock, Named,
-    Page, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume,
-    RetireMaster, RevealSecret, Rotate, RotateMaster, ShowKey, ShowMaster, ShowSecret, Status,
-    Suspend, Unlock, UpdateBody,
+    DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks, ListKeys,
+    ListSecrets, Lock, Named, Page, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics, ReadPublicKey,
+    Request, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery,
+    ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, Unlock, UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -230,6 +230,9 @@ shape!(nothing RotateMaster);
 shape!(query ShowMaster);
 shape!(body RetireMaster);
 shape!(body ConfirmClock);
+shape!(body SetRecovery);
+shape!(nothing ForgetRecovery);
+shape!(query ShowRecovery);
 shape!(body CreateKey);
 shape!(named_body Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);

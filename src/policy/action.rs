@@ -38,10 +38,12 @@ pub enum Action {
     MasterRetire,
     MasterRead,
     ConfirmClock,
+    RecoverySet,
+    RecoveryRead,
 }
 
 impl Action {
-    pub const ALL: [Action; 32] = [
+    pub const ALL: [Action; 34] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -74,6 +76,8 @@ impl Action {
         Action::MasterRetire,
         Action::MasterRead,
         Action::ConfirmClock,
+        Action::RecoverySet,
+        Action::RecoveryRead,
     ];
 
     /// The name in policy files and trail: `key:decrypt`.
@@ -111,6 +115,8 @@ impl Action {
             Action::MasterRetire => "master:retire",
             Action::MasterRead => "master:read",
             Action::ConfirmClock => "appliance:confirm-clock",
+            Action::RecoverySet => "recovery:set",
+            Action::RecoveryRead => "recovery:read",
         }
     }
 }

@@ -68,7 +68,7 @@ fn resource_of(action: Action) -> Resource {
 }
 
 /// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 32] = [
+const SHIPPED: [(Action, &str); 34] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -101,6 +101,8 @@ const SHIPPED: [(Action, &str); 32] = [
     (Action::MasterRetire, "o"),
     (Action::MasterRead, "oa"),
     (Action::ConfirmClock, "o"),
+    (Action::RecoverySet, "o"),
+    (Action::RecoveryRead, "oa"),
 ];
 
 #[test]

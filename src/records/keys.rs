@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{At, Listed, RecordError, Records};
 use crate::key::{KeyMeta, Name, State, VersionMeta};
-use crate::store::{Batch, Table};
+use crate::store::{Batch, Store, Stored, Table};
 
 /// A key as it is stored: its versions' states, and what each version needs to work.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct VersionRecord {
     pub revision: u64,
     /// The sealed key; empty once the version was destroyed.
     pub sealed: Vec<u8>,
+    /// The data key, wrapped to the recovery key; empty where there is none, or once it was destroyed.
+    pub recovery: Vec<u8>,
     /// SubjectPublicKeyInfo, DER.
     pub public: Vec<u8>,
 }
@@ -39,6 +41,9 @@ pub struct VersionRecord {
 struct StoredVersion {
     meta: VersionMeta,
     sealed: String,
+    /// Not there in records from before there were recovery keys.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    recovery: String,
     public: String,
 }
 
@@ -233,7 +238,7 @@ fn whole_meta(name: &Name, mut own: Value, versions: Vec<Value>) -> Option<KeyMe
 }
 
 /// Where a version's record lies. No name has a slash, so no two addresses meet.
-fn version_key(name: &Name, version: u32) -> String {
+pub(super) fn version_key(name: &Name, version: u32) -> String {
     format!("{name}/{version:010}")
 }
 
@@ -251,20 +256,62 @@ impl StoredKey {
 impl StoredVersion {
     fn of(meta: VersionMeta, record: &VersionRecord) -> Self {
         use base64::prelude::{BASE64_STANDARD, Engine};
-        // The shredding of a destroyed version: its sealed key is not written again.
-        let sealed = match meta.state() {
+        // The shredding of a destroyed version: neither wrap of its data key is written again.
+        let unless_destroyed = |bytes: &[u8]| match meta.state() {
             State::Destroyed => String::new(),
-            _ => BASE64_STANDARD.encode(&record.sealed),
+            _ => BASE64_STANDARD.encode(bytes),
         };
-        Self { meta, sealed, public: BASE64_STANDARD.encode(&record.public) }
+        let sealed = unless_destroyed(&record.sealed);
+        let recovery = unless_destroyed(&record.recovery);
+        Self { meta, sealed, recovery, public: BASE64_STANDARD.encode(&record.public) }
     }
 
     fn taken_apart(self, revision: u64) -> Option<(VersionMeta, VersionRecord)> {
         use base64::prelude::{BASE64_STANDARD, Engine};
         let sealed = BASE64_STANDARD.decode(self.sealed).ok()?;
+        let recovery = BASE64_STANDARD.decode(self.recovery).ok()?;
         let public = BASE64_STANDARD.decode(self.public).ok()?;
-        Some((self.meta, VersionRecord { revision, sealed, public }))
+        Some((self.meta, VersionRecord { revision, sealed, recovery, public }))
     }
+}
+
+/// Reads a key from a store whose records `open` opens: without custody, and so without waiting.
+pub(super) fn key_with(
+    store: &dyn Store,
+    name: &Name,
+    open: impl Fn(Table, &str, Stored) -> Result<Vec<u8>, RecordError>,
+) -> Result<Option<KeyRecord>, RecordError> {
+    let broken = || RecordError::Broken(format!("key/{name}"));
+    let Some(stored) = store.get(Table::Key, name.as_str())? else { return Ok(None) };
+    let revision = stored.revision;
+    let own = open(Table::Key, name.as_str(), stored)?;
+    let StoredKey { meta, version_revisions } =
+        serde_json::from_slice(&own).map_err(|_| broken())?;
+    let (mut metas, mut versions) = (Vec::new(), Vec::new());
+    for (version, expected) in (1..).zip(version_revisions) {
+        let at = version_key(name, version);
+        let stored = store.get(Table::KeyVersion, &at)?.ok_or_else(broken)?;
+        if stored.revision != expected {
+            return Err(RecordError::Broken(format!("key-version/{at}")));
+        }
+        let value = open(Table::KeyVersion, &at, stored)?;
+        let stored: StoredVersion = serde_json::from_slice(&value).map_err(|_| broken())?;
+        let (meta, record) = stored.taken_apart(expected).ok_or_else(broken)?;
+        metas.push(serde_json::to_value(&meta).map_err(|_| broken())?);
+        versions.push(Arc::new(record));
+    }
+    let meta = whole_meta(name, meta, metas).ok_or_else(broken)?;
+    Ok(Some(KeyRecord { revision, meta, versions }))
+}
+
+/// The values of a key's own record and of its versions, as they are sealed.
+pub(super) fn stored_parts(key: &KeyRecord) -> Result<(Vec<u8>, Vec<Vec<u8>>), RecordError> {
+    let broken = |_| RecordError::Broken(format!("key/{}", key.meta.name()));
+    let own = serde_json::to_vec(&StoredKey::of(key)?).map_err(broken)?;
+    let versions = key.meta.versions().iter().zip(&key.versions).map(|(meta, record)| {
+        serde_json::to_vec(&StoredVersion::of(meta.clone(), record)).map_err(broken)
+    });
+    Ok((own, versions.collect::<Result<_, _>>()?))
 }
 
 /// The record of a key and those of its versions, a line each: what makes a key is written and read

@@ -10,7 +10,9 @@ mod clock;
 pub mod fuzzing;
 mod home;
 mod keys;
+mod offline;
 mod opened;
+mod recovery;
 mod rotation;
 mod sealing;
 mod secrets;
@@ -32,8 +34,10 @@ pub use home::{
     HomeRecord, LockRecord, MasterRecord, keep_head, read_head, read_home, read_locked,
 };
 pub use keys::{KeyRecord, VersionRecord};
+pub use offline::{Offline, OfflineError};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
-pub use rotation::{Census, Dependents, PassRecord, Stage};
+pub use recovery::RecoveryRecord;
+pub use rotation::{Census, Dependents, PassRecord, Purpose, Stage};
 pub use secrets::SecretRecord;
 
 use behind::Behind;
@@ -77,6 +81,7 @@ pub struct Records {
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
     changes: AtomicU64,
+    recovery: RwLock<recovery::Known>,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -108,8 +113,18 @@ impl Records {
         let changes = AtomicU64::new(home::read_changes(store.as_ref())?);
         let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
         let home = RwLock::new(home);
-        let behind = Behind::default();
-        Ok(Self { store, custody, home, opened, behind, count, seals_per_store_key, changes })
+        let (behind, recovery) = (Behind::default(), RwLock::new(None));
+        Ok(Self {
+            store,
+            custody,
+            home,
+            opened,
+            behind,
+            count,
+            seals_per_store_key,
+            changes,
+            recovery,
+        })
     }
 
     /// Reads a record's plain value and opens it.

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::home::{HOME, encode, plain, read_home, store_key_at};
 use super::{HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
-use crate::custody::generation_of;
 use crate::custody::protocol::KeyAddress;
+use crate::custody::{Fingerprint, generation_of, recovery_of};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Table};
 
@@ -30,6 +30,8 @@ const ROTATION: &str = "rotation";
 pub struct PassRecord {
     /// The generation that everything is to lie under.
     pub generation: u32,
+    #[serde(default)]
+    pub purpose: Purpose,
     pub stage: Stage,
     pub started_at: Timestamp,
     /// Who asked for it: `unix:1000`.
@@ -54,6 +56,16 @@ pub enum Stage {
     Done,
 }
 
+/// Why there is a pass over all keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    #[default]
+    Rotation,
+    /// The recovery key was set or taken away.
+    Recovery,
+}
+
 /// What lies under a master generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dependents {
@@ -67,6 +79,9 @@ pub struct Dependents {
 #[derive(Debug, Default)]
 pub struct Census {
     pub under: BTreeMap<u32, Dependents>,
+    /// How many of them are wrapped to the recovery key, too.
+    pub recoverable_versions: u64,
+    pub recoverable_store_keys: u64,
     pub broken: Vec<String>,
 }
 
@@ -146,23 +161,26 @@ impl Records {
         next
     }
 
-    /// Rewraps the versions of a key that do not lie under `generation`, keeps them and reads them back;
-    /// returns how many they were.
+    /// Rewraps the versions of a key that do not lie under `generation`, or have not the recovery wrap
+    /// that is set; keeps them and reads them back. Returns how many they were.
     ///
     /// # Errors
     /// [`RecordError::Conflict`] where the key was changed meanwhile: it is to be tried again.
-    pub async fn rewrap(&self, name: &Name, generation: u32) -> Result<u64, RecordError> {
+    pub async fn rewrap(
+        &self,
+        name: &Name,
+        generation: u32,
+        recovery: Option<Fingerprint>,
+    ) -> Result<u64, RecordError> {
         let Some(old) = self.key(name).await? else { return Ok(0) };
         let mut new = KeyRecord::clone(&old);
         let mut rewrapped = Vec::new();
         for (version, slot) in (1_u32..).zip(&mut new.versions) {
-            if slot.sealed.is_empty() || generation_of(&slot.sealed) == Some(generation) {
-                continue;
-            }
             let address = KeyAddress { name: name.to_string(), version };
-            let sealed = self.custody.rewrap_key(address, slot.sealed.clone(), generation).await?;
-            rewrapped.push((version, sealed.clone()));
-            *slot = Arc::new(VersionRecord { sealed, ..slot.as_ref().clone() });
+            if let Some(record) = self.rewrapped(address, slot, generation, recovery).await? {
+                *slot = Arc::new(record);
+                rewrapped.push((version, Arc::clone(slot)));
+            }
         }
         if rewrapped.is_empty() {
             return Ok(0);
@@ -172,8 +190,10 @@ impl Records {
         if stored.revision != kept.revision {
             return Err(RecordError::Conflict);
         }
-        let is_there = |(version, sealed): &(u32, Vec<u8>)| {
-            stored.version(*version).is_some_and(|found| found.sealed == *sealed)
+        let is_there = |(version, wanted): &(u32, Arc<VersionRecord>)| {
+            stored.version(*version).is_some_and(|found| {
+                found.sealed == wanted.sealed && found.recovery == wanted.recovery
+            })
         };
         match rewrapped.iter().all(is_there) {
             true => Ok(rewrapped.len() as u64),
@@ -181,11 +201,42 @@ impl Records {
         }
     }
 
+    /// A version with both wraps as they should be; `None` where they are.
+    async fn rewrapped(
+        &self,
+        address: KeyAddress,
+        old: &VersionRecord,
+        generation: u32,
+        recovery: Option<Fingerprint>,
+    ) -> Result<Option<VersionRecord>, RecordError> {
+        let mut new = old.clone();
+        if old.sealed.is_empty() {
+            return Ok(None);
+        }
+        if generation_of(&old.sealed) != Some(generation) {
+            let sealed = old.sealed.clone();
+            new.sealed = self.custody.rewrap_key(address.clone(), sealed, generation).await?;
+        }
+        if recovery_of(&old.recovery) != recovery {
+            new.recovery = match recovery {
+                Some(key) => {
+                    self.custody.wrap_key_for_recovery(address, new.sealed.clone(), key).await?
+                }
+                None => Vec::new(),
+            };
+        }
+        Ok((new != *old).then_some(new))
+    }
+
     /// What lies under which generation. Opens the record of every key, and keeps none of them.
     pub async fn census(&self) -> Result<Census, RecordError> {
         let mut census = Census::default();
         let home = self.home().ok_or(RecordError::NotInitialised)?;
+        let fingerprint = self.recovery().await?.map(|set| set.fingerprint);
         for store_key in &home.store_keys {
+            let wrap = self.store_key_recovery(store_key.id)?;
+            let recoverable = fingerprint.is_some() && recovery_of(&wrap) == fingerprint;
+            census.recoverable_store_keys += u64::from(recoverable);
             match generation_of(&store_key.wrapped) {
                 Some(generation) => {
                     census.add(generation, format!("store key {}", store_key.id)).store_keys += 1;
@@ -197,7 +248,7 @@ impl Records {
         loop {
             let page = self.key_names(after.as_deref(), PAGE)?;
             for names in page.chunks(ABREAST) {
-                let read = names.iter().map(|name| self.census_of(name));
+                let read = names.iter().map(|name| self.census_of(name, fingerprint));
                 for (name, found) in names.iter().zip(join_all(read).await) {
                     census.take(name, found)?;
                 }
@@ -209,8 +260,12 @@ impl Records {
         }
     }
 
-    /// The generations that a key's versions lie under, with their numbers.
-    async fn census_of(&self, name: &str) -> Result<Vec<(u32, u32)>, RecordError> {
+    /// The numbers of a key's versions, which generation each lies under, and whether it is recoverable.
+    async fn census_of(
+        &self,
+        name: &str,
+        recovery: Option<Fingerprint>,
+    ) -> Result<Vec<(u32, u32, bool)>, RecordError> {
         let broken = || RecordError::Broken(format!("key/{name}"));
         let parsed = Name::parse(name).map_err(|_| broken())?;
         let record = match self.opened.key(&parsed) {
@@ -223,7 +278,9 @@ impl Records {
         let mut found = Vec::new();
         for (version, slot) in (1..).zip(&record.versions) {
             if !slot.sealed.is_empty() {
-                found.push((version, generation_of(&slot.sealed).ok_or_else(broken)?));
+                let recoverable = recovery.is_some() && recovery_of(&slot.recovery) == recovery;
+                let generation = generation_of(&slot.sealed).ok_or_else(broken)?;
+                found.push((version, generation, recoverable));
             }
         }
         Ok(found)
@@ -258,11 +315,12 @@ impl Census {
     fn take(
         &mut self,
         name: &str,
-        found: Result<Vec<(u32, u32)>, RecordError>,
+        found: Result<Vec<(u32, u32, bool)>, RecordError>,
     ) -> Result<(), RecordError> {
         match found {
             Ok(versions) => {
-                for (version, generation) in versions {
+                for (version, generation, recoverable) in versions {
+                    self.recoverable_versions += u64::from(recoverable);
                     let what = format!("key/{name} version {version}");
                     self.add(generation, what).key_versions += 1;
                 }

@@ -45,6 +45,19 @@ impl Count {
     }
 }
 
+/// Counts `seals` more under the newest store key, in the batch that they are for: where nobody else
+/// works with the store.
+pub(super) fn seals_after(
+    store: &dyn Store,
+    store_key: u32,
+    seals: u64,
+) -> Result<impl FnOnce(Batch) -> Result<Batch, RecordError>, RecordError> {
+    let known: Option<Reserved> = plain(store, SEALS)?;
+    let before = known.filter(|known| known.store_key == store_key).map_or(0, |known| known.seals);
+    let value = encode(SEALS, &Reserved { store_key, seals: before + seals });
+    Ok(move |batch: Batch| Ok(batch.put(Table::Appliance, SEALS, Expect::Any, value?)))
+}
+
 impl Records {
     /// The store key for one more seal, counted.
     pub(super) async fn key_to_seal(&self) -> Result<StoreKey, RecordError> {
@@ -80,7 +93,10 @@ impl Records {
         let id = home.newest_store_key().id + 1;
         let mut next = home.clone();
         let store_key = self.custody.new_store_key(id).await?;
-        self.store.commit(put_store_key(Batch::new(), &store_key)?).await?;
+        let batch = put_store_key(Batch::new(), &store_key)?;
+        let recovery = self.recovery().await?.map(|set| set.fingerprint);
+        let batch = self.put_store_key_recovery(batch, &store_key, recovery).await?;
+        self.store.commit(batch).await?;
         next.store_keys.push(store_key);
         tracing::info!(id, "a new store key seals records from now on");
         let next = Arc::new(next);

@@ -67,6 +67,9 @@ pub struct StatusView {
     pub arena_used_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loaded_keys: Option<u64>,
+    /// Whether all that is kept here can be opened without the token, in a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_the_token: Option<String>,
     pub policy: PolicyView,
     pub trail: TrailView,
     pub clock: ClockView,
@@ -254,6 +257,10 @@ impl Appliance {
             _ => None,
         };
         let (home, policy) = (self.records.home(), self.policy());
+        let without_the_token = match custody {
+            Some(_) => self.recoverable().await,
+            None => None,
+        };
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             state,
@@ -269,6 +276,7 @@ impl Appliance {
             },
             arena_used_bytes: custody.as_ref().map(|custody| custody.arena_used_bytes),
             loaded_keys: custody.as_ref().map(|custody| custody.loaded_keys),
+            without_the_token,
             token: custody.and_then(|custody| custody.token).map(|token| TokenView {
                 label: token.label,
                 serial: token.serial,

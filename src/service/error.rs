@@ -60,13 +60,16 @@ pub enum Error {
     #[error("the master key is not usable: {0}")]
     Master(String),
     /// There is one rotation of the master key at a time.
-    #[error("a rotation of the master key to generation {0} is under way")]
+    #[error("a pass over all keys, to master generation {0}, is under way")]
     Rotating(u32),
     #[error("this appliance has no master key of generation {0}")]
     NoGeneration(u32),
     /// Something still lies under the generation that was to be retired, or might.
     #[error("master generation {generation} is still needed: {what}")]
     StillNeeded { generation: u32, what: String },
+    /// The recovery key that is set, or is to be set, is not one that custody has.
+    #[error("the recovery key: {0}")]
+    Recovery(String),
     #[error("there is too much to do at the moment")]
     Busy,
     #[error("the trail cannot be written: {0}")]
@@ -107,6 +110,7 @@ impl From<CustodyError> for Error {
             CustodyError::Fault(Fault::BadKey(why)) => Error::BadKey(why),
             CustodyError::Fault(Fault::Exists(what)) => Error::AlreadyInitialised(what),
             CustodyError::Fault(Fault::Busy | Fault::ArenaFull) => Error::Busy,
+            CustodyError::Fault(Fault::Recovery(why)) => Error::Recovery(why),
             other => Error::Custody(other),
         }
     }
@@ -136,6 +140,7 @@ impl Error {
             Error::NotLocked => "not-locked",
             Error::PinRefused(_) => "pin-refused",
             Error::Master(_) => "master-key",
+            Error::Recovery(_) => "recovery-key",
             Error::Rotating(_) => "rotation-running",
             Error::StillNeeded { .. } => "master-needed",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",

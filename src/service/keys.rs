@@ -12,7 +12,7 @@ use crate::custody::NewKey;
 use crate::custody::protocol::KeyAddress;
 use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Pick, PublicKey};
 use crate::policy::{Action, Permit, Resource};
-use crate::records::{KeyRecord, VersionRecord};
+use crate::records::KeyRecord;
 use crate::secret::{Pkcs8Der, SecretBytes};
 
 /// Generate a key; its first version is active at once.
@@ -179,7 +179,6 @@ impl Request for CreateKey {
         let address = first_version(&self.name);
         let _same_master = appliance.rotating.wrapping().await;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
-        appliance.must_lie_under_the_master(&made)?;
         let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token };
         appliance.keep_first(self.name, key, made).await
     }
@@ -201,10 +200,13 @@ impl Request for UpdateKey {
         };
         let seconds = allowed(seconds)?;
         let old = appliance.key(&self.name).await?;
-        let mut new = KeyRecord::clone(&old);
-        new.meta.serve_without_token(seconds);
-        let kept = appliance.records.change_key(&old, new).await?;
-        if seconds < old.meta.serve_without_token_seconds() {
+        let before = old.meta.serve_without_token_seconds();
+        let change = |key: &mut KeyRecord| {
+            key.meta.serve_without_token(seconds);
+            Ok(())
+        };
+        let kept = appliance.change(old, change).await?;
+        if seconds < before {
             // What is open was allowed more.
             appliance.forget_opened(&self.name).await;
         }
@@ -234,7 +236,6 @@ impl Request for ImportKey {
         appliance.must_be_free(&name).await?;
         let _same_master = appliance.rotating.wrapping().await;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
-        appliance.must_lie_under_the_master(&taken)?;
         let without_token = allowed(serve_without_token_seconds)?;
         let key = NewMeta { mgf1_hash, labels, without_token };
         appliance.keep_first(name, key, taken).await
@@ -416,10 +417,10 @@ impl Appliance {
 
     async fn keep_first(&self, name: Name, key: NewMeta, made: NewKey) -> Result<KeyView, Error> {
         let NewMeta { mgf1_hash, labels, without_token } = key;
-        let kid = thumbprint(&made.public)?;
+        let (kid, address) = (thumbprint(&made.public)?, first_version(&name));
         let mut meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
         meta.serve_without_token(without_token);
-        let first = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
+        let first = self.to_keep(address, made).await?;
         let kept = self.records.add_key(meta, first).await.map_err(|error| match error {
             crate::records::RecordError::Conflict => Error::Exists("key"),
             other => other.into(),

@@ -159,11 +159,9 @@ impl Request for Rotate {
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
         let address = KeyAddress { name: self.name.to_string(), version };
         let _same_master = appliance.rotating.wrapping().await;
-        let made = appliance.custody.generate_key(address, old.meta.algorithm()).await?;
-        appliance.must_lie_under_the_master(&made)?;
+        let made = appliance.custody.generate_key(address.clone(), old.meta.algorithm()).await?;
         let kid = thumbprint(&made.public)?;
-        let record = VersionRecord { revision: 0, sealed: made.sealed, public: made.public };
-        let record = Arc::new(record);
+        let record = Arc::new(appliance.to_keep(address, made).await?);
         let add = |key: &mut KeyRecord| {
             key.meta.rotate(kid.clone(), appliance.now())?;
             key.versions.push(Arc::clone(&record));
@@ -227,7 +225,7 @@ impl Appliance {
 
     /// Changes a key and keeps it. Where all that another did to it meanwhile was to rewrap it, which no
     /// caller has to know of, the change is made to what it has become.
-    async fn change(
+    pub(super) async fn change(
         &self,
         mut old: Arc<KeyRecord>,
         mut change: impl FnMut(&mut KeyRecord) -> Result<(), Error>,
@@ -270,7 +268,8 @@ impl Appliance {
 fn shred(record: &mut KeyRecord, version: u32) {
     let index = usize::try_from(version).ok().and_then(|version| version.checked_sub(1));
     if let Some(slot) = index.and_then(|index| record.versions.get_mut(index)) {
-        let emptied = VersionRecord { sealed: Vec::new(), ..slot.as_ref().clone() };
+        let emptied =
+            VersionRecord { sealed: Vec::new(), recovery: Vec::new(), ..slot.as_ref().clone() };
         *slot = Arc::new(emptied);
     }
 }

@@ -9,7 +9,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use crate::audit::Details;
 use crate::custody::protocol::MasterFound;
 use crate::policy::{Action, Permit, Resource};
-use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Stage};
+use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stage};
 
 /// Begin to rotate the master key: a new generation in the token, under which every data key and store
 /// key is rewrapped while service goes on.
@@ -67,6 +67,8 @@ pub struct GenerationView {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RotationView {
     pub generation: u32,
+    /// `rotation`, or `recovery` where it is for the recovery key.
+    pub purpose: &'static str,
     /// `making`, `rewrapping` or `done`.
     pub stage: &'static str,
     /// Who asked for it.
@@ -103,6 +105,7 @@ impl Request for RotateMaster {
         appliance.must_not_rotate()?;
         let record = PassRecord {
             generation: appliance.free_generation(&home).await?,
+            purpose: Purpose::Rotation,
             stage: Stage::Making,
             started_at: appliance.now(),
             by: permit.caller().name(),
@@ -196,7 +199,7 @@ fn needs(census: &Census, generation: u32) -> Option<String> {
 }
 
 impl Appliance {
-    fn must_not_rotate(&self) -> Result<(), Error> {
+    pub(super) fn must_not_rotate(&self) -> Result<(), Error> {
         match self.records.rotation()? {
             Some(running) if running.stage != Stage::Done => {
                 Err(Error::Rotating(running.generation))
@@ -278,7 +281,7 @@ impl GenerationView {
 }
 
 impl RotationView {
-    fn of(record: PassRecord, waits_for: Option<String>) -> Self {
+    pub(super) fn of(record: PassRecord, waits_for: Option<String>) -> Self {
         let stage = match record.stage {
             Stage::Making => "making",
             Stage::Rewrapping => "rewrapping",
@@ -286,9 +289,14 @@ impl RotationView {
         };
         let PassRecord { generation, by, started_at, ended_at, .. } = record;
         let PassRecord { keys, keys_done, rewrapped, broken, .. } = record;
+        let purpose = match record.purpose {
+            Purpose::Rotation => "rotation",
+            Purpose::Recovery => "recovery",
+        };
         let waits_for = waits_for.filter(|_| record.stage != Stage::Done);
         Self {
             generation,
+            purpose,
             stage,
             by,
             started_at,

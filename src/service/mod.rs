@@ -16,6 +16,7 @@ mod lifecycle;
 mod master;
 mod metrics;
 mod quiet;
+mod recovery;
 mod refusals;
 mod rotation;
 mod secrets;
@@ -48,6 +49,7 @@ pub use master::{
 };
 pub use metrics::{MetricsView, ReadMetrics};
 pub use quiet::{Quiet, Sparing};
+pub use recovery::{ForgetRecovery, RecoveryCounts, RecoveryView, SetRecovery, ShowRecovery};
 pub use secrets::{
     DeleteSecret, Deleted, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed,
     SecretPage, SecretView, ShowSecret,

@@ -10,10 +10,10 @@ use tokio::sync::{Notify, RwLock, RwLockReadGuard};
 use super::error::Error;
 use super::gate::Appliance;
 use crate::audit::{Event, EventNote};
-use crate::custody::protocol::Fault;
-use crate::custody::{CustodyError, NewKey, generation_of};
+use crate::custody::protocol::{Fault, KeyAddress};
+use crate::custody::{CustodyError, Fingerprint, NewKey, generation_of};
 use crate::key::Name;
-use crate::records::{PassRecord, RecordError, Stage};
+use crate::records::{PassRecord, Purpose, RecordError, RecoveryRecord, Stage, VersionRecord};
 
 /// Keys between two notes of how far it is.
 const BATCH: usize = 64;
@@ -66,10 +66,33 @@ impl Rotating {
 }
 
 impl Appliance {
-    /// A key that custody wrapped while it had not heard of the generation in use is not kept.
-    pub(super) fn must_lie_under_the_master(&self, made: &NewKey) -> Result<(), Error> {
+    /// The record of a version that custody has just made, with its recovery wrap where a recovery key
+    /// is set: without it no key is kept then.
+    pub(super) async fn to_keep(
+        &self,
+        address: KeyAddress,
+        made: NewKey,
+    ) -> Result<VersionRecord, Error> {
+        // A key that custody wrapped while it had not heard of the generation in use is not kept.
         let in_use = self.records.home().map(|home| home.generation);
-        if generation_of(&made.sealed) == in_use { Ok(()) } else { Err(Error::Busy) }
+        if generation_of(&made.sealed) != in_use {
+            return Err(Error::Busy);
+        }
+        let NewKey { sealed, public, .. } = made;
+        let recovery = match self.records.recovery().await? {
+            Some(set) => {
+                let fingerprint = set.fingerprint;
+                self.custody.wrap_key_for_recovery(address, sealed.clone(), fingerprint).await?
+            }
+            None => Vec::new(),
+        };
+        Ok(VersionRecord { revision: 0, sealed, recovery, public })
+    }
+
+    /// Changes what the recovery key is while nobody has a key wrapped, as with a new generation.
+    pub(super) async fn set_recovery(&self, set: Option<RecoveryRecord>) -> Result<(), Error> {
+        let _nobody_wraps = self.rotating.wrapping.write().await;
+        Ok(self.records.set_recovery(set).await?)
     }
 
     /// Waits for rotations and carries them out; never ends.
@@ -106,7 +129,21 @@ impl Appliance {
             self.follow_home(record.generation).await?;
         }
         self.rotating.wait_for(None);
-        self.rewrap_all(&mut record).await
+        let set = self.records.recovery().await?;
+        let fingerprint = set.as_ref().map(|set| set.fingerprint);
+        self.records.wrap_store_keys(fingerprint).await?;
+        self.rewrap_all(&mut record, fingerprint).await?;
+        // Before the pass counts as done: should it end here, it comes by here again.
+        if let Some(set) = set.filter(|_| record.broken == 0) {
+            let complete_at = Some(self.now());
+            let complete = RecoveryRecord { complete_at, ..set.as_ref().clone() };
+            self.records.set_recovery(Some(complete)).await?;
+        }
+        record.stage = Stage::Done;
+        record.ended_at = Some(self.now());
+        self.records.keep_rotation(&record).await?;
+        self.tell_end(&record).await;
+        Ok(())
     }
 
     /// Nothing is rewrapped while the trail cannot be written or an operator has locked.
@@ -143,18 +180,18 @@ impl Appliance {
         Ok(self.custody.use_home(home.for_custody()).await?)
     }
 
-    async fn rewrap_all(&self, record: &mut PassRecord) -> Result<(), Error> {
+    async fn rewrap_all(
+        &self,
+        record: &mut PassRecord,
+        recovery: Option<Fingerprint>,
+    ) -> Result<(), Error> {
         let mut told = record.rewrapped;
         loop {
             let names = self.records.key_names(record.after.as_deref(), BATCH)?;
-            self.rewrap_batch(&names, record).await?;
+            self.rewrap_batch(&names, record, recovery).await?;
             let is_last = names.len() < BATCH;
             if let Some(last) = names.last() {
                 record.after = Some(last.clone());
-            }
-            if is_last {
-                record.stage = Stage::Done;
-                record.ended_at = Some(self.now());
             }
             self.records.keep_rotation(record).await?;
             let since = u32::try_from(record.rewrapped - told).unwrap_or(u32::MAX);
@@ -164,15 +201,20 @@ impl Appliance {
                 self.tell(line.counting(since, 0)).await;
             }
             if is_last {
-                return self.tell_end(record).await;
+                return Ok(());
             }
             self.must_be_ready()?;
         }
     }
 
-    async fn rewrap_batch(&self, names: &[String], record: &mut PassRecord) -> Result<(), Error> {
+    async fn rewrap_batch(
+        &self,
+        names: &[String],
+        record: &mut PassRecord,
+        recovery: Option<Fingerprint>,
+    ) -> Result<(), Error> {
         for few in names.chunks(ABREAST) {
-            let rewraps = few.iter().map(|name| self.rewrap_key(name, record.generation));
+            let rewraps = few.iter().map(|name| self.rewrap_key(name, record.generation, recovery));
             for (name, rewrapped) in few.iter().zip(join_all(rewraps).await) {
                 match rewrapped {
                     Ok(versions) => record.rewrapped += versions,
@@ -188,10 +230,15 @@ impl Appliance {
         Ok(())
     }
 
-    async fn rewrap_key(&self, name: &str, generation: u32) -> Result<u64, RecordError> {
+    async fn rewrap_key(
+        &self,
+        name: &str,
+        generation: u32,
+        recovery: Option<Fingerprint>,
+    ) -> Result<u64, RecordError> {
         let name = Name::parse(name).map_err(|_| RecordError::Broken(format!("key/{name:?}")))?;
         for _ in 0..TRIES {
-            match self.records.rewrap(&name, generation).await {
+            match self.records.rewrap(&name, generation, recovery).await {
                 // A caller changed it meanwhile: look again.
                 Err(RecordError::Conflict) => {}
                 other => return other,
@@ -200,13 +247,16 @@ impl Appliance {
         Err(RecordError::Conflict)
     }
 
-    async fn tell_end(&self, record: &PassRecord) -> Result<(), Error> {
+    async fn tell_end(&self, record: &PassRecord) {
         let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         let (generation, rewrapped, broken) = (record.generation, record.rewrapped, record.broken);
-        tracing::info!(generation, rewrapped, broken, "the rotation of the master key is done");
-        let line = EventNote::about(Event::RotationDone, generation);
+        let event = match record.purpose {
+            Purpose::Rotation => Event::RotationDone,
+            Purpose::Recovery => Event::RecoveryWrapped,
+        };
+        tracing::info!(generation, rewrapped, broken, what = event.as_str(), "all keys are done");
+        let line = EventNote::about(event, generation);
         self.tell(line.counting(count(rewrapped), count(broken))).await;
-        Ok(())
     }
 }
 

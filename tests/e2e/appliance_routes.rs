@@ -44,6 +44,7 @@ fn the_appliance_tells_how_it_does() {
     let always = ["version", "state", "uptime_seconds", "appliance", "generation", "token"];
     let more =
         ["locked_memory", "sandbox", "arena_used_bytes", "loaded_keys", "policy", "trail", "clock"];
+    let more = [&more[..], &["without_the_token"]].concat();
     expect_members(&status, &[&always[..], &more].concat(), &[]);
     assert_eq!((&status["state"], &status["appliance"]), (&json!("ready"), &made["appliance"]));
     expect_members(&status["token"], &["label", "serial", "manufacturer", "model"], &[]);
@@ -157,7 +158,7 @@ fn the_trail_is_read_in_pages_and_through_filters() {
 }
 
 /// Every route, with the status of its success.
-const ROUTES: [(&str, &str, &[&str]); 34] = [
+const ROUTES: [(&str, &str, &[&str]); 37] = [
     ("post", "/v1/keys", &["201"]),
     ("get", "/v1/keys", &["200"]),
     ("get", "/v1/keys/{key}", &["200"]),
@@ -187,6 +188,9 @@ const ROUTES: [(&str, &str, &[&str]); 34] = [
     ("get", "/v1/master", &["200"]),
     ("post", "/v1/master/rotate", &["200"]),
     ("post", "/v1/master/retire", &["200"]),
+    ("get", "/v1/recovery", &["200"]),
+    ("put", "/v1/recovery", &["200"]),
+    ("delete", "/v1/recovery", &["200"]),
     ("post", "/v1/lock", &["200"]),
     ("post", "/v1/unlock", &["200"]),
     ("post", "/v1/clock/confirm", &["200"]),

@@ -250,6 +250,17 @@ fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) 
     intruder.refused("another appliance", &Verb::UseHome { home: strange });
     let unproved = Home { generation: 2, ..c.home.clone() };
     assert!(matches!(intruder.refused("", &Verb::UseHome { home: unproved }), Fault::Master(_)));
+    // To a recovery key that custody's own configuration does not name, nothing is wrapped.
+    assert!(matches!(intruder.done(&Verb::RecoveryKey), Reply::RecoveryKey(None)));
+    let fingerprint = [7; 32];
+    let (address, sealed) = (at("made", 1), made.to_vec());
+    let store_key = c.home.store_key.clone();
+    for verb in [
+        Verb::WrapKeyForRecovery { address, sealed, fingerprint },
+        Verb::WrapStoreKeyForRecovery { store_key, fingerprint },
+    ] {
+        assert!(matches!(intruder.refused("a recovery key", &verb), Fault::Recovery(_)));
+    }
     let in_use = Verb::DestroyMaster { generation: 1 };
     assert!(matches!(intruder.refused("in use", &in_use), Fault::Protocol(_)));
     intruder.done(&Verb::DestroyMaster { generation: 2 });

@@ -43,6 +43,7 @@ mod outages;
 mod process;
 mod promises;
 mod raw_store;
+mod recovery;
 mod rotation;
 mod sandbox;
 mod sealing;

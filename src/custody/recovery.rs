@@ -1,0 +1,204 @@
+//! The way out where the token is lost: a second wrap of every data key and store key, to an RSA public
+//! key whose private half lies offline, in a safe.
+//!
+//! Custody wraps to the one key of its own configuration and to nothing else: the front names it by its
+//! fingerprint and cannot bring another. The private half never comes near the daemon; what opens with
+//! it is an offline command ([`Recoverer`]).
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::keyring::{Keyring, open_store_key};
+use super::protocol::{Answer, Fault, KeyAddress, RecordAddress, Reply, StoreKey};
+use super::rsa::{KeyError, PrivateKey};
+use super::{seal, sealed};
+use crate::key::{Algorithm, Mgf1Hash, PublicKey};
+use crate::secret::{DataKey, Pkcs8Der, SecretBytes};
+use crate::token::Token;
+
+/// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
+pub type Fingerprint = [u8; 32];
+
+/// The public half, as custody has it.
+pub struct RecoveryKey {
+    key: PublicKey,
+    fingerprint: Fingerprint,
+}
+
+/// The fingerprint of a public key that may be a recovery key: RSA-4096.
+///
+/// # Errors
+/// Why it may not, in words.
+pub fn fingerprint_of(public: &[u8]) -> Result<Fingerprint, String> {
+    Ok(RecoveryKey::of(public)?.fingerprint)
+}
+
+impl RecoveryKey {
+    /// Reads the key of a file; a text says why there is none.
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let named = |error: String| format!("[custody] recovery_key {}: {error}", path.display());
+        let bytes = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+        Self::of(&bytes).map_err(named)
+    }
+
+    fn of(bytes: &[u8]) -> Result<Self, String> {
+        let key = PublicKey::from_any(bytes).map_err(|error| error.to_string())?;
+        if key.algorithm() != Algorithm::Rsa4096 {
+            return Err("a recovery key must be an RSA key of 4096 bits".to_owned());
+        }
+        let fingerprint = Sha256::digest(key.spki_der()).into();
+        Ok(Self { key, fingerprint })
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Wraps a key, bound to where it belongs by the label of OAEP.
+    fn wrap(&self, label: &[u8], key: &DataKey) -> Result<Vec<u8>, Fault> {
+        let wrapped = self.key.encrypt(Mgf1Hash::Sha256, key.expose(), label);
+        let wrapped = wrapped.map_err(|error| Fault::Recovery(error.to_string()))?;
+        Ok(sealed::write_recovery(&self.fingerprint, &wrapped))
+    }
+}
+
+impl Keyring {
+    /// The data key of a sealed key, wrapped to the recovery key.
+    pub(super) fn wrap_key_for(
+        &self,
+        recovery: &RecoveryKey,
+        address: &KeyAddress,
+        bytes: &[u8],
+    ) -> Answer {
+        let appliance = &self.home()?.appliance;
+        let (wrapped, _) = sealed::read_key(bytes)?;
+        let aad = sealed::data_key_aad(appliance, wrapped.generation, address);
+        let key = self.token.unwrap(wrapped.generation, &aad, &wrapped)?;
+        let label = sealed::recovery_key_label(appliance, address);
+        recovery.wrap(&label, &key).map(Reply::Sealed)
+    }
+
+    /// A store key, wrapped to the recovery key.
+    pub(super) fn wrap_store_key_for(
+        &self,
+        recovery: &RecoveryKey,
+        store_key: &StoreKey,
+    ) -> Answer {
+        let appliance = &self.home()?.appliance;
+        let key = open_store_key(self.token.as_ref(), appliance, store_key)?;
+        let label = sealed::recovery_store_key_label(appliance, store_key.id);
+        recovery.wrap(&label, &key).map(Reply::Sealed)
+    }
+}
+
+/// The private half at work, offline: opens what was wrapped to it.
+pub struct Recoverer {
+    key: PrivateKey,
+    fingerprint: Fingerprint,
+    appliance: String,
+}
+
+/// A store key that was opened with the private half.
+pub struct RecoveredStoreKey {
+    id: u32,
+    key: DataKey,
+    appliance: String,
+}
+
+impl Recoverer {
+    /// Takes the private key, as PEM or DER, for one appliance. The locked arena must have been started.
+    ///
+    /// # Errors
+    /// Why it is no key that could be one.
+    pub fn new(private: &[u8], appliance: &str) -> Result<Self, KeyError> {
+        let key = PrivateKey::import(private)?;
+        let fingerprint = Sha256::digest(key.public()?).into();
+        Ok(Self { key, fingerprint, appliance: appliance.to_owned() })
+    }
+
+    /// Which key it is.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Opens the wrap of a store key.
+    pub fn store_key(&self, id: u32, wrap: &[u8]) -> Result<RecoveredStoreKey, Fault> {
+        let label = sealed::recovery_store_key_label(&self.appliance, id);
+        let key = self.unwrap(&label, wrap)?;
+        Ok(RecoveredStoreKey { id, key, appliance: self.appliance.clone() })
+    }
+
+    /// Proves that a sealed key can be recovered: its data key comes out of the wrap, the private key
+    /// out of its seal, and the public key is that private key's.
+    pub fn prove(
+        &self,
+        address: &KeyAddress,
+        bytes: &[u8],
+        wrap: &[u8],
+        public: &[u8],
+    ) -> Result<(), Fault> {
+        let data_key = self.data_key(address, wrap)?;
+        let (_, seal) = sealed::read_key(bytes)?;
+        let aad = sealed::pkcs8_aad(&self.appliance, address);
+        let pkcs8 = Pkcs8Der::new(seal::open(&data_key, &aad, seal)?);
+        let key = PrivateKey::from_pkcs8(pkcs8.expose()).map_err(|_| Fault::SealBroken)?;
+        let its_public = key.public().map_err(|_| Fault::SealBroken)?;
+        if its_public == public { Ok(()) } else { Err(Fault::SealBroken) }
+    }
+
+    /// The same sealed key with its data key under a master of another token.
+    pub fn reseal(
+        &self,
+        token: &dyn Token,
+        generation: u32,
+        address: &KeyAddress,
+        bytes: &[u8],
+        wrap: &[u8],
+    ) -> Result<Vec<u8>, Fault> {
+        let data_key = self.data_key(address, wrap)?;
+        let aad = sealed::data_key_aad(&self.appliance, generation, address);
+        sealed::with_wrap(bytes, &token.wrap(generation, &aad, &data_key)?)
+    }
+
+    fn data_key(&self, address: &KeyAddress, wrap: &[u8]) -> Result<DataKey, Fault> {
+        self.unwrap(&sealed::recovery_key_label(&self.appliance, address), wrap)
+    }
+
+    fn unwrap(&self, label: &[u8], wrap: &[u8]) -> Result<DataKey, Fault> {
+        let (fingerprint, ciphertext) = sealed::read_recovery(wrap)?;
+        if fingerprint != self.fingerprint {
+            return Err(Fault::Recovery("it is wrapped to another recovery key".to_owned()));
+        }
+        let opened = self.key.decrypt_oaep(Mgf1Hash::Sha256, ciphertext, label);
+        let opened = opened.map_err(|_| Fault::SealBroken)?;
+        let bytes = SecretBytes::copy_from(opened.expose()).map_err(|_| Fault::ArenaFull)?;
+        DataKey::from_bytes(bytes).ok_or(Fault::SealBroken)
+    }
+}
+
+impl RecoveredStoreKey {
+    /// Opens a record that it sealed.
+    pub fn open(&self, address: &RecordAddress, bytes: &[u8]) -> Result<Vec<u8>, Fault> {
+        let (id, seal) = sealed::read_record(bytes)?;
+        if id != self.id {
+            return Err(Fault::SealBroken);
+        }
+        let aad = sealed::record_aad(&self.appliance, id, address);
+        Ok(seal::open(&self.key, &aad, seal)?.expose().to_vec())
+    }
+
+    /// Seals a record.
+    pub fn seal(&self, address: &RecordAddress, value: &[u8]) -> Result<Vec<u8>, Fault> {
+        let aad = sealed::record_aad(&self.appliance, self.id, address);
+        let (iv, ciphertext) = seal::seal(&self.key, &aad, value)?;
+        Ok(sealed::write_record(self.id, &iv, &ciphertext))
+    }
+
+    /// The same store key under a master of another token.
+    pub fn reseal(&self, token: &dyn Token, generation: u32) -> Result<StoreKey, Fault> {
+        let aad = sealed::store_key_aad(&self.appliance, generation, self.id);
+        let wrapped = sealed::write_wrapped(&token.wrap(generation, &aad, &self.key)?);
+        Ok(StoreKey { id: self.id, wrapped })
+    }
+}

@@ -1,0 +1,141 @@
+//! What is done with the private half of the recovery key, without a daemon: the drill, and the way under
+//! a new token. Keys are in the clear in the locked arena alone, as in custody.
+
+use std::io::{IsTerminal, Read, Write};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::config::Config;
+use super::{DaemonError, io};
+use crate::cli::{OfflineRecovery, RecoverySource};
+use crate::records::{Offline, OfflineError};
+use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
+use crate::store::sled_store::{Settings, SledStore};
+use crate::store::{Store, Table};
+use crate::token::pkcs11::Pkcs11Token;
+use crate::token::read_pin;
+
+/// The longest text of a private key, in bytes: RSA-4096 has about 3 300 as PEM.
+const LONGEST: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+
+/// Does it; the text for stdout, and whether all is well.
+pub fn recover(work: &OfflineRecovery) -> Result<(String, bool), DaemonError> {
+    match work {
+        OfflineRecovery::Drill(drill) => {
+            shut_in(&arena::Settings::default())?;
+            let settings = Settings { path: drill.store.clone(), ..Settings::default() };
+            let offline = open(&settings, &drill.private_key)?;
+            drill_all(&offline)
+        }
+        OfflineRecovery::Reseal(reseal) => {
+            let config = Config::load(&reseal.config)?.config;
+            shut_in(&config.custody.arena)?;
+            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into);
+            let credentials: Option<std::path::PathBuf> = credentials;
+            let offline = open(&config.store, &reseal.private_key)?;
+            let pin = read_pin(&config.token, credentials.as_deref())
+                .map_err(|error| io("reading the PIN")(std::io::Error::other(error)))?;
+            let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .map_err(io("starting the runtime"))?;
+            let generation =
+                runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
+            let _ = writeln!(std::io::stderr());
+            Ok((
+                format!(
+                    "every key lies under master generation {generation} of the new token, which signs \
+                     the trail from now on\nnext: start the daemon, `strongroom doctor`, fetch the trail's \
+                     new public key (strongroom audit export --public-key), and make a backup\n"
+                ),
+                true,
+            ))
+        }
+    }
+}
+
+/// As custody does before there is anything to hide.
+fn shut_in(settings: &arena::Settings) -> Result<(), DaemonError> {
+    secret::start(settings, Use::Custody)?;
+    secret::hook_self_test()?;
+    Ok(secret::harden_process()?)
+}
+
+fn open(settings: &Settings, private_key: &RecoverySource) -> Result<Offline, DaemonError> {
+    // A mistyped path must not make a new, empty store.
+    if !settings.path.join("db").is_file() {
+        let why = format!("{} holds no store", settings.path.display());
+        return Err(io("opening the store")(std::io::Error::other(why)));
+    }
+    let private = read_private(private_key)?;
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(settings)?);
+    Ok(Offline::open(store, private.expose())?)
+}
+
+/// Reads the private key by way of a locked buffer: the kernel does not read into the arena itself.
+fn read_private(source: &RecoverySource) -> Result<SecretBytes, DaemonError> {
+    let failed = io("reading the private key");
+    let mut file = source.open().map_err(&failed)?;
+    let mut buffer = IoBuffer::new(LONGEST).map_err(|errno| failed(std::io::Error::from(errno)))?;
+    let mut filled = 0;
+    loop {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let taken = SecretBytes::copy_from(&buffer[..filled]);
+    buffer.wipe(filled);
+    Ok(taken?)
+}
+
+/// Proves every key and every record; names each that cannot be recovered.
+fn drill_all(offline: &Offline) -> Result<(String, bool), DaemonError> {
+    let (mut keys, mut versions, mut secrets, mut bad) = (0_u64, 0, 0_u64, Vec::new());
+    every(offline, Table::Key, |name| {
+        match offline.prove_key(name) {
+            Ok(proved) => versions += proved,
+            Err(error) => bad.push(format!("key/{name}: {error}")),
+        }
+        keys += 1;
+        show(keys);
+    })?;
+    every(offline, Table::Secret, |name| match offline.prove_secret(name) {
+        Ok(()) => secrets += 1,
+        Err(error) => bad.push(format!("secret/{name}: {error}")),
+    })?;
+    let _ = writeln!(std::io::stderr());
+    let store_keys = offline.home().store_keys.len();
+    let mut text = format!(
+        "appliance {}: {store_keys} store keys, {versions} versions of {keys} keys, {secrets} secrets \
+         can be recovered without the token\n",
+        offline.home().appliance
+    );
+    for line in &bad {
+        text += &format!("CANNOT be recovered: {line}\n");
+    }
+    Ok((text, bad.is_empty()))
+}
+
+fn every(offline: &Offline, table: Table, mut work: impl FnMut(&str)) -> Result<(), DaemonError> {
+    let mut after: Option<String> = None;
+    loop {
+        let names = offline.names(table, after.as_deref())?;
+        for name in &names {
+            work(name);
+        }
+        match names.last() {
+            Some(last) => after = Some(last.clone()),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// How many are done, for whoever waits at a terminal.
+fn show(done: u64) {
+    if std::io::stderr().is_terminal() {
+        let _ = write!(std::io::stderr(), "\r{done} keys");
+    }
+}

@@ -1,0 +1,204 @@
+//! The recovery key is set, taken away and looked at: what opens every key where the token is lost.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use super::master::RotationView;
+use crate::custody::{Fingerprint, fingerprint_of};
+use crate::policy::{Action, Permit, Resource};
+use crate::records::{Census, PassRecord, Purpose, RecoveryRecord, Stage};
+
+/// Wrap every data key and store key to this recovery key, too, from now on and those that there are.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRecovery {
+    /// The public half, RSA-4096: PEM of an SPKI. It must be the one that custody's configuration names.
+    pub public_key: String,
+}
+
+/// Wrap nothing to a recovery key any more, and take away what was.
+pub struct ForgetRecovery;
+
+/// Show whether this appliance can be recovered without its token.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ShowRecovery {
+    /// Whether to count what can be recovered, which reads the record of every key.
+    pub counts: bool,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RecoveryView {
+    /// Whether all that is kept here can be opened without the token, in a sentence.
+    pub without_the_token: String,
+    /// SHA-256 of the recovery key's SPKI, hex; absent where none is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub set_at: Option<Timestamp>,
+    /// Who set it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted: Option<RecoveryCounts>,
+    /// The pass over all keys that is under way, or the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<RotationView>,
+}
+
+/// What can be recovered, of how many.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RecoveryCounts {
+    pub key_versions: u64,
+    pub key_versions_recoverable: u64,
+    pub store_keys: u64,
+    pub store_keys_recoverable: u64,
+    /// Keys whose records do not open.
+    pub broken: Vec<String>,
+}
+
+impl Request for SetRecovery {
+    const ACTION: Action = Action::RecoverySet;
+    const TRACE: Trace = Trace::Before;
+    type Reply = RecoveryView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
+        let fingerprint = fingerprint_of(self.public_key.as_bytes())
+            .map_err(|rule| Error::Invalid { member: "public_key", rule })?;
+        let of_custody = appliance.custody.recovery_key().await?;
+        if of_custody != Some(fingerprint) {
+            let whose = match of_custody {
+                Some(other) => format!("names another one, {}", hex(&other)),
+                None => "names none".to_owned(),
+            };
+            return Err(Error::Recovery(format!("[custody] recovery_key {whose}")));
+        }
+        let (set_at, by) = (appliance.now(), permit.caller().name());
+        let record = RecoveryRecord { fingerprint, set_at, by, complete_at: None };
+        appliance.begin_recovery_pass(&permit, Some(record)).await
+    }
+}
+
+impl Request for ForgetRecovery {
+    const ACTION: Action = Action::RecoverySet;
+    const TRACE: Trace = Trace::Before;
+    type Reply = RecoveryView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
+        appliance.begin_recovery_pass(&permit, None).await
+    }
+}
+
+impl Request for ShowRecovery {
+    const ACTION: Action = Action::RecoveryRead;
+    const TRACE: Trace = Trace::Beside;
+    type Reply = RecoveryView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
+        let census = if self.counts { Some(appliance.records.census().await?) } else { None };
+        appliance.recovery_view(census).await
+    }
+}
+
+impl Appliance {
+    /// Keeps what the recovery key is, and begins the pass that brings every key to it.
+    async fn begin_recovery_pass(
+        &self,
+        permit: &Permit,
+        set: Option<RecoveryRecord>,
+    ) -> Result<RecoveryView, Error> {
+        let _one_at_a_time = self.founding.lock().await;
+        let home = self.records.home().ok_or(Error::NotInitialised)?;
+        self.must_not_rotate()?;
+        self.set_recovery(set).await?;
+        let pass = PassRecord {
+            generation: home.generation,
+            purpose: Purpose::Recovery,
+            stage: Stage::Rewrapping,
+            started_at: self.now(),
+            by: permit.caller().name(),
+            after: None,
+            keys: self.records.count_keys()?,
+            keys_done: 0,
+            rewrapped: 0,
+            broken: 0,
+            ended_at: None,
+        };
+        self.records.keep_rotation(&pass).await?;
+        self.rotating.wake();
+        self.recovery_view(None).await
+    }
+
+    async fn recovery_view(&self, census: Option<Census>) -> Result<RecoveryView, Error> {
+        let set = self.records.recovery().await?;
+        let pass = self.records.rotation()?;
+        let pass = pass.map(|pass| RotationView::of(pass, self.rotating.waits_for()));
+        Ok(RecoveryView {
+            without_the_token: in_a_sentence(set.as_deref()),
+            fingerprint: set.as_ref().map(|set| hex(&set.fingerprint)),
+            set_at: set.as_ref().map(|set| set.set_at),
+            by: set.as_ref().map(|set| set.by.clone()),
+            counted: census.map(RecoveryCounts::of),
+            pass,
+        })
+    }
+
+    /// Whether this appliance can be recovered without its token; `None` while that cannot be read.
+    pub(super) async fn recoverable(&self) -> Option<String> {
+        self.records.home()?;
+        let set = self.records.recovery().await.ok()?;
+        Some(in_a_sentence(set.as_deref()))
+    }
+}
+
+impl RecoveryCounts {
+    fn of(census: Census) -> Self {
+        Self {
+            key_versions: census.under.values().map(|under| under.key_versions).sum(),
+            key_versions_recoverable: census.recoverable_versions,
+            store_keys: census.under.values().map(|under| under.store_keys).sum(),
+            store_keys_recoverable: census.recoverable_store_keys,
+            broken: census.broken,
+        }
+    }
+}
+
+fn in_a_sentence(set: Option<&RecoveryRecord>) -> String {
+    match set {
+        None => "nothing can be recovered: no recovery key is set".to_owned(),
+        Some(RecoveryRecord { complete_at: None, fingerprint, .. }) => format!(
+            "not everything can be recovered: not every key is wrapped to the recovery key {} yet",
+            short(fingerprint)
+        ),
+        Some(RecoveryRecord { fingerprint, .. }) => {
+            format!("every key can be recovered with the recovery key {}", short(fingerprint))
+        }
+    }
+}
+
+fn short(fingerprint: &Fingerprint) -> String {
+    hex(fingerprint).chars().take(16).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Traced for RecoveryView {}
