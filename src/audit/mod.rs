@@ -11,6 +11,7 @@ mod entry;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gather;
 mod line;
 mod look_back;
 mod place;

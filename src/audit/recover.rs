@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::{Code, EventNote, Outcome, Subject, Verdict};
+use super::gather::{Durable, Shared};
 use super::line::{Hash, Head, Kind, Line};
 use super::read::{hash_of, last_line, next_line};
 use super::segment::{self, Segment, SegmentFile, of_io};
-use super::writer::{Chain, Durable, Job, Shared, Writer};
+use super::writer::{Chain, Job, Writer};
 use super::{AuditError, Event, OnBreak, Settings};
 
 /// Makes the writer that goes on where the files end.

@@ -8,10 +8,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::entry::{Code, EventNote, Intent, Outcome, Subject, Verdict};
+use super::gather::Shared;
 use super::line::Head;
 use super::recover::recover;
 use super::tend::{HeadKeeper, Signer};
-use super::writer::{Job, Shared};
+use super::writer::Job;
 use super::{AuditError, Event, Settings};
 
 /// The trail of one appliance, open for writing.
