@@ -7,7 +7,7 @@ use super::*;
 /// A case: gets an empty store.
 type Case = fn(&dyn Store, &tokio::runtime::Runtime);
 
-const CASES: [(&str, Case); 7] = [
+const CASES: [(&str, Case); 8] = [
     ("revisions count changes", revisions_count_changes),
     ("a revision is never used twice", a_revision_is_never_used_twice),
     ("a batch is all or nothing", a_batch_is_all_or_nothing),
@@ -15,6 +15,7 @@ const CASES: [(&str, Case); 7] = [
     ("scans page", scans_page),
     ("watches tell", watches_tell),
     ("sizes are bounded", sizes_are_bounded),
+    ("a copy has it all", a_copy_has_it_all),
 ];
 
 #[test]
@@ -158,4 +159,22 @@ fn sizes_are_bounded(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(store.commit(put(&longest, Expect::Any, &vec![7; MAX_VALUE]))).unwrap();
     assert_eq!(store.get(Table::Key, &longest).unwrap().unwrap().value.len(), MAX_VALUE);
     assert_eq!(store.get(Table::Key, ""), Err(StoreError::Size));
+}
+
+fn a_copy_has_it_all(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    runtime.block_on(store.commit(put("a", Expect::Absent, b"one"))).unwrap();
+    runtime.block_on(store.commit(put("b", Expect::Absent, b"two"))).unwrap();
+    runtime.block_on(store.commit(put("b", Expect::Any, b"three"))).unwrap();
+    let delete = Batch::new().delete(Table::Key, "a", Expect::Any);
+    runtime.block_on(store.commit(delete)).unwrap();
+    let (mut cuts, mut all) = (0, std::collections::BTreeMap::new());
+    let mut take = |page: Vec<Copied>| {
+        all.extend(page.into_iter().map(|one| ((one.table, one.key), (one.revision, one.value))));
+        std::ops::ControlFlow::Continue(())
+    };
+    store.copy(&mut || cuts += 1, &mut take).unwrap();
+    assert_eq!(cuts, 1);
+    let expected = [("a", (2, None)), ("b", (2, Some(b"three".to_vec())))];
+    let expected = expected.map(|(key, kept)| ((Table::Key, key.to_owned()), kept));
+    assert_eq!(all, expected.into());
 }

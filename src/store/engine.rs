@@ -5,6 +5,7 @@
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use super::batch::{Planned, Slot};
 use super::sled_store::Settings;
-use super::{Change, StoreError, Stored, Table};
+use super::{Change, Copied, StoreError, Stored, Table};
 
 /// An open database.
 pub(super) struct Engine {
@@ -82,6 +83,35 @@ impl Engine {
             page.push((key.to_owned(), decode(&value)?));
         }
         Ok(page)
+    }
+
+    /// Up to `limit` addresses after this one, deleted ones too, as they lie on disk: those of deleted
+    /// values come first. The last one's place is where to go on.
+    pub(super) fn raw_page(
+        &self,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<Copied>, Option<Vec<u8>>), StoreError> {
+        let from = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let (mut page, mut last) = (Vec::new(), None);
+        for entry in self.tree.range::<&[u8], _>(from).take(limit) {
+            let (place, bytes) = entry.map_err(of_sled)?;
+            page.push(copied(&place, &bytes)?);
+            last = Some(place.to_vec());
+        }
+        Ok((page, last))
+    }
+
+    /// One address with all that is kept of it; `None` where nothing ever was.
+    pub(super) fn raw(&self, table: Table, key: &str) -> Result<Option<Copied>, StoreError> {
+        let address = address(table, key);
+        let mark = mark(&address);
+        for place in [address, mark] {
+            if let Some(bytes) = self.tree.get(&place).map_err(of_sled)? {
+                return copied(&place, &bytes).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn slot(&self, table: Table, key: &str) -> Result<Slot, StoreError> {
@@ -178,6 +208,22 @@ fn address(table: Table, key: &str) -> Vec<u8> {
 /// Where the last revision of a deleted address is kept.
 fn mark(address: &[u8]) -> Vec<u8> {
     [&[0], address].concat()
+}
+
+/// What lies at a place of the tree.
+fn copied(place: &[u8], bytes: &[u8]) -> Result<Copied, StoreError> {
+    let strange = StoreError::Corrupt { what: "an address of no table" };
+    let (deleted, address) = match place {
+        [0, address @ ..] => (true, address),
+        address => (false, address),
+    };
+    let (&tag, key) = address.split_first().ok_or(strange.clone())?;
+    let table = Table::of_tag(tag).ok_or(strange)?;
+    let key = std::str::from_utf8(key)
+        .map_err(|_| StoreError::Corrupt { what: "a key is not UTF-8" })?
+        .to_owned();
+    let Stored { revision, value } = decode(bytes)?;
+    Ok(Copied { table, key, revision, value: (!deleted).then_some(value) })
 }
 
 fn decode(bytes: &[u8]) -> Result<Stored, StoreError> {

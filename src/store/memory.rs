@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::batch::{Slot, check_key};
 use super::watch::Watchers;
-use super::{Batch, Change, CommitFuture, Store, StoreError, Stored, Table, Watch};
+use super::{Batch, Change, CommitFuture, Copied, Store, StoreError, Stored, Table, Take, Watch};
 
 /// Nothing of it outlives the process.
 pub struct MemoryStore {
@@ -142,5 +142,21 @@ impl Store for MemoryStore {
 
     fn watch(&self, table: Table, prefix: &str) -> Watch {
         self.watchers.watch(table, prefix)
+    }
+
+    fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
+        let inner = self.reading()?;
+        let all = inner.slots.iter().map(|((table, key), kept)| Copied {
+            table: *table,
+            key: key.clone(),
+            revision: kept.revision,
+            value: kept.value.clone(),
+        });
+        let all = all.collect();
+        cut();
+        drop(inner);
+        // Whether it wants more makes no difference: there is none.
+        let _ = take(all);
+        Ok(())
     }
 }

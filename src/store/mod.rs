@@ -1,4 +1,4 @@
-//! Touches disk: four verbs and a question over addresses (a table and a key), durable and conditional.
+//! Touches disk: a few verbs over addresses (a table and a key), durable and conditional.
 //!
 //! Every address counts its changes: the **revision**. It starts at 1, grows by one with every put
 //! and every delete, and never starts again: a deleted address keeps its last revision, so that a
@@ -7,6 +7,7 @@
 mod batch;
 #[cfg(test)]
 mod conformance;
+mod copy;
 mod engine;
 pub mod memory;
 pub mod sled_store;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 pub use batch::{Batch, Expect};
+pub use copy::{Copied, Filling, Take};
 pub use watch::{Change, Watch, WatchEvent};
 
 /// The kinds of records. Names and tags are part of what is on disk and never change.
@@ -46,13 +48,18 @@ impl Table {
     }
 
     /// The first byte of an address on disk; 0 is for the marks of deleted addresses.
-    fn tag(self) -> u8 {
+    pub fn tag(self) -> u8 {
         match self {
             Table::Appliance => 1,
             Table::Key => 2,
             Table::KeyVersion => 3,
             Table::Secret => 4,
         }
+    }
+
+    /// The table of this tag.
+    pub fn of_tag(tag: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.tag() == tag)
     }
 }
 
@@ -160,4 +167,12 @@ pub trait Store: Send + Sync {
 
     /// Tells of every durable change at keys of `table` that start with `prefix`, from now on.
     fn watch(&self, table: Table, prefix: &str) -> Watch;
+
+    /// Hands all that the store holds to `take`, as it is at one moment, while others go on writing. Of
+    /// an address that comes twice the last counts. `cut` is called at that moment: nothing is committed
+    /// while it runs, and what was committed before is durable. Blocks until all is taken.
+    ///
+    /// # Errors
+    /// Also where the store failed meanwhile, or is not there any more; there is no copy then.
+    fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError>;
 }

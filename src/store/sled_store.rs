@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::batch::check_key;
+use super::copy::{self, Held, Notes, Pause};
 use super::engine::{Engine, lock, make_directory, of_io};
 use super::watch::Watchers;
-use super::{Batch, CommitFuture, Store, StoreError, Stored, Table, Watch};
+use super::{Batch, CommitFuture, Store, StoreError, Stored, Table, Take, Watch};
 
 /// Where the store lies and what it may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,6 +59,7 @@ struct Shared {
     settings: Settings,
     state: RwLock<State>,
     watchers: Watchers,
+    notes: Notes,
     /// Held for as long as the store is: it keeps a second process out.
     _lock: File,
 }
@@ -77,6 +79,8 @@ enum Job {
     Commit(Commit),
     /// A reader met a failure: look after it.
     Mend,
+    /// Commit nothing until the other side lets go.
+    Pause(Pause),
 }
 
 struct Commit {
@@ -97,6 +101,7 @@ impl SledStore {
             settings: settings.clone(),
             state: RwLock::new(State::Open(engine)),
             watchers: Watchers::new(),
+            notes: Notes::default(),
             _lock: lock,
         });
         let (jobs, waiting) = mpsc::channel();
@@ -109,7 +114,7 @@ impl SledStore {
     }
 
     /// Runs `work`; a failure that it meets is left to the committing thread.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -172,6 +177,22 @@ impl Store for SledStore {
     fn watch(&self, table: Table, prefix: &str) -> Watch {
         self.shared.watchers.watch(table, prefix)
     }
+
+    fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
+        copy::copy_sled(self, &self.shared.notes, cut, take)
+    }
+}
+
+impl SledStore {
+    /// Holds the committing thread between two groups until the result is dropped.
+    pub(super) fn pause(&self) -> Result<Held, StoreError> {
+        let (pause, held) = Pause::new();
+        if let Some(jobs) = &self.jobs {
+            // Without a receiver the job is dropped, and so is the pause.
+            let _ = jobs.send(Job::Pause(pause));
+        }
+        held.reached()
+    }
 }
 
 impl Shared {
@@ -189,11 +210,17 @@ impl Shared {
             self.mend();
             let rest = std::iter::from_fn(|| waiting.try_recv().ok());
             let rest = first.into_iter().chain(rest).take(self.settings.group_limit.max(1));
+            let mut pauses = Vec::new();
             group.extend(rest.filter_map(|job| match job {
-                Job::Commit(commit) => Some(commit),
+                Job::Commit(commit) => return Some(commit),
+                Job::Pause(pause) => {
+                    pauses.push(pause);
+                    None
+                }
                 Job::Mend => None,
             }));
             self.commit_group(group.drain(..));
+            pauses.into_iter().for_each(Pause::hold);
         }
     }
 
@@ -231,7 +258,10 @@ impl Shared {
         let durable = ready.and_then(|()| self.with_engine(Engine::make_durable).0);
         for (reply, changes) in applied {
             if durable.is_ok() {
-                changes.into_iter().for_each(|change| self.watchers.tell(change));
+                for change in changes {
+                    self.notes.tell(&change);
+                    self.watchers.tell(change);
+                }
             }
             let _ = reply.send(durable.clone());
         }
@@ -268,6 +298,7 @@ impl Shared {
         if matches!(&*state, State::Failed { error, .. } if *error == StoreError::NotSynced) {
             return;
         }
+        self.notes.fail(error);
         let retry = (*error != StoreError::NotSynced).then(|| Instant::now() + RETRY);
         tracing::error!(%error, retried = retry.is_some(), "the store failed");
         let failed = State::Failed { error: error.clone(), retry, spent: None };
