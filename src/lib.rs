@@ -11,7 +11,7 @@
 //! 7  main · daemon              puts the parts together
 //! 6  http · cli                 speaks: routes and problem documents; the commands
 //! 5  service                    acts: one struct per request; the one way in
-//! 4  audit · records            remembers: the trail · keeps: records sealed under their address
+//! 4  audit · records · backup   remembers: the trail · keeps: sealed records · brings away
 //! 3  custody                    the cryptographic boundary
 //! 2  token · store · policy     touches hardware · touches disk · judges
 //! 1  identity · key             knows: who asks · what a key is and may do
@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod backup;
 pub mod cli;
 pub mod custody;
 pub mod daemon;

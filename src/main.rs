@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use strongroom::cli::{self, Config, House, Policy, Work};
+use strongroom::cli::{self, Backup, Config, House, Policy, Work};
 use strongroom::daemon;
 use strongroom::secret::WipingHeap;
 use strongroom::token::ckr;
@@ -20,6 +20,10 @@ fn main() -> ExitCode {
             daemon::told(Ok((ckr::in_words(), true)))
         }
         Work::House(House::Doctor(doctor)) if doctor.config.is_none() => cli::doctor(&global),
+        Work::House(House::Backup(Backup::Create(create))) => {
+            let created = cli::create_backup(&global, &create);
+            if created == ExitCode::SUCCESS { daemon::verify_created(&create) } else { created }
+        }
         Work::House(house) => keep(house),
     }
 }
@@ -35,6 +39,9 @@ fn keep(house: House) -> ExitCode {
             let path = doctor.config.unwrap_or_default();
             daemon::told(daemon::doctor(&path))
         }
+        House::Backup(Backup::Create(create)) => daemon::verify_created(&create),
+        House::Backup(Backup::Verify(verify)) => daemon::told(daemon::verify_backup(&verify)),
+        House::Backup(Backup::Restore(restore)) => daemon::told(daemon::restore_backup(&restore)),
         House::Policy(Policy::Check(from)) => sound(daemon::check_policy(&from)),
         House::Policy(Policy::Explain(asked)) => daemon::told(daemon::explain(&asked)),
         House::Config(Config::Check { config }) => sound(daemon::check_config(&config)),

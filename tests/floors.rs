@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 8] = [
     &["daemon"],
     &["http", "cli"],
     &["service"],
-    &["audit", "records"],
+    &["audit", "records", "backup"],
     &["custody"],
     &["token", "store", "policy"],
     &["identity", "key"],

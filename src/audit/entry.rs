@@ -10,7 +10,7 @@ use crate::identity::Caller;
 use crate::key::{Algorithm, Name};
 use crate::policy::{Action, Resource};
 
-use super::line::{Hash, Hex, Kind, Line, plain};
+use super::line::{Hash, Head, Hex, Kind, Line, plain};
 
 /// Somebody is about to do something: who, what, on what.
 #[derive(Debug, Clone)]
@@ -174,6 +174,10 @@ pub enum Event {
     ClockBehind,
     /// It is right again, or an operator says so.
     ClockAgrees,
+    /// Store and trail were put back from a backup, which ends with the line named.
+    Restored,
+    /// The trail that a restored one was put in the place of went on to the line named.
+    LeftBehind,
 }
 
 impl Event {
@@ -203,6 +207,8 @@ impl Event {
             Event::ClockAhead => "clock-ahead",
             Event::ClockBehind => "clock-behind",
             Event::ClockAgrees => "clock-agrees",
+            Event::Restored => "restored",
+            Event::LeftBehind => "left-behind",
         }
     }
 }
@@ -224,6 +230,7 @@ pub struct EventNote {
     pub(super) changes: Option<u64>,
     /// Whose refusals, and how many.
     pub(super) refused: Option<(String, u64)>,
+    pub(super) at: Option<String>,
 }
 
 impl EventNote {
@@ -240,12 +247,25 @@ impl EventNote {
             open_from: None,
             changes: None,
             refused: None,
+            at: None,
         }
     }
 
     /// `count` refusals of `caller` have no line of their own.
     pub fn refusals_left_out(caller: &Caller, count: u64) -> Self {
         Self { refused: Some((caller.name(), count)), ..Self::new(Event::RefusalsLeftOut) }
+    }
+
+    /// Store and trail were put back from the backup whose manifest has this SHA-256: it ends with line
+    /// `head` and shows the moment `at`.
+    pub fn restored(head: Head, digest: [u8; 32], at: jiff::Timestamp) -> Self {
+        let (line, at) = (Some(head.seq), Some(format!("{at:.6}")));
+        Self { line, at, ..Self::of(Event::Restored, digest) }
+    }
+
+    /// The trail that is no longer in its place ended with this line.
+    pub fn left_behind(head: Head) -> Self {
+        Self { line: Some(head.seq), ..Self::of(Event::LeftBehind, head.hash.0) }
     }
 
     /// Something was loaded whose SHA-256 is `digest`.
@@ -377,6 +397,7 @@ impl EventNote {
             changes: self.changes,
             line: self.line,
             bytes: self.bytes,
+            at: self.at.as_deref().map(plain),
             code: self.code.map(|code| plain(code.0)),
             ..line
         }

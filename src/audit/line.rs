@@ -129,7 +129,8 @@ pub struct Line<'a> {
     /// Why, where the result is not `done`: a word from the fixed set of codes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'a str>,
-    /// Checkpoint: the line up to which it covers, that line's hash, and when it was signed.
+    /// Checkpoint: the line up to which it covers, that line's hash, and when it was signed. Event
+    /// `restored`: the moment that the backup shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covers: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,9 +7,64 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::line::{Hash, Line};
+use super::line::{Hash, Head, Line};
 use super::segment::{self, SegmentFile, of_io};
 use super::{AuditError, Kind, Trail};
+
+/// A file of the trail, as far as it belongs to a copy.
+#[derive(Debug)]
+pub struct TrailFile {
+    /// Its name in the directory.
+    pub name: String,
+    pub file: File,
+    /// What of it belongs to the copy, from its start.
+    pub bytes: u64,
+}
+
+impl Trail {
+    /// The files that hold the lines up to `head`, which is durable; the last one ends with it. Blocks
+    /// on the disk.
+    pub fn files_up_to(
+        &self,
+        head: Head,
+    ) -> Result<impl Iterator<Item = Result<TrailFile, AuditError>> + use<>, AuditError> {
+        let files = segment::list(&self.settings.directory)
+            .map_err(|error| of_io("listing the files", &error))?;
+        let older = files.into_iter().take_while(move |file| file.first <= head.seq);
+        Ok(older.map(move |file| {
+            copied_of(&file, head).map_err(|error| of_io("reading a file", &error))
+        }))
+    }
+}
+
+/// What of a file belongs to a copy up to `head`.
+fn copied_of(segment: &SegmentFile, head: Head) -> io::Result<TrailFile> {
+    let mut reader = open_at(segment, head.seq)?;
+    let mut bytes = reader.stream_position()?;
+    let mut line = Vec::new();
+    // Half a line at the end of an older file is what a crash has left.
+    while next_line(&mut reader, &mut line)? {
+        if number(&line).is_some_and(|seq| seq > head.seq) {
+            break;
+        }
+        bytes += line.len() as u64 + 1;
+    }
+    Ok(TrailFile { name: segment.name(), file: File::open(&segment.path)?, bytes })
+}
+
+/// Which trail lies in a directory that nobody writes now, and its newest line; `None` where there is
+/// none that can be read.
+pub fn last_head(directory: &Path) -> io::Result<Option<(String, Head)>> {
+    for file in segment::list(directory)?.iter().rev() {
+        if let Some(line) = last_line(file)?
+            && let Some(Line { seq, trail, .. }) = Line::read(&line)
+        {
+            let head = Head { seq, hash: Hash::of_line(&line) };
+            return Ok(Some((trail.to_owned(), head)));
+        }
+    }
+    Ok(None)
+}
 
 /// Which lines to show; what is `None` does not matter.
 #[derive(Debug, Clone, Default)]

@@ -126,7 +126,7 @@ impl Segment {
 }
 
 /// The lock of a trail: keeps other writers out for as long as this is held.
-pub(super) struct Claim {
+pub struct Claim {
     place: Place,
     _lock: File,
 }
@@ -139,7 +139,7 @@ impl Claim {
 }
 
 /// Makes the directory or checks that it is closed to others, and keeps other writers out.
-pub(super) fn claim(directory: &Path) -> Result<Claim, AuditError> {
+pub fn claim(directory: &Path) -> Result<Claim, AuditError> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => {
             std::fs::set_permissions(directory, Permissions::from_mode(0o700))

@@ -57,7 +57,8 @@ impl VerifyKey {
         der::pem::encode_string("PUBLIC KEY", der::pem::LineEnding::LF, &der).ok()
     }
 
-    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    /// Whether this key has made the signature (r ‖ s) over the message.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(message, signature).is_ok()
     }
 }

@@ -81,6 +81,61 @@ impl Client {
         self.send(Method::DELETE, path, body.map(json).transpose()?, None)
     }
 
+    /// `POST path` and hands its answer to `take`, piece by piece, however long it is; the time to wait is
+    /// that for each next piece.
+    pub fn download(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let request = request(Method::POST, path, Some(json(&serde_json::json!({}))?), None)?;
+        runtime()?.block_on(async {
+            let (_sender, answer) = self.in_time(self.begin(request)).await?;
+            if !answer.status().is_success() {
+                return Err(self.in_time(refusal(answer)).await?);
+            }
+            let mut body = answer.into_body();
+            let next = async |body: &mut hyper::body::Incoming| Ok(body.frame().await);
+            while let Some(frame) = self.in_time(next(&mut body)).await? {
+                if let Ok(piece) = frame.map_err(|_| cut_off())?.into_data() {
+                    take(&piece)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends a request on a connection of its own and waits for the head of its answer. The sender keeps
+    /// the connection.
+    async fn begin(
+        &self,
+        request: http::Request<Full<Bytes>>,
+    ) -> Result<(http1::SendRequest<Full<Bytes>>, http::Response<hyper::body::Incoming>), Failure>
+    {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| no_connection(&self.socket, &error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|_| cut_off())?;
+        Ok((sender, answer))
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::unreachable(
+                format!("no answer within {} s", self.timeout.as_secs()),
+                "whether it was done is in the trail (strongroom audit show); \
+                 --timeout waits longer",
+            )),
+        }
+    }
+
     fn send(
         &self,
         method: Method,
@@ -89,19 +144,7 @@ impl Client {
         if_match: Option<u64>,
     ) -> Result<Reply, Failure> {
         let request = request(method, path, body, if_match)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(
-            |error| Failure::failed(error.to_string(), "check the limits of open files"),
-        )?;
-        runtime.block_on(async {
-            match tokio::time::timeout(self.timeout, self.exchange(request)).await {
-                Ok(result) => result,
-                Err(_) => Err(Failure::unreachable(
-                    format!("no answer within {} s", self.timeout.as_secs()),
-                    "whether it was done is in the trail (strongroom audit show); \
-                     --timeout waits longer",
-                )),
-            }
-        })
+        runtime()?.block_on(self.in_time(self.exchange(request)))
     }
 
     async fn exchange(&self, request: http::Request<Full<Bytes>>) -> Result<Reply, Failure> {
@@ -125,14 +168,34 @@ impl Client {
         if status.is_success() {
             return Ok(Reply { request_id, body });
         }
-        let mut problem: Problem = serde_json::from_slice(&body).map_err(|_| unfamiliar())?;
-        problem.status = status.as_u16();
-        problem.body = String::from_utf8_lossy(&body).into_owned();
-        if problem.request_id.is_empty() {
-            problem.request_id = request_id.unwrap_or_default();
-        }
-        Err(Failure::Refused(Box::new(problem)))
+        Err(problem(status, request_id, &body)?)
     }
+}
+
+/// Reads the problem document of an answer.
+async fn refusal(answer: http::Response<hyper::body::Incoming>) -> Result<Failure, Failure> {
+    let status = answer.status();
+    let body = joined(collect(answer.into_body()).await?);
+    problem(status, None, &body)
+}
+
+fn problem(
+    status: http::StatusCode,
+    request_id: Option<String>,
+    body: &[u8],
+) -> Result<Failure, Failure> {
+    let mut problem: Problem = serde_json::from_slice(body).map_err(|_| unfamiliar())?;
+    problem.status = status.as_u16();
+    problem.body = String::from_utf8_lossy(body).into_owned();
+    if problem.request_id.is_empty() {
+        problem.request_id = request_id.unwrap_or_default();
+    }
+    Ok(Failure::Refused(Box::new(problem)))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::failed(error.to_string(), "check the limits of open files"))
 }
 
 /// Writes `value` for a query: everything but letters, digits and a few marks as `%XX` (RFC 3986 §2).

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueHint};
 
+pub use super::backup::{Backup, Create as CreateBackup, Restore, Verify};
 use crate::key::Name;
 use crate::policy::{Action, Resource};
 
@@ -14,6 +15,8 @@ pub enum House {
     Serve(Serve),
     Custody(Custody),
     Doctor(Doctor),
+    #[command(subcommand)]
+    Backup(Backup),
     #[command(subcommand)]
     Policy(Policy),
     #[command(subcommand)]

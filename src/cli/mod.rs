@@ -7,6 +7,7 @@ mod appliance;
 mod audit;
 mod audit_export;
 mod audit_verify;
+mod backup;
 mod client;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -33,7 +34,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use house::{Config, Custody, Doctor, Explain, House, Policy, PolicyFrom, Serve};
+pub use backup::By;
+pub use house::{
+    Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy, PolicyFrom, Restore,
+    Serve, Verify,
+};
 pub use input::Source as RecoverySource;
 pub use output::Format;
 pub use problem::{Failure, Message};
@@ -175,6 +180,11 @@ pub fn run(global: &Global, errand: Errand) -> ExitCode {
 /// Asks the daemon to examine itself: `strongroom doctor` without `--config`.
 pub fn doctor(global: &Global) -> ExitCode {
     finish(global, appliance::doctor(&Session::of(global)))
+}
+
+/// Has the daemon make a backup: the first half of `strongroom backup create`.
+pub fn create_backup(global: &Global, create: &CreateBackup) -> ExitCode {
+    finish(global, create.run(&Session::of(global)))
 }
 
 /// Tells a failure in the chosen format and turns it into its exit code.

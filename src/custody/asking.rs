@@ -214,7 +214,21 @@ impl Client {
         expect!(self.ask(verb).await?, Reply::Done => ())
     }
 
-    /// Has the token sign a checkpoint of the trail.
+    /// Opens a sealed key on trial, and holds it against its public key.
+    ///
+    /// # Errors
+    /// `Fault::SealBroken` where it does not open at its address or belongs to another public key.
+    pub async fn check_key(
+        &self,
+        address: KeyAddress,
+        sealed: Vec<u8>,
+        public: Vec<u8>,
+    ) -> Result<(), CustodyError> {
+        let verb = Verb::CheckKey { address, sealed, public };
+        expect!(self.ask(verb).await?, Reply::Done => ())
+    }
+
+    /// Has the token sign a checkpoint of the trail, or what names a backup.
     pub async fn sign_checkpoint(
         &self,
         message: Vec<u8>,

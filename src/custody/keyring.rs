@@ -126,6 +126,11 @@ impl Keyring {
                 let key = PrivateKey::import(text.expose()).map_err(of_key)?;
                 self.seal_key(&address, &key)
             }
+            Verb::CheckKey { address, sealed, public } => {
+                let key = self.open_key(&address, &sealed)?;
+                let same = key.public().map_err(of_key)? == public;
+                if same { Ok(Reply::Done) } else { Err(Fault::SealBroken) }
+            }
             Verb::NewStoreKey { id } => {
                 let home = self.home()?;
                 let (token, appliance) = (self.token.as_ref(), &home.appliance);
@@ -250,8 +255,9 @@ impl Keyring {
 
     fn sign(&self, message: &[u8]) -> Answer {
         let home = self.home()?;
-        if !checkpoint::is_checkpoint(message) {
-            return Err(Fault::Protocol("only checkpoints of the trail are signed".to_owned()));
+        if !checkpoint::is_checkpoint(message) && !checkpoint::is_backup(message) {
+            let why = "only checkpoints of the trail and backups are signed";
+            return Err(Fault::Protocol(why.to_owned()));
         }
         let digest: [u8; 32] = Sha256::digest(message).into();
         let generation = home.signer_generation;

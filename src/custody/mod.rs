@@ -37,7 +37,7 @@ mod wire;
 pub use asking::{CheckpointSignature, Initialised, NewKey, Opened, SealedKey};
 pub use breaker::Turn;
 pub use cache::Settings as CacheSettings;
-pub use checkpoint::CHECKPOINT_TAG;
+pub use checkpoint::{BACKUP_TAG, CHECKPOINT_TAG};
 pub use client::{Client, CustodyError, LinkSettings, LinkState, Wanted};
 pub use doctor::{examine_locked, sandboxed};
 pub use needs::{Settings as SandboxSettings, Surroundings, needs, private_files};

@@ -114,12 +114,22 @@ pub enum Verb {
         /// For how many seconds of an outage the opened key may serve without the token.
         allowance: u32,
     },
+    /// Opens a sealed key and says whether it belongs to this public key; nothing is kept of it.
+    CheckKey {
+        address: KeyAddress,
+        #[serde(with = "whole")]
+        sealed: Vec<u8>,
+        /// SubjectPublicKeyInfo, DER.
+        #[serde(with = "whole")]
+        public: Vec<u8>,
+    },
     /// Forgets opened keys: one, or all of a name, or all.
     DropKeys {
         name: Option<String>,
         version: Option<u32>,
     },
-    /// Signs SHA-256 of a checkpoint's bytes; custody adds nothing and refuses what has not the tag.
+    /// Signs SHA-256 of a checkpoint's bytes, or of what names a backup's manifest; custody adds nothing
+    /// and refuses what has not the tag of either.
     SignCheckpoint {
         message: Vec<u8>,
     },

@@ -59,6 +59,14 @@ impl Config {
         }
     }
 
+    /// Has the token's PIN read from another file, where one is given.
+    pub fn use_pin_file(&mut self, path: Option<&Path>) {
+        if let Some(path) = path {
+            self.token.pin_file = Some(path.to_owned());
+            self.token.pin_credential = None;
+        }
+    }
+
     /// What no single module can see.
     pub(super) fn fault(&self) -> Option<String> {
         let arena = self.custody.arena.size_bytes;

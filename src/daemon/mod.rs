@@ -1,5 +1,6 @@
 //! The daemon's two processes, put together from their parts: start, signals, reload, graceful stop.
 
+mod backup;
 mod child;
 mod config;
 mod custody;
@@ -20,6 +21,7 @@ mod supervisor;
 mod token_watch;
 mod trail_keeping;
 
+pub use backup::{restore_backup, verify_backup, verify_created};
 pub use custody::custody;
 pub use inspect::{check_config, check_policy, doctor, explain, show_config, told};
 pub use recovery::recover;
@@ -32,6 +34,8 @@ use config::ConfigError;
 pub enum DaemonError {
     #[error("{0}")]
     Config(#[from] ConfigError),
+    #[error("{0}")]
+    Backup(#[from] backup::BackupError),
     #[error("{0}")]
     Logging(#[from] logging::LoggingError),
     #[error("{0}")]

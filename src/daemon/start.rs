@@ -10,6 +10,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::backup::unfinished_restore;
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
 use super::footprint::Footprint;
@@ -44,6 +45,8 @@ const LAST_LINES_OF_THE_STUCK: Duration = Duration::from_millis(300);
 /// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let loaded = Config::load(&arguments.config)?;
+    // Before anything is made where a restore is to go.
+    unfinished_restore(&loaded.config.store.path)?;
     // Without the runtime's environment of systemd, custody is the front's own child. Who starts it is
     // split off while there is one thread and nothing to inherit.
     let mut child = match loaded.config.custody.spawn {

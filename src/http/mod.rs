@@ -3,6 +3,7 @@
 //! Limits come before parsing, parsing before judging; what is done is `service`'s. `problem` is the
 //! only file that knows status codes of errors.
 
+mod backup;
 mod body;
 mod bucket;
 mod door;

@@ -86,6 +86,25 @@ impl Description {
         self.paths = paths.path(path, PathItem::new(method, operation.build()));
     }
 
+    /// Adds a route that performs `R`, takes nothing, and answers with a stream of this type.
+    pub fn add_stream<R: Request>(
+        &mut self,
+        method: HttpMethod,
+        path: &'static str,
+        summary: &str,
+        media: &str,
+    ) {
+        let content = ContentBuilder::new().schema(Some(String::schema())).build();
+        let done = answered("done; it is whole only if the body comes to its end");
+        let operation = OperationBuilder::new()
+            .summary(Some(summary))
+            .description(Some(format!("Needs the permission `{}`.", R::ACTION.as_str())))
+            .response("200", done.content(media, content).build());
+        let item = PathItem::new(method, problems(operation).build());
+        let paths = std::mem::take(&mut self.paths);
+        self.paths = paths.path(path, item);
+    }
+
     /// Adds a route that anybody may have: its success is a 200 with an object of JSON.
     fn add_open(&mut self, path: &'static str, summary: &str) {
         let object = ObjectBuilder::new().schema_type(Type::Object).build();

@@ -96,7 +96,7 @@ async fn answer<R: FromWire>(
 }
 
 /// Reads a request within its limits and has it parsed.
-async fn take<T>(
+pub async fn take<T>(
     front: &Front,
     request: http::Request<axum::body::Body>,
     parse: impl FnOnce(&Incoming<'_>) -> Result<T, Problem>,

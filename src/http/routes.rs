@@ -9,17 +9,18 @@ use bytes::Bytes;
 use http::StatusCode;
 use utoipa::openapi::HttpMethod;
 
+use super::backup;
 use super::openapi::Description;
 use super::perform::{Front, Guest, astray, open, perform};
 use super::problem::Problem;
 use super::reply::{IntoReply, JSON, json, text};
 use super::shape::FromWire;
 use crate::service::{
-    Appliance, Compromise, ConfirmClock, CreateKey, Deactivate, Decrypt, DeleteSecret, Destroy,
-    Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret,
-    ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume, RetireMaster, RevealSecret, Rotate,
-    RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic, ShowRecovery, ShowSecret, Status,
-    Suspend, Unlock, UpdateKey,
+    Appliance, Compromise, ConfirmClock, CreateBackup, CreateKey, Deactivate, Decrypt,
+    DeleteSecret, Destroy, Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks, ListKeys,
+    ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume,
+    RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic,
+    ShowRecovery, ShowSecret, Status, Suspend, Unlock, UpdateKey,
 };
 
 /// Routes and their description, growing together.
@@ -41,6 +42,15 @@ impl Routes {
     {
         self.router = self.router.route(path, on(method.0, perform::<R, CREATED>));
         self.description.add::<R>(method.1, path, summary, CREATED);
+        self
+    }
+}
+
+impl Routes {
+    /// The route whose answer is a stream.
+    fn add_backup(mut self, path: &'static str, summary: &'static str) -> Self {
+        self.router = self.router.route(path, on(POST.0, backup::create));
+        self.description.add_stream::<CreateBackup>(POST.1, path, summary, backup::TAR);
         self
     }
 }
@@ -142,6 +152,7 @@ fn appliance(routes: Routes) -> Routes {
         )
         .add::<SetRecovery, false>(PUT, "/v1/recovery", "Wrap every key to a recovery key, too")
         .add::<ForgetRecovery, false>(DELETE, "/v1/recovery", "Take the recovery key away")
+        .add_backup("/v1/backup", "Make a backup of store and trail, as a tar archive")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")

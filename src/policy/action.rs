@@ -40,10 +40,11 @@ pub enum Action {
     ConfirmClock,
     RecoverySet,
     RecoveryRead,
+    BackupCreate,
 }
 
 impl Action {
-    pub const ALL: [Action; 34] = [
+    pub const ALL: [Action; 35] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -78,6 +79,7 @@ impl Action {
         Action::ConfirmClock,
         Action::RecoverySet,
         Action::RecoveryRead,
+        Action::BackupCreate,
     ];
 
     /// The name in policy files and trail: `key:decrypt`.
@@ -117,6 +119,7 @@ impl Action {
             Action::ConfirmClock => "appliance:confirm-clock",
             Action::RecoverySet => "recovery:set",
             Action::RecoveryRead => "recovery:read",
+            Action::BackupCreate => "backup:create",
         }
     }
 }

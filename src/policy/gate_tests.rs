@@ -68,7 +68,7 @@ fn resource_of(action: Action) -> Resource {
 }
 
 /// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 34] = [
+const SHIPPED: [(Action, &str); 35] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -103,6 +103,7 @@ const SHIPPED: [(Action, &str); 34] = [
     (Action::ConfirmClock, "o"),
     (Action::RecoverySet, "o"),
     (Action::RecoveryRead, "oa"),
+    (Action::BackupCreate, "o"),
 ];
 
 #[test]

@@ -208,6 +208,31 @@ impl Records {
         })
     }
 
+    /// How many versions a key should have, after its record and all of theirs were read.
+    pub(super) async fn check_whole(
+        &self,
+        name: &Name,
+        stored: Stored,
+    ) -> Result<usize, RecordError> {
+        let at = self.open_value::<StoredKey>(Table::Key, name.as_str(), stored).await?;
+        Ok(self.assemble(name, at).await?.versions.len())
+    }
+
+    /// What is sealed in the record of a version and which public key belongs to it; `None` where the
+    /// version was destroyed.
+    pub(super) async fn check_version(
+        &self,
+        address: &str,
+        stored: Stored,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, RecordError> {
+        let broken = || RecordError::Broken(format!("key-version/{address}"));
+        let At { revision, record } =
+            self.open_value::<StoredVersion>(Table::KeyVersion, address, stored).await?;
+        let (meta, record) = record.taken_apart(revision).ok_or_else(broken)?;
+        let destroyed = meta.state() == State::Destroyed;
+        Ok((!destroyed).then_some((record.sealed, record.public)))
+    }
+
     /// Reads all versions of a key and puts the whole together.
     async fn assemble(&self, name: &Name, at: At<StoredKey>) -> Result<KeyRecord, RecordError> {
         let broken = || RecordError::Broken(format!("key/{name}"));

@@ -4,6 +4,7 @@
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
 mod behind;
+mod check;
 mod clock;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -29,9 +30,11 @@ use crate::custody::{Client, CustodyError};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
+pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
-    HomeRecord, LockRecord, MasterRecord, keep_head, read_head, read_home, read_locked,
+    HomeRecord, LockRecord, MasterRecord, RestoredRecord, forget_restored, keep_head,
+    note_restored, read_head, read_home, read_locked, read_restored,
 };
 pub use keys::{KeyRecord, VersionRecord};
 pub use offline::{Offline, OfflineError};

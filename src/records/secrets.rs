@@ -34,7 +34,7 @@ impl Records {
         }
     }
 
-    async fn open_secret(
+    pub(super) async fn open_secret(
         &self,
         name: &Name,
         stored: Stored,

@@ -5,6 +5,7 @@
 //! there is no other way to [`Request::run`].
 
 mod appliance;
+mod backup;
 mod binary;
 mod clock;
 mod crypt;
@@ -28,6 +29,7 @@ mod view;
 pub use appliance::{
     CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
 };
+pub use backup::{BackupMade, CreateBackup};
 pub use binary::{Binary, Disclosed, SecretBinary};
 pub use clock::{Clock, ClockView, ConfirmClock};
 pub use crypt::{

@@ -127,6 +127,11 @@ impl SledStore {
     }
 }
 
+/// Keeps every daemon away from a store that is there, for as long as the result is held.
+pub fn claim(path: &std::path::Path) -> Result<File, StoreError> {
+    lock(path)
+}
+
 impl Drop for SledStore {
     fn drop(&mut self) {
         self.jobs = None;

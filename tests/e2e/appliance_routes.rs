@@ -158,7 +158,7 @@ fn the_trail_is_read_in_pages_and_through_filters() {
 }
 
 /// Every route, with the status of its success.
-const ROUTES: [(&str, &str, &[&str]); 37] = [
+const ROUTES: [(&str, &str, &[&str]); 38] = [
     ("post", "/v1/keys", &["201"]),
     ("get", "/v1/keys", &["200"]),
     ("get", "/v1/keys/{key}", &["200"]),
@@ -184,6 +184,7 @@ const ROUTES: [(&str, &str, &[&str]); 37] = [
     ("get", "/v1/health", &["200"]),
     ("get", "/v1/status", &["200"]),
     ("get", "/v1/doctor", &["200"]),
+    ("post", "/v1/backup", &["200"]),
     ("post", "/v1/init", &["201"]),
     ("get", "/v1/master", &["200"]),
     ("post", "/v1/master/rotate", &["200"]),

@@ -283,6 +283,20 @@ fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
     for bytes in [made, &made[WRAPPED..], &c.home.store_key.wrapped] {
         assert!(matches!(intruder.refused("an import", &import(bytes)), Fault::BadKey(_)));
     }
+    let made_anew = Verb::GenerateKey { address: at("checked", 1), algorithm };
+    let Reply::Key { sealed, public, .. } = intruder.done(&made_anew) else {
+        panic!("another reply")
+    };
+    let check = |version, public: &[u8]| Verb::CheckKey {
+        address: at("checked", version),
+        sealed: sealed.clone(),
+        public: public.to_vec(),
+    };
+    assert!(matches!(intruder.done(&check(1, &public)), Reply::Done), "a yes, and nothing else");
+    for (version, public) in [(2, &public[..]), (1, &public[1..]), (1, b"")] {
+        let refused = intruder.refused("a check", &check(version, public));
+        assert_eq!(refused, Fault::SealBroken);
+    }
     let unlock = Verb::Unlock { appliance: None, pin: None, by_operator: true, look_first: false };
     assert_eq!(intruder.refused("a second unlock", &unlock), Fault::Unlocked);
     let appliance = c.home.appliance.clone();
@@ -392,7 +406,7 @@ fn what_is_no_request_ends_the_connection_and_nothing_else() {
     let init = Verb::Init { appliance: "a\0".to_owned(), resume: true };
     let init = postcard::to_allocvec(&init).expect("writable");
     let packets: [&[u8]; 8] =
-        [&[], &[13], &[200], &[0xff; 64], &[3, 0xff, 0xff, 0xff], &longer, &with_zero, &init];
+        [&[], &[99], &[200], &[0xff; 64], &[3, 0xff, 0xff, 0xff], &longer, &with_zero, &init];
     for message in packets {
         let mut intruder = conquered.connect();
         intruder.send(7, message);

@@ -15,6 +15,7 @@ mod token;
 mod acts;
 mod apart;
 mod appliance_routes;
+mod backup;
 mod bad_input;
 mod brown_out;
 mod callers;

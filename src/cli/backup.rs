@@ -1,0 +1,182 @@
+//! `strongroom backup …`: what can be typed; and making one, which asks the daemon.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueHint};
+
+use super::Session;
+use super::problem::Failure;
+use crate::backup::Archive;
+
+/// Where the configuration lies unless it is said.
+pub const DEFAULT_CONFIG: &str = "/etc/strongroom/strongroom.toml";
+
+/// Make backups of store and trail, verify them, and put them back
+///
+/// A backup holds nothing that opens without the token: keep the token's own backup, or its clone,
+/// somewhere else. A backup is good once it was verified.
+#[derive(Subcommand)]
+pub enum Backup {
+    Create(Create),
+    Verify(Verify),
+    Restore(Restore),
+}
+
+/// Have the daemon make a backup, of one moment, while it goes on serving
+///
+/// Afterwards the backup is verified where this user may: with the configuration and the PIN that it
+/// names. Until then it is not called good.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom backup create --to strongroom-$(date +%F).backup
+  strongroom backup create --to /mnt/safe/today.backup --verify")]
+pub struct Create {
+    /// The file to write; nothing is overwritten
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to: PathBuf,
+    /// Fail where it cannot be verified right away
+    #[arg(long)]
+    pub verify: bool,
+    /// Leave the verification for later
+    #[arg(long, conflicts_with = "verify")]
+    pub no_verify: bool,
+    #[command(flatten)]
+    pub by: By,
+}
+
+/// Restore a backup into a scratch place and open every key in it; exits with 1 unless all is well
+///
+/// Asks the token, not the daemon, which may be running or not. Every file of the archive is held against
+/// its digest, the manifest against its signature, the trail is verified, and every wrapped key and sealed
+/// record is opened. What does not hold is named.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom backup verify today.backup
+  strongroom backup verify today.backup --config strongroom.toml --pin-file /root/pin")]
+pub struct Verify {
+    /// The backup
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub by: By,
+}
+
+/// Put store and trail back from a backup, for a daemon that does not run
+///
+/// The backup is verified first, beside the place it goes to. What stood there is moved aside under a dated
+/// name, never deleted. At its next start the daemon writes into the trail what happened.
+///
+/// What was done after the backup is undone by it: keys that were destroyed since are there again.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  strongroom backup restore today.backup
+  strongroom backup restore today.backup --replace
+  strongroom backup restore --finish           one that was cut off")]
+pub struct Restore {
+    /// The backup
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "finish")]
+    pub file: Option<PathBuf>,
+    /// Move aside what lies in its place
+    #[arg(long)]
+    pub replace: bool,
+    /// Also where what lies there is another appliance
+    #[arg(long, requires = "replace")]
+    pub other_appliance: bool,
+    /// Put it back although some of it is broken; what is broken stays so
+    #[arg(long)]
+    pub accept_broken: bool,
+    /// Finish a restore that was cut off while it was put in its place
+    #[arg(long, conflicts_with_all = ["file", "replace", "accept_broken"])]
+    pub finish: bool,
+    #[command(flatten)]
+    pub by: By,
+}
+
+/// How the token is reached, and where there is room.
+#[derive(Args)]
+pub struct By {
+    /// The configuration that names token, store and trail
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG, value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Where to read the token's PIN from, in place of what the configuration says
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub pin_file: Option<PathBuf>,
+    /// Where to make the scratch place: with room for the store and the trail
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", value_hint = ValueHint::DirPath)]
+    pub scratch: PathBuf,
+}
+
+impl Create {
+    pub(super) fn run(&self, session: &Session) -> Result<(), Failure> {
+        if self.to.exists() {
+            let what = format!("{} is there already", self.to.display());
+            return Err(Failure::failed(what, "nothing is overwritten: give another name"));
+        }
+        let part = Unfinished::create(&self.to)?;
+        let mut file = BufWriter::with_capacity(1 << 20, &part.file);
+        let unwritable = |error: std::io::Error| unwritable(&self.to, &error);
+        session.client.download("/v1/backup", |piece| file.write_all(piece).map_err(unwritable))?;
+        file.flush().and_then(|()| part.file.sync_all()).map_err(unwritable)?;
+        drop(file);
+        let (archive, damages) = Archive::open(&part.path)
+            .map_err(|error| Failure::failed(error.to_string(), "make another one"))?;
+        if let Some((name, damage)) = damages.first() {
+            return Err(Failure::failed(format!("{name}: {damage}"), "make another one"));
+        }
+        part.keep(&self.to).map_err(unwritable)?;
+        let manifest = &archive.manifest;
+        session.out.text(&format!(
+            "{}: appliance {}, {:.0}, {} addresses, trail up to line {}, {} KiB\n",
+            self.to.display(),
+            manifest.appliance,
+            manifest.created_at,
+            manifest.addresses,
+            manifest.trail.head.split(':').next().unwrap_or_default(),
+            archive.bytes.div_ceil(1024),
+        ))
+    }
+}
+
+/// A file that is still written, under a name of its own; it goes if it is not kept.
+struct Unfinished {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl Unfinished {
+    fn create(to: &Path) -> Result<Self, Failure> {
+        let mut name = to.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".part-{}", std::process::id()));
+        let path = to.with_file_name(name);
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| unwritable(&path, &error))?;
+        Ok(Self { path, file, kept: false })
+    }
+
+    /// Gives it its name, durably.
+    fn keep(mut self, to: &Path) -> std::io::Result<()> {
+        std::fs::rename(&self.path, to)?;
+        self.kept = true;
+        let directory = to.parent().filter(|path| !path.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What cannot be removed is named for what it is.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let what = format!("{} cannot be written: {error}", path.display());
+    Failure::failed(what, "choose a place that can be written and has room")
+}
