@@ -217,7 +217,7 @@ impl Shared {
             let rest = first.into_iter().chain(rest).take(self.settings.group_limit.max(1));
             let mut pauses = Vec::new();
             group.extend(rest.filter_map(|job| match job {
-                Job::Commit(commit) => return Some(commit),
+                Job::Commit(commit) => Some(commit),
                 Job::Pause(pause) => {
                     pauses.push(pause);
                     None
