@@ -158,7 +158,7 @@ fn the_trail_is_read_in_pages_and_through_filters() {
 }
 
 /// Every route, with the status of its success.
-const ROUTES: [(&str, &str, &[&str]); 38] = [
+const ROUTES: [(&str, &str, &[&str]); 39] = [
     ("post", "/v1/keys", &["201"]),
     ("get", "/v1/keys", &["200"]),
     ("get", "/v1/keys/{key}", &["200"]),
@@ -169,6 +169,7 @@ const ROUTES: [(&str, &str, &[&str]); 38] = [
     ("post", "/v1/keys/{key}/decrypt", &["200"]),
     ("post", "/v1/keys/{key}/rotate", &["200"]),
     ("post", "/v1/keys/{key}/suspend", &["200"]),
+    ("post", "/v1/keys/{key}/update", &["200"]),
     ("post", "/v1/keys/{key}/resume", &["200"]),
     ("post", "/v1/keys/{key}/deactivate", &["200"]),
     ("post", "/v1/keys/{key}/compromise", &["200"]),

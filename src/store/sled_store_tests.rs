@@ -1,0 +1,59 @@
+//! How the store on disk fails, and comes back.
+
+use super::*;
+use crate::store::Expect;
+
+fn store(directory: &tempfile::TempDir) -> SledStore {
+    let path = directory.path().join("store");
+    SledStore::open(&Settings { path, ..Settings::default() }).unwrap()
+}
+
+fn put(key: &str) -> Batch {
+    Batch::new().put(Table::Key, key, Expect::Any, vec![1])
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_it_stays_closed_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    store.commit(put("a")).await.unwrap();
+    assert_eq!(store.health(), Ok(()));
+    match &mut *store.shared.state.write().unwrap() {
+        State::Open(engine) => engine.break_sync(),
+        State::Failed { error, .. } => panic!("{error}"),
+    }
+    assert_eq!(store.commit(put("b")).await, Err(StoreError::NotSynced));
+    assert_eq!(store.health(), Err(StoreError::NotSynced));
+    store.shared.fail(&StoreError::Full);
+    assert_eq!(store.shared.until_retry(), None, "no other failure has it opened again");
+    assert_eq!(store.commit(put("c")).await, Err(StoreError::NotSynced));
+    assert_eq!(store.get(Table::Key, "a"), Err(StoreError::NotSynced));
+    drop(store);
+    assert!(self::store(&directory).get(Table::Key, "a").unwrap().is_some());
+}
+
+#[test]
+fn after_another_failure_it_works_again_although_nobody_asks_it_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let met = store.read(|_| Err::<(), _>(StoreError::Full));
+    assert_eq!(met, Err(StoreError::Full));
+    assert_eq!(store.health(), Err(StoreError::Full));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while store.health().is_err() {
+        assert!(Instant::now() < deadline, "it never came back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(store.get(Table::Key, "a"), Ok(None));
+}
+
+#[test]
+fn a_reader_does_not_open_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let due = State::Failed { error: StoreError::Full, retry: Some(Instant::now()), spent: None };
+    // The committing thread sleeps: nothing was handed in since it looked last.
+    *store.shared.state.write().unwrap() = due;
+    assert_eq!(store.get(Table::Key, "a"), Err(StoreError::Full));
+    assert_eq!(store.health(), Err(StoreError::Full));
+}
