@@ -24,6 +24,8 @@ fn command(appliance: &Appliance, arguments: &[&str]) -> Command {
         .args(arguments)
         .arg("--config")
         .arg(appliance.config_file())
+        .arg("--scratch")
+        .arg(appliance.path(""))
         .env("STRONGROOM_SOCKET", appliance.socket())
         .env(name, conf)
         .stdin(Stdio::null());
