@@ -8,6 +8,8 @@ mod conformance;
 mod memory;
 #[path = "token/opening.rs"]
 mod opening;
+#[path = "token/return_values.rs"]
+mod return_values;
 #[path = "support/token.rs"]
 mod support;
 #[path = "token/unfit.rs"]

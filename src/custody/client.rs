@@ -138,9 +138,9 @@ impl Client {
         self.shared.breaker.away().map(|(since, reason)| (since, reason.as_str()))
     }
 
-    /// For how long custody has not said a word, though it is asked all the time.
-    pub fn silent_for(&self) -> Duration {
-        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    /// When custody last said something; it is asked every second.
+    pub fn last_heard(&self) -> std::time::Instant {
+        *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what custody should be brought to from now on, here and after every restart.

@@ -24,6 +24,7 @@ mod link;
 mod masters;
 mod needs;
 mod notice;
+mod outage;
 mod probe;
 mod process;
 pub mod protocol;

@@ -31,8 +31,8 @@ use crate::store::sled_store::SledStore;
 /// Locked memory of the front: plaintexts and PINs that pass through.
 const FRONT_ARENA: usize = 4 * 1024 * 1024;
 
-/// A custody that says nothing for this long is taken to hang.
-const HUNG: Duration = Duration::from_secs(5);
+/// A custody that says nothing for so many seconds is taken to hang.
+const HUNG: u32 = 12;
 
 /// How long requests that are under way may take when it is time to stop, and how long the trail may take
 /// to be signed to its end: at once less where custody kept requests waiting. With what custody is given
@@ -157,15 +157,17 @@ async fn run(
 }
 
 /// Ends a custody of ours that has not said a word for so long that it must hang. One whose token is
-/// away answers all the same.
+/// away answers all the same. Looks are counted, not time: a front that was halted itself is no proof.
 async fn end_hung(mut guard: HangGuard, custody: Client) {
+    let (mut last, mut silent) = (custody.last_heard(), 0);
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if custody.silent_for() > HUNG && guard.end_custody().await {
-            tracing::error!(
-                "custody has not answered for {HUNG:?}; it was ended, to be started anew"
-            );
-            tokio::time::sleep(HUNG).await;
+        let heard = custody.last_heard();
+        silent = if heard == last { silent + 1 } else { 0 };
+        last = heard;
+        if silent > HUNG && guard.end_custody().await {
+            tracing::error!("custody has not answered {HUNG} times; it is ended and started anew");
+            silent = 0;
         }
     }
 }

@@ -6,6 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::binary::decode_secret;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::key_update::allowed;
 use super::view::{KeyView, Named, Page};
 use crate::audit::Details;
 use crate::custody::NewKey;
@@ -37,18 +38,6 @@ pub struct CreateKey {
     #[schema(value_type = Option<u32>, maximum = 604800)]
     pub serve_without_token_seconds: u32,
 }
-
-/// Body of a change of what may be changed of a key: what is not named stays as it is.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UpdateBody {
-    /// For how many seconds of an outage of the token the opened key may go on serving; 0 is not at all.
-    #[schema(maximum = 604800)]
-    pub serve_without_token_seconds: Option<u32>,
-}
-
-/// Change what may be changed of a key.
-pub type UpdateKey = Named<UpdateBody>;
 
 /// Body of an import.
 #[derive(Deserialize, ToSchema)]
@@ -181,36 +170,6 @@ impl Request for CreateKey {
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
         let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token };
         appliance.keep_first(self.name, key, made).await
-    }
-}
-
-impl Request for UpdateKey {
-    const ACTION: Action = Action::KeyUpdate;
-    const TRACE: Trace = Trace::Before;
-    type Reply = KeyView;
-
-    fn resource(&self) -> Resource {
-        Resource::Key(self.name.clone())
-    }
-
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        let Some(seconds) = self.with.serve_without_token_seconds else {
-            let rule = "name at least one thing to change".to_owned();
-            return Err(Error::Invalid { member: "serve_without_token_seconds", rule });
-        };
-        let seconds = allowed(seconds)?;
-        let old = appliance.key(&self.name).await?;
-        let before = old.meta.serve_without_token_seconds();
-        let change = |key: &mut KeyRecord| {
-            key.meta.serve_without_token(seconds);
-            Ok(())
-        };
-        let kept = appliance.change(old, change).await?;
-        if seconds < before {
-            // What is open was allowed more.
-            appliance.forget_opened(&self.name).await;
-        }
-        Ok(KeyView::changed(&kept, None))
     }
 }
 
@@ -380,15 +339,6 @@ struct NewMeta {
     mgf1_hash: Mgf1Hash,
     labels: Labels,
     without_token: u32,
-}
-
-/// An allowance within its bound.
-fn allowed(seconds: u32) -> Result<u32, Error> {
-    if seconds <= KeyMeta::LONGEST_WITHOUT_TOKEN {
-        return Ok(seconds);
-    }
-    let rule = format!("at most {} seconds", KeyMeta::LONGEST_WITHOUT_TOKEN);
-    Err(Error::Invalid { member: "serve_without_token_seconds", rule })
 }
 
 impl Appliance {

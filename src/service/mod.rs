@@ -12,6 +12,7 @@ mod crypt;
 mod edited;
 mod error;
 mod gate;
+mod key_update;
 mod keys;
 mod lifecycle;
 mod master;
@@ -38,9 +39,10 @@ pub use crypt::{
 };
 pub use error::Error;
 pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
+pub use key_update::{UpdateBody, UpdateKey};
 pub use keys::{
     CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm,
-    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic, UpdateBody, UpdateKey,
+    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic,
 };
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,

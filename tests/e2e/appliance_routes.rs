@@ -167,6 +167,7 @@ const ROUTES: [(&str, &str, &[&str]); 39] = [
     ("get", "/v1/keys/{key}/public", &["200"]),
     ("post", "/v1/keys/{key}/encrypt", &["200"]),
     ("post", "/v1/keys/{key}/decrypt", &["200"]),
+    ("post", "/v1/keys/{key}/update", &["200"]),
     ("post", "/v1/keys/{key}/rotate", &["200"]),
     ("post", "/v1/keys/{key}/suspend", &["200"]),
     ("post", "/v1/keys/{key}/update", &["200"]),

@@ -37,7 +37,7 @@ fn routes(document: &Value) -> Vec<Route> {
             let body = operation.pointer("/requestBody/content/application~1json/schema/$ref");
             let body = body.and_then(Value::as_str).map(|reference| {
                 let schema = document.pointer(reference.trim_start_matches('#')).expect("there");
-                schema["properties"].as_object().expect("members").clone()
+                schema["properties"].as_object().cloned().unwrap_or_default()
             });
             let none = Vec::new();
             let parameters = operation["parameters"].as_array().unwrap_or(&none);

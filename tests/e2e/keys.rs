@@ -8,8 +8,16 @@ use crate::checks::{
     b64, but_for_its_number, expect_json, expect_members, expect_time, expect_traced, seen, unb64,
 };
 
-const KEY: [&str; 7] =
-    ["name", "algorithm", "mgf1_hash", "state", "labels", "created_at", "versions"];
+const KEY: [&str; 8] = [
+    "name",
+    "algorithm",
+    "mgf1_hash",
+    "state",
+    "labels",
+    "serve_without_token_seconds",
+    "created_at",
+    "versions",
+];
 
 #[test]
 fn keys_are_made_shown_and_listed() {

@@ -21,7 +21,8 @@ fn limited(limits: &str) -> Appliance {
         config.insert("limits".to_owned(), limits.into());
     });
     open_to_all(&appliance);
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    // Looking whether it has started may have used up what its own user may ask.
+    wait_until("init", || appliance.post("/v1/init", &json!({})).status == 201);
     appliance
 }
 

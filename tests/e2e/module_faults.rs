@@ -136,6 +136,23 @@ fn one_bad_call_with_a_sound_token_is_no_outage() {
 }
 
 #[test]
+fn forged_ciphertexts_in_any_number_are_no_outage() {
+    let (appliance, _shim, ciphertext) = with_a_key(|_| {});
+    let (custody, before) = (appliance.custody_pid(), turns(&appliance).len());
+    let forged = crate::acts::base64([7; 256]);
+    let items: Vec<_> = (0..256).map(|_| json!({ "ciphertext": forged })).collect();
+    let body = json!({ "items": items });
+    for _ in 0..8 {
+        let reply = appliance.post("/v1/keys/k/decrypt", &body).expect_status(200).json();
+        let items = reply["items"].as_array().expect("items");
+        assert!(items.iter().all(|item| item["error"]["code"] == "decryption-failed"), "{reply}");
+    }
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    assert_eq!(appliance.custody_pid(), custody);
+    assert_eq!(turns(&appliance).len(), before, "{:?}", turns(&appliance));
+}
+
+#[test]
 fn a_wrong_pin_is_tried_once_however_often_custody_is_started() {
     let (appliance, shim, ciphertext) = with_a_key(|_| {});
     let tries = shim.calls("C_Login");
