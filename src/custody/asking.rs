@@ -59,7 +59,7 @@ macro_rules! expect {
 impl Client {
     /// The checks that only custody can make, locked or not.
     pub async fn checks(&self) -> Result<Vec<Check>, CustodyError> {
-        expect!(self.ask_any(Verb::Doctor).await?, Reply::Checks(checks) => checks)
+        expect!(self.ask_any(&Verb::Doctor).await?, Reply::Checks(checks) => checks)
     }
 
     /// Generates master key and signing key of the first generation in the token, and a store key.

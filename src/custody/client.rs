@@ -181,13 +181,13 @@ impl Client {
     }
 
     /// Asks custody whether or not it is unlocked, once.
-    pub async fn ask_any(&self, verb: Verb) -> Result<Reply, CustodyError> {
+    pub async fn ask_any(&self, verb: &Verb) -> Result<Reply, CustodyError> {
         let until = Instant::now() + self.shared.settings.deadline;
         let mut connections = self.shared.connection.subscribe();
         let found = async { connections.wait_for(Option::is_some).await.ok()?.clone() };
         let connection = timeout_at(until, found).await.ok().flatten();
         let connection = connection.ok_or_else(|| self.away())?;
-        self.read(connection.ask(&verb, self.patience(&verb, until)).await)
+        self.read(connection.ask(verb, self.patience(verb, until)).await)
     }
 
     /// What custody is like if it answers at once; what tells how the appliance does never waits.
@@ -204,7 +204,16 @@ impl Client {
         let pin = pin.map(Passing::new);
         let (appliance, by_operator) = (home.clone(), true);
         let verb = Verb::Unlock { appliance, pin, by_operator, look_first: false };
-        let answer = self.ask_any(verb).await;
+        let asked = self.shared.connection.borrow().clone();
+        let answer = match (self.ask_any(&verb).await, asked) {
+            // One that was started while the token was away may not see it; the next one does.
+            (Err(CustodyError::Fault(Fault::TokenUnavailable(_))), Some(asked)) => {
+                let until = Instant::now() + self.shared.settings.deadline;
+                self.see_the_end_of(&asked, until).await;
+                self.ask_any(&verb).await
+            }
+            (answer, _) => answer,
+        };
         match answer {
             Ok(Reply::Unlocked { token, signer }) => {
                 self.shared.turn_to(LinkState::Unlocked { token, signer });

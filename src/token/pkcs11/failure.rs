@@ -52,7 +52,8 @@ impl Failure {
     /// what is certainly about the data, or found out by ourselves, leaves a session in use.
     pub(super) fn spares_session(&self) -> bool {
         match self {
-            Self::Call { .. } => self.is_data(),
+            // Only a decryption is over in a single call; others may still be under way in the session.
+            Self::Call { call, .. } => call == "C_Decrypt" && self.is_data(),
             Self::Answer { .. } | Self::Lost(_) => false,
             Self::Token(_) => true,
         }
