@@ -14,6 +14,7 @@ mod listen;
 mod metrics;
 mod openapi;
 mod perform;
+mod presence;
 mod problem;
 mod reply;
 mod routes;
