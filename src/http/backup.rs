@@ -37,7 +37,7 @@ pub async fn create(
 }
 
 async fn begin(front: &Front, guest: Guest) -> Result<Response, Problem> {
-    let turn = guest.place.turn().await?;
+    let turn = guest.place.turn(front.appliance.custody_is_away()).await?;
     let (asked, mut pieces) = CreateBackup::new();
     let appliance = Arc::clone(&front.appliance);
     // In a task of its own, as every request is; it ends by itself when nobody takes the pieces.

@@ -12,6 +12,7 @@ use super::reply::IntoReply;
 use super::serve::Limits;
 use super::shape::{FromWire, Incoming};
 use super::share::{Place, Turn};
+use crate::policy::Action;
 use crate::service::{Appliance, Call, Error, Request};
 
 /// What handlers work with.
@@ -62,15 +63,15 @@ pub async fn open(
 ) -> Response {
     let taken = async {
         take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await?;
-        Ok(guest.place.turn().await?)
+        Ok(guest.place.glance().await?)
     };
     let replied = taken.await.and_then(|_turn| reply(&front.appliance));
     replied.unwrap_or_else(|problem| problem.reply(guest.call.request_id))
 }
 
-/// Answers what has no route, in its user's turn.
+/// Answers what has no route.
 pub async fn astray(guest: Guest, problem: Problem) -> Response {
-    let turn = guest.place.turn().await;
+    let turn = guest.place.glance().await;
     turn.map_or_else(Problem::from, |_turn| problem).reply(guest.call.request_id)
 }
 
@@ -80,7 +81,11 @@ async fn answer<R: FromWire>(
     request: http::Request<axum::body::Body>,
 ) -> Result<R::Reply, Problem> {
     let asked = take(&front, request, R::from_wire).await?;
-    let turn = guest.place.turn().await?;
+    let turn = match R::ACTION {
+        // Asked for when nothing else comes through.
+        Action::StatusRead | Action::MetricsRead => guest.place.glance().await?,
+        _ => guest.place.turn(front.appliance.custody_is_away()).await?,
+    };
     let request_id = guest.call.request_id;
     let done = undisturbed(Arc::clone(&front.appliance), guest.call, asked, turn).await;
     done.map_err(|error| {

@@ -207,7 +207,9 @@ impl From<&Error> for Problem {
 
 impl From<NoTurn> for Problem {
     fn from(_: NoTurn) -> Self {
-        Self::too_many_requests(Duration::ZERO)
+        let detail = "this user's requests that came before take too long";
+        let next = "try again in a moment, with fewer at the same time";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, next).retry(1)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Places: where all are taken, somebody whose user holds fewer gets one of the user that holds most,
 //! the one that has been silent for longest. Turns: a user that is alone may have many requests under
 //! way; as soon as others ask too, so few that theirs go to the front of a short queue. What is over
-//! waits for its own user's turn, and nobody else's.
+//! waits for its own user's turn, and nobody else's. What only looks has turns of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +45,7 @@ struct User {
 struct Share {
     bucket: Bucket,
     turns: Arc<Semaphore>,
+    glances: Arc<Semaphore>,
     starts: Arc<Semaphore>,
 }
 
@@ -68,11 +69,14 @@ pub struct Place {
 
 /// A request under way. Goes with the deed, not with its caller.
 #[must_use = "the turn ends with it"]
-pub struct Turn(#[allow(dead_code)] OwnedSemaphorePermit); // held, never looked at
+pub struct Turn(#[allow(dead_code)] Option<OwnedSemaphorePermit>); // held, never looked at
 
 /// Its own user's requests have been under way for too long before it.
 #[derive(Debug)]
 pub struct NoTurn;
+
+/// Looks of one user under way that do no work: at the state, at health.
+const GLANCES: usize = 4;
 
 /// How long a request waits for its user's turn.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -161,8 +165,8 @@ impl User {
     fn new(limits: &Limits) -> Self {
         let bucket = Bucket::new(limits.requests_per_second_per_uid, limits.requests_burst_per_uid);
         let turns = Arc::new(Semaphore::new(limits.requests_at_once_per_uid));
-        let starts = Arc::new(Semaphore::new(STARTS));
-        Self { share: Arc::new(Share { bucket, turns, starts }), seats: BTreeMap::new() }
+        let [glances, starts] = [GLANCES, STARTS].map(|many| Arc::new(Semaphore::new(many)));
+        Self { share: Arc::new(Share { bucket, turns, glances, starts }), seats: BTreeMap::new() }
     }
 }
 
@@ -225,19 +229,34 @@ impl Place {
         Arc::clone(&self.share.starts).acquire_owned().await.ok()
     }
 
-    /// Waits until its user may have one more request under way.
-    pub async fn turn(&self) -> Result<Turn, NoTurn> {
+    /// Waits until its user may have one more request under way, or until `waived`: then those that are
+    /// under way do no work, and this one need not wait for them.
+    pub async fn turn(&self, waived: impl Future<Output = ()>) -> Result<Turn, NoTurn> {
         let alone = self.shares.presence.alone(self.uid, self.shares.now());
         let weight = if alone { 1 } else { self.shares.weight };
-        let turns = Arc::clone(&self.share.turns);
-        match turns.try_acquire_many_owned(weight) {
-            Ok(turn) => Ok(Turn(turn)),
-            Err(_) => {
-                let turn = Arc::clone(&self.share.turns).acquire_many_owned(weight);
-                let turn = tokio::time::timeout(PATIENCE, turn).await;
-                turn.ok().and_then(Result::ok).map(Turn).ok_or(NoTurn)
-            }
+        take(&self.share.turns, weight, waived).await
+    }
+
+    /// Waits until its user may look once more, which no work of its own keeps it from.
+    pub async fn glance(&self) -> Result<Turn, NoTurn> {
+        take(&self.share.glances, 1, std::future::pending()).await
+    }
+}
+
+async fn take(
+    turns: &Arc<Semaphore>,
+    weight: u32,
+    waived: impl Future<Output = ()>,
+) -> Result<Turn, NoTurn> {
+    if let Ok(turn) = Arc::clone(turns).try_acquire_many_owned(weight) {
+        return Ok(Turn(Some(turn)));
+    }
+    tokio::select! {
+        turn = Arc::clone(turns).acquire_many_owned(weight) => {
+            turn.map(|turn| Turn(Some(turn))).map_err(|_| NoTurn)
         }
+        () = waived => Ok(Turn(None)),
+        () = tokio::time::sleep(PATIENCE) => Err(NoTurn),
     }
 }
 
@@ -307,16 +326,19 @@ mod tests {
     #[tokio::test]
     async fn turns_are_fewer_while_others_ask() {
         let shares = shares(400, 400);
+        let never = std::future::pending;
         let (one, other) = (shares.admit(1).unwrap(), shares.admit(2).unwrap());
         let all = shares.limits.requests_at_once_per_uid;
         let mut held = Vec::new();
         for _ in 0..all {
-            held.push(one.turn().await.unwrap());
+            held.push(one.turn(never()).await.unwrap());
         }
         assert_eq!(one.share.turns.available_permits(), 0);
+        drop(one.glance().await.unwrap());
+        drop(one.turn(std::future::ready(())).await.unwrap());
         held.clear();
-        held.push(other.turn().await.unwrap());
-        held.push(one.turn().await.unwrap());
+        held.push(other.turn(never()).await.unwrap());
+        held.push(one.turn(never()).await.unwrap());
         assert_eq!(one.share.turns.available_permits(), all - shares.weight as usize);
     }
 
@@ -330,7 +352,7 @@ mod tests {
         let begin = Instant::now();
         for _ in 0..MANY {
             let _ = place.asks();
-            drop(place.turn().await.unwrap());
+            drop(place.turn(std::future::pending()).await.unwrap());
             place.is_answered();
         }
         println!("limits: {} ns a request", begin.elapsed().as_nanos() / u128::from(MANY));

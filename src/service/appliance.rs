@@ -219,6 +219,13 @@ impl Request for Status {
 }
 
 impl Appliance {
+    /// Resolves once requests do no more than wait for custody or its token to come.
+    pub async fn custody_is_away(&self) {
+        let mut states = self.custody.watch();
+        let is_away = |state: &LinkState| matches!(state, LinkState::Down(_));
+        let _ = states.wait_for(is_away).await;
+    }
+
     /// The state in a word, and what an operator should know of it.
     pub fn state(&self) -> (&'static str, String) {
         match self.custody.state() {

@@ -184,3 +184,48 @@ fn a_place_is_found_for_a_user_that_has_none() {
     OTHER.asks(&appliance, "GET", "/v1/health", None).expect_status(200);
     drop(held);
 }
+
+/// Many requests of two users wait for a token that is away, which is neither of them asking too often.
+#[test]
+fn requests_that_wait_for_the_token_keep_no_other_from_its_answer() {
+    let appliance = limited("");
+    let mut config = appliance.config();
+    let users = config["policy"]["roles"]["service"]["users"].as_array_mut().expect("users");
+    users.push(i64::from(OTHER.uid).into());
+    appliance.write_config(&config);
+    let from = appliance.log().len();
+    appliance.signal(nix::sys::signal::Signal::SIGHUP);
+    appliance.wait_for_log(from, "are loaded anew");
+    appliance.create_key("k");
+    let body = json!({ "ciphertext": encrypt(&appliance, "k", "x") });
+    let tokens = appliance.token().tokens();
+    std::fs::rename(&tokens, tokens.with_extension("away")).expect("moved");
+    kill_custody(&appliance);
+    appliance.wait_for_state("token-unavailable");
+    let (appliance, body) = (&appliance, &body);
+    std::thread::scope(|scope| {
+        let decrypt = move || appliance.post("/v1/keys/k/decrypt", body);
+        let mut waiting = Vec::new();
+        for _ in 0..100 {
+            waiting.push(scope.spawn(decrypt));
+        }
+        for _ in 0..50 {
+            waiting.push(scope.spawn(move || OTHER.does(decrypt)));
+        }
+        for path in ["/v1/status", "/metrics", "/v1/health"].repeat(3) {
+            let begin = Instant::now();
+            let reply = appliance.get(path);
+            assert_eq!(reply.status, if path == "/v1/health" { 503 } else { 200 }, "{path}");
+            let took = begin.elapsed();
+            assert!(took < Duration::from_millis(1000), "{path} took {took:?}");
+        }
+        for reply in waiting {
+            reply.join().expect("answered").expect_problem(503, "token-unavailable");
+        }
+    });
+}
+
+fn kill_custody(appliance: &Appliance) {
+    let custody = nix::unistd::Pid::from_raw(appliance.custody_pid() as i32);
+    nix::sys::signal::kill(custody, nix::sys::signal::Signal::SIGKILL).expect("killed");
+}
