@@ -119,6 +119,10 @@ impl Config {
             ),
             ("[token] pool_size", (self.token.pool_size, 1, 1024)),
             ("[token] wait_ms", wait(self.token.wait_ms)),
+            (
+                "[keys] clock_doubt_hours",
+                least_one(usize::try_from(self.keys.clock_doubt_hours).unwrap_or(usize::MAX)),
+            ),
             ("[audit] deadline_ms", wait(self.audit.deadline_ms)),
             ("[audit] checkpoint_lines", wait(self.audit.checkpoint_lines)),
             ("[audit] checkpoint_seconds", wait(self.audit.checkpoint_seconds)),
@@ -169,6 +173,7 @@ mod tests {
             ("[custody]\ndeadline_ms = 0", "deadline_ms"),
             ("[custody.arena]\nsize_bytes = 99999999999", "size_bytes"),
             ("[audit]\ncheckpoint_lines = 0", "checkpoint_lines"),
+            ("[keys]\nclock_doubt_hours = 0", "clock_doubt_hours"),
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.fault().unwrap().contains(name), "{text}");

@@ -158,7 +158,8 @@ fn go_on(
 }
 
 fn standing(now: Timestamp, passed: Timestamp, bound: SignedDuration) -> Standing {
-    let ahead = now.duration_since(passed);
+    // The kernel's count is one of milliseconds.
+    let ahead = SignedDuration::from_millis(now.as_millisecond() - passed.as_millisecond());
     if ahead > bound {
         Standing::Ahead
     } else if ahead < -bound {
@@ -298,6 +299,13 @@ mod tests {
     #[test]
     fn the_first_clock_is_believed() {
         assert_eq!(go_on(None, "a", 5, at(77), BOUND).time, at(77));
+    }
+
+    #[test]
+    fn parts_of_a_millisecond_are_no_difference() {
+        let later = at(6) + SignedDuration::from_micros(999);
+        assert_eq!(standing(later, at(0), BOUND), Standing::Agrees);
+        assert_eq!(standing(at(0), later, BOUND), Standing::Agrees);
     }
 
     #[test]
