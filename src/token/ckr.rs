@@ -258,10 +258,10 @@ mod tests {
 
     #[test]
     fn the_documented_table_is_this_one() {
-        let documented = include_str!("../../docs/pkcs11-return-values.txt");
+        let documented = include_str!("return-values.txt");
         assert!(
             documented == in_words(),
-            "strongroom doctor --pkcs11-return-values > docs/pkcs11-return-values.txt"
+            "strongroom doctor --pkcs11-return-values > src/token/return-values.txt"
         );
     }
 
