@@ -48,13 +48,13 @@ impl Custodian {
         }
         let outage = outage_of(fault);
         // A token that never opened is for the front to tell of: it may be the hundredth try.
-        let Some(keyring) = self.keyring() else {
+        let Some(opened) = self.opened() else {
             *self.stand() = Stand::PastUse(outage);
             return;
         };
         let (reason, why) = (outage.reason.as_str(), outage.why.clone());
-        if keyring.cache.allowed() > 0 && self.probe.look().is_err() {
-            let keys = keyring.cache.lose_token(Instant::now());
+        if opened.allowed() > 0 && self.probe.look().is_err() {
+            let keys = opened.lose_token(Instant::now());
             *self.stand() = Stand::BrownOut(outage.clone());
             tracing::error!(reason, why, keys, "the token is away; some keys serve without it");
             self.notices.tell(&Ok(Reply::BrownOut(outage)));
@@ -67,7 +67,7 @@ impl Custodian {
     /// Ends a brown-out in which nothing is left to serve, or whose token is back.
     pub fn tend_brown_out(&self) {
         let Some(outage) = self.brown_out() else { return };
-        let left = self.keyring().map_or(0, |keyring| keyring.cache.len());
+        let left = self.opened().map_or(0, |opened| opened.len());
         if left == 0 {
             tracing::warn!("no key may serve without the token any longer; custody starts anew");
         } else if self.probe.look().is_ok() {

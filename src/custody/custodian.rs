@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::brown_out::Stand;
-use super::cache;
+use super::cache::{self, KeyCache};
 use super::keyring::{self, Keyring};
 use super::masters;
 use super::notice::Notices;
@@ -90,8 +90,8 @@ impl Custodian {
 
     /// Wipes what has been kept too long.
     pub fn expire(&self, now: Instant) {
-        if let Some(keyring) = self.keyring() {
-            keyring.cache.expire(now);
+        if let Some(cache) = self.opened() {
+            cache.expire(now);
         }
     }
 
@@ -126,12 +126,11 @@ impl Custodian {
         }
     }
 
-    /// Forgets every key, as a lock or the end of the process asks for.
-    pub fn wipe(&self) {
-        if let Some(keyring) = self.unlocked.write().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            keyring.cache.forget(None, None);
-        }
+    /// Forgets every key, as a lock or the end of the process asks for. What is left is the token, which
+    /// whoever drops it last closes by calls into the module.
+    pub fn wipe(&self) -> Option<Arc<Keyring>> {
+        let taken = self.unlocked.write().unwrap_or_else(PoisonError::into_inner).take();
+        taken.inspect(|keyring| keyring.cache.forget(None, None))
     }
 
     /// Answers what needs neither token nor long arithmetic; says where the rest belongs.
@@ -214,6 +213,12 @@ impl Custodian {
 
     pub(super) fn keyring(&self) -> Option<Arc<Keyring>> {
         self.unlocked.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The opened keys, for those who must not be the last to hold the token.
+    pub(super) fn opened(&self) -> Option<Arc<KeyCache>> {
+        let unlocked = self.unlocked.read().unwrap_or_else(PoisonError::into_inner);
+        unlocked.as_ref().map(|keyring| Arc::clone(&keyring.cache))
     }
 
     fn status(&self) -> Status {

@@ -13,22 +13,29 @@ use super::protocol::{Fault, Outage, Reason};
 /// Where work with the token is noted, and how long it may take.
 pub type Watched = (Arc<HangWatch>, Duration);
 
-/// Wipes what was kept too long, tries the token now and then, and tells the supervisor all is well.
-pub fn spawn_housekeeping(
-    canary_every: Duration,
+/// Tells the supervisor that all is well.
+pub type Beat = Arc<dyn Fn() + Send + Sync>;
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Tries the token now and then. A module that hangs holds up this thread and no other, and with it the
+/// beat.
+pub fn spawn_canary(
+    every: Duration,
     custodian: &Arc<Custodian>,
     (hang, limit): &Watched,
-    beat: impl Fn() + Send + 'static,
+    beat: Beat,
 ) -> Result<(), StartError> {
     let custodian = Arc::clone(custodian);
     let (hang, limit) = (Arc::clone(hang), *limit);
-    let keep_house = move || {
+    let try_now_and_then = move || {
         let mut tried = Instant::now();
         loop {
-            thread::sleep(Duration::from_secs(1));
-            custodian.expire(Instant::now());
-            custodian.tend_brown_out();
-            if tried.elapsed() >= canary_every && custodian.brown_out().is_none() {
+            thread::sleep(PERIOD);
+            if custodian.brown_out().is_some() {
+                continue;
+            }
+            if tried.elapsed() >= every {
                 tried = Instant::now();
                 if let Err(fault) = hang.during(limit, || custodian.try_canary()) {
                     custodian.lose_token(&fault);
@@ -40,26 +47,36 @@ pub fn spawn_housekeeping(
             beat();
         }
     };
-    let builder = thread::Builder::new().name("housekeeping".to_owned());
-    builder.spawn(keep_house).map(drop).map_err(StartError::Thread)
+    let builder = thread::Builder::new().name("canary".to_owned());
+    builder.spawn(try_now_and_then).map(drop).map_err(StartError::Thread)
 }
 
-/// Ends the process when work with the token has taken too long.
-pub fn leave_when_hung(hang: Arc<HangWatch>, custodian: &Arc<Custodian>) -> Result<(), StartError> {
+/// Wipes what was kept too long, notices work with the token that does not come to an end, and ends a
+/// brown-out and a process that is past use. It never touches the module itself.
+pub fn spawn_housekeeping(
+    hang: Arc<HangWatch>,
+    custodian: &Arc<Custodian>,
+    beat: Beat,
+) -> Result<(), StartError> {
     let custodian = Arc::clone(custodian);
-    let watch = move || {
+    let keep_house = move || {
         loop {
-            thread::sleep(Duration::from_secs(1));
-            if hang.is_overdue(Instant::now()) && custodian.brown_out().is_none() {
+            thread::sleep(PERIOD);
+            custodian.expire(Instant::now());
+            if custodian.brown_out().is_some() {
+                // Nobody tries the token meanwhile.
+                beat();
+                custodian.tend_brown_out();
+            } else if hang.is_overdue(Instant::now()) {
                 let why = "a call into the token's module does not come back";
                 let outage = Outage::new(Reason::ModuleHung, why);
                 custodian.lose_token(&Fault::TokenUnavailable(outage));
-                if custodian.is_past_use() {
-                    leave(&custodian, PAST_USE);
-                }
+            }
+            if custodian.is_past_use() {
+                leave(&custodian, PAST_USE);
             }
         }
     };
-    let builder = thread::Builder::new().name("hang-watch".to_owned());
-    builder.spawn(watch).map(drop).map_err(StartError::Thread)
+    let builder = thread::Builder::new().name("housekeeping".to_owned());
+    builder.spawn(keep_house).map(drop).map_err(StartError::Thread)
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
 use super::hang::HangWatch;
-use super::housekeeping::{Watched, leave_when_hung, spawn_housekeeping};
+use super::housekeeping::{Beat, Watched, spawn_canary, spawn_housekeeping};
 use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
@@ -120,14 +120,15 @@ struct Office {
     custodian: Arc<Custodian>,
     token: SyncSender<Job>,
     generation: SyncSender<Job>,
+    watched: Watched,
 }
 
 /// Jobs that may wait for the token or for a generation; more are refused as busy.
 const WAITING: usize = 1024;
 
 /// Serves the front on `listener` until the process is told to end; `beat` is called after every
-/// second in which the token was found well, or custody was locked; `stop` returns when it is time
-/// to end.
+/// second in which the token was found well, custody was locked, or keys served without the token;
+/// `stop` returns when it is time to end.
 ///
 /// # Errors
 /// [`StartError`] where a thread or a buffer could not be had. It does not return otherwise: the
@@ -138,7 +139,7 @@ pub fn run(
     front_uid: u32,
     custodian: Custodian,
     stop: impl FnOnce() + Send + 'static,
-    beat: impl Fn() + Send + 'static,
+    beat: impl Fn() + Send + Sync + 'static,
 ) -> Result<(), StartError> {
     let custodian = Arc::new(custodian);
     leave_on(stop, &custodian)?;
@@ -146,13 +147,13 @@ pub fn run(
     let (generation, generation_jobs) = sync_channel(WAITING);
     let hang = Arc::new(HangWatch::default());
     let limit = Duration::from_secs(settings.hang_seconds.max(1));
-    let watched = (Arc::clone(&hang), limit);
+    let (watched, beat): (_, Beat) = ((Arc::clone(&hang), limit), Arc::new(beat));
     spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian, &watched)?;
     spawn_pool(1, "generation", generation_jobs, &custodian, &watched)?;
     let canary_every = Duration::from_secs(settings.canary_seconds);
-    spawn_housekeeping(canary_every, &custodian, &watched, beat)?;
-    leave_when_hung(hang, &custodian)?;
-    let office = Arc::new(Office { custodian, token, generation });
+    spawn_canary(canary_every, &custodian, &watched, Arc::clone(&beat))?;
+    spawn_housekeeping(hang, &custodian, beat)?;
+    let office = Arc::new(Office { custodian, token, generation, watched });
     let workers = match settings.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         some => some,
@@ -177,13 +178,18 @@ fn leave_on(
 
 /// Ends the process at once, past the exit handlers of a PKCS#11 module that other threads may be in.
 /// What writes in the token is let finish. The kernel wipes what it takes back; opened keys were wiped
-/// before.
+/// before. A token that is past use is left as it is: to close it is a call into a module that may hang.
 #[allow(unsafe_code)] // _exit(2) has no safe wrapper
 pub fn leave(custodian: &Custodian, code: i32) -> ! {
     custodian.say_why();
-    custodian.wipe();
+    let is_past_use = code == PAST_USE || custodian.brown_out().is_some();
+    let wipe = || match custodian.wipe() {
+        token if is_past_use => std::mem::forget(token),
+        token => drop(token),
+    };
+    wipe();
     let _nobody_writes_in_the_token = custodian.let_finish();
-    custodian.wipe();
+    wipe();
     // SAFETY: _exit takes no pointers and does not return.
     unsafe { libc::_exit(code) }
 }
@@ -220,11 +226,12 @@ fn accept_fronts(
         office.custodian.notices.go_to(Some(Arc::clone(&connection)));
         serve(&connection, workers, office)?;
         office.custodian.notices.go_to(None);
-        // No key stays open with nobody there; the next front unlocks anew.
-        office.custodian.wipe();
         if office.custodian.brown_out().is_some() {
             leave(&office.custodian, PAST_USE);
         }
+        // No key stays open with nobody there; the next front unlocks anew.
+        let (hang, limit) = &office.watched;
+        hang.during(*limit, || drop(office.custodian.wipe()));
         tracing::debug!("the front has disconnected");
     }
 }

@@ -80,7 +80,7 @@ impl Ready {
     pub fn serve(
         self,
         stop: impl FnOnce() + Send + 'static,
-        beat: impl Fn() + Send + 'static,
+        beat: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), StartError> {
         process::run(&self.settings, self.listener, self.front_uid, self.custodian, stop, beat)
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
 use crate::appliance::{Appliance, Reply, wait_until};
 use crate::outages::{tells_its_state, turns};
+use crate::shim::Shim;
 
 /// An appliance with a key for each allowance, all of them open, and ciphertexts of `x`.
 fn with_keys(allowances: &[(&str, u32)]) -> (Appliance, Vec<String>) {
@@ -152,6 +153,47 @@ fn the_token_s_return_ends_a_brown_out_at_once() {
     let reply = decrypt(&appliance, "long", &texts[0], None);
     assert_eq!(reply.expect_status(200).json().get("without_token"), None);
     is_sound(&appliance);
+}
+
+/// An appliance over a module that hangs from now on, with an open key that may serve on for `seconds`.
+fn hanging(seconds: u32) -> (Appliance, Shim, String) {
+    let (appliance, shim) = Shim::appliance(|config| {
+        let cache = toml::toml! { idle_seconds = 300 };
+        config["custody"].as_table_mut().expect("a table").insert("cache".to_owned(), cache.into());
+    });
+    let body = json!({
+        "name": "k", "algorithm": "RSA-2048", "serve_without_token_seconds": seconds,
+    });
+    appliance.post("/v1/keys", &body).expect_status(201);
+    let ciphertext = encrypt(&appliance, "k", "x");
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    shim.order("* hang");
+    appliance.wait_for_state("brown-out");
+    served_alone(&decrypt(&appliance, "k", &ciphertext, None));
+    (appliance, shim, ciphertext)
+}
+
+#[test]
+fn a_brown_out_after_a_module_that_hung_ends_with_the_allowance() {
+    let (appliance, shim, ciphertext) = hanging(15);
+    let custody = appliance.custody_pid();
+    appliance.wait_for_state("token-unavailable");
+    wait_until("another custody", || appliance.custody_pid() != custody);
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "token-unavailable");
+    shim.lift();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+}
+
+#[test]
+fn a_brown_out_after_a_module_that_hung_ends_when_it_works_again() {
+    let (appliance, shim, ciphertext) = hanging(3600);
+    let custody = appliance.custody_pid();
+    shim.lift();
+    appliance.wait_for_state("ready");
+    assert_ne!(appliance.custody_pid(), custody);
+    let reply = decrypt(&appliance, "k", &ciphertext, None);
+    assert_eq!(reply.expect_status(200).json().get("without_token"), None);
 }
 
 #[test]
