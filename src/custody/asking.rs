@@ -1,6 +1,6 @@
 //! The verbs as the front calls them: plain data in, plain data out.
 
-use super::client::{Client, CustodyError, Wanted};
+use super::client::{Client, CustodyError};
 use super::protocol::{
     Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, StoreKey, Verb,
 };
@@ -88,7 +88,7 @@ impl Client {
 
     /// Has custody work with what the appliance has become, now and whenever it comes back.
     pub async fn use_home(&self, home: Home) -> Result<(), CustodyError> {
-        self.want(Wanted::Unlocked(Some(home.clone())));
+        self.keep_home(&home);
         expect!(self.ask(Verb::UseHome { home }).await?, Reply::Done => ())
     }
 

@@ -19,6 +19,7 @@ use super::link::keep_link;
 use super::protocol::{
     Answer, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts, Verb,
 };
+use super::turning::Locks;
 use super::wire::WireError;
 use crate::secret::Pin;
 
@@ -77,7 +78,7 @@ pub enum Wanted {
 /// The front's handle; cloning it shares the link.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What the handles share with the task that keeps the link.
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     pub settings: LinkSettings,
     pub wanted: watch::Sender<Wanted>,
     pub state: watch::Sender<LinkState>,
+    /// How often it was locked; held while the two above change together.
+    pub locks: Mutex<u64>,
     pub connection: watch::Sender<Option<Arc<Connection>>>,
     pub breaker: Breaker,
     /// When custody last said something.
@@ -109,6 +112,7 @@ impl Client {
             settings,
             wanted: watch::Sender::new(wanted),
             state: watch::Sender::new(down),
+            locks: Mutex::default(),
             connection: watch::Sender::new(None),
             breaker: Breaker::new(),
             heard: Mutex::new(std::time::Instant::now()),
@@ -141,11 +145,6 @@ impl Client {
     /// When custody last said something; it is asked every second.
     pub fn last_heard(&self) -> std::time::Instant {
         *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says what custody should be brought to from now on, here and after every restart.
-    pub fn want(&self, wanted: Wanted) {
-        self.shared.wanted.send_replace(wanted);
     }
 
     /// Asks custody; waits for an unlocked one up to the deadline, and asks again where custody ends
@@ -199,8 +198,16 @@ impl Client {
         }
     }
 
-    /// Unlocks custody with a PIN, or with the configured one.
-    pub async fn unlock(&self, home: Option<Home>, pin: Option<Pin>) -> Result<(), CustodyError> {
+    /// Unlocks custody with a PIN, or with the configured one, here and after every restart.
+    ///
+    /// # Errors
+    /// `Fault::Locked` where somebody locked it since.
+    pub async fn unlock(
+        &self,
+        since: Locks,
+        home: Option<Home>,
+        pin: Option<Pin>,
+    ) -> Result<(), CustodyError> {
         let pin = pin.map(Passing::new);
         let (appliance, by_operator) = (home.clone(), true);
         let verb = Verb::Unlock { appliance, pin, by_operator, look_first: false };
@@ -214,22 +221,29 @@ impl Client {
             }
             (answer, _) => answer,
         };
-        match answer {
-            Ok(Reply::Unlocked { token, signer }) => {
-                self.shared.turn_to(LinkState::Unlocked { token, signer });
-            }
-            Err(CustodyError::Fault(Fault::Unlocked)) => {}
+        let state = match answer {
+            Ok(Reply::Unlocked { token, signer }) => Some(LinkState::Unlocked { token, signer }),
+            Err(CustodyError::Fault(Fault::Unlocked)) => None,
+            // A lock ends the custody that was asked.
+            Err(_) if self.locks() != since => return Err(Fault::Locked.into()),
             Ok(_) => return Err(CustodyError::Confused),
             Err(error) => return Err(error),
+        };
+        if self.shared.turn_to_unlocked(since, home, state) {
+            return Ok(());
         }
-        self.want(Wanted::Unlocked(home));
-        Ok(())
+        self.end_custody().await?;
+        Err(Fault::Locked.into())
     }
 
     /// Locks custody: it wipes everything, ends, and stays locked when it comes back.
     pub async fn lock(&self) -> Result<(), CustodyError> {
-        self.want(Wanted::Locked);
-        self.shared.turn_to(LinkState::Locked);
+        self.shared.turn_to_locked();
+        self.end_custody().await
+    }
+
+    /// Has the custody that there is wipe everything and end.
+    async fn end_custody(&self) -> Result<(), CustodyError> {
         let Some(connection) = self.shared.connection.borrow().clone() else { return Ok(()) };
         let until = Instant::now() + self.shared.settings.deadline;
         match self.read(connection.ask(&Verb::Lock, self.patience(&Verb::Lock, until)).await) {

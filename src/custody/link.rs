@@ -154,12 +154,10 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
             return shared.down(Outage::new(Reason::CustodyGone, error.to_string()));
         }
     };
-    if matches!(*shared.wanted.borrow(), Wanted::Locked) {
+    if !shared.turn_unless_locked(state) {
         // An operator locked meanwhile, and that is what counts.
         let _ = connection.ask(&Verb::Lock, shared.settings.deadline).await;
-        return;
     }
-    shared.turn_to(state);
 }
 
 impl Shared {
@@ -181,7 +179,7 @@ impl Shared {
             Ok(Reply::BrownOut(outage)) => {
                 let state = self.state.borrow().clone();
                 if let LinkState::Unlocked { token, .. } = state {
-                    self.turn_to(LinkState::BrownOut { outage, token });
+                    self.turn_unless_locked(LinkState::BrownOut { outage, token });
                 }
             }
             _ => {}

@@ -33,6 +33,7 @@ pub mod rsa;
 mod seal;
 mod sealed;
 mod start;
+mod turning;
 mod wire;
 
 pub use asking::{CheckpointSignature, Initialised, NewKey, Opened, SealedKey};
@@ -47,3 +48,4 @@ pub use process::{Settings, Spawn, StartError};
 pub use recovery::{Fingerprint, RecoveredStoreKey, Recoverer, fingerprint_of};
 pub use sealed::{generation_of, recovery_of, store_key_of};
 pub use start::{Ready, resolve};
+pub use turning::Locks;

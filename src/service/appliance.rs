@@ -13,7 +13,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use super::lifecycle::Reason;
 use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::protocol::{Check, Fault, Verdict};
-use crate::custody::{CustodyError, LinkState, Wanted};
+use crate::custody::{CustodyError, LinkState};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{HomeRecord, LockRecord};
 use crate::sandbox;
@@ -176,7 +176,7 @@ impl Request for Init {
         };
         // Before the record is kept: a custody that ends meanwhile comes back with the new home, and
         // nothing opens by it until the record is there.
-        appliance.custody.want(Wanted::Unlocked(Some(made.home.clone())));
+        appliance.custody.keep_home(&made.home);
         let generation = made.home.generation;
         let home = HomeRecord {
             appliance: id.clone(),
@@ -392,6 +392,7 @@ impl Request for Lock {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
         let by = permit.caller().name();
         let since = appliance.now();
+        let _no_unlock_ends = appliance.locking.lock().await;
         appliance.records.set_locked(Some(LockRecord { since, by })).await?;
         // The last chance to have the trail signed. A token that is away must not keep it open.
         let signed = tokio::time::timeout(LAST_CHECKPOINT, appliance.trail.checkpoint()).await;
@@ -420,6 +421,11 @@ impl Request for Unlock {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+        // An unlock may take long, and a lock waits for none: the one that comes later counts.
+        let locks = {
+            let _behind_a_lock = appliance.locking.lock().await;
+            appliance.custody.locks()
+        };
         let state = appliance.custody.state();
         if matches!(state, LinkState::Unlocked { .. } | LinkState::BrownOut { .. }) {
             return Err(Error::NotLocked);
@@ -434,7 +440,11 @@ impl Request for Unlock {
             None => None,
         };
         let home = appliance.records.home().map(|home| home.for_custody());
-        appliance.custody.unlock(home, pin).await?;
+        appliance.custody.unlock(locks, home, pin).await?;
+        let _no_lock_begins = appliance.locking.lock().await;
+        if appliance.custody.locks() != locks {
+            return Err(Error::Locked);
+        }
         appliance.records.set_locked(None).await?;
         appliance.tell(EventNote::new(Event::Unlocked)).await;
         Ok(appliance.status().await)

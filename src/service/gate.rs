@@ -89,6 +89,8 @@ pub struct Appliance {
     pub(super) config_file: String,
     /// Held while the appliance is initialised or its masters change: two must not make one.
     pub(super) founding: tokio::sync::Mutex<()>,
+    /// Held while the appliance is locked, and while the record of it is taken away; never for long.
+    pub(super) locking: tokio::sync::Mutex<()>,
     pub(super) rotating: Rotating,
 }
 
@@ -128,6 +130,7 @@ impl Appliance {
             house: parts.house,
             config_file: parts.config_file,
             founding: tokio::sync::Mutex::default(),
+            locking: tokio::sync::Mutex::default(),
             rotating: Rotating::default(),
         }
     }

@@ -1,12 +1,13 @@
 //! Locked and unlocked again; and a PIN that is wrong, or lies open.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
 use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal};
 use crate::appliance::{Appliance, wait_until};
+use crate::shim::Shim;
 use crate::token::{PIN, write_private};
 
 const WRONG: &str = "90909090";
@@ -49,6 +50,31 @@ fn a_locked_appliance_uses_no_key_and_says_how_it_is() {
     assert!(told.iter().any(|event| event == "locked"), "{told:?}");
     assert!(told.iter().any(|event| event == "unlocked"), "{told:?}");
     appliance.restart();
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+}
+
+#[test]
+fn a_lock_counts_that_comes_while_an_unlock_takes_its_time() {
+    let (mut appliance, shim) = Shim::appliance(|_| {});
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "x");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    let logins = shim.calls("C_Login");
+    shim.order("C_FindObjectsInit delay 1200");
+    std::thread::scope(|scope| {
+        let unlocking = scope.spawn(|| appliance.post("/v1/unlock", &json!({})));
+        wait_until("the login", || shim.calls("C_Login") > logins);
+        let began = Instant::now();
+        appliance.post("/v1/lock", &json!({})).expect_status(200);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        unlocking.join().expect("no panic").expect_problem(503, "locked");
+    });
+    shim.lift();
+    assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
+    appliance.restart();
+    appliance.wait_for_state("locked");
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
     expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
 }
 
