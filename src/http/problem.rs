@@ -240,6 +240,10 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "rotation-running" => (S::CONFLICT, "GET /v1/master says how far it is"),
         "master-needed" => (S::CONFLICT, "rotate first, or wait for the rotation to end"),
         "not-locked" => (S::CONFLICT, "nothing has to be done"),
+        "clock-doubted" => (
+            S::CONFLICT,
+            "an operator sets the clock right, or says that it is: `strongroom confirm-clock`",
+        ),
         "invalid" => (S::BAD_REQUEST, "see GET /v1/openapi.json for what this route takes"),
         "plaintext-too-long" => (
             S::UNPROCESSABLE_ENTITY,

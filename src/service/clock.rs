@@ -8,6 +8,7 @@
 //!
 //! A clock that is further ahead than these hours is doubted, and destructions go by the time that has
 //! passed, until an operator confirms the clock or it comes back. One that is behind only delays them.
+//! While it is doubted, either way, none is scheduled: nobody knows when its waiting would end.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,7 +98,7 @@ impl Clock {
         }
     }
 
-    /// The time that waiting for a destruction begins at: no clock that is behind shortens it.
+    /// The time that waiting for a destruction begins at: no clock that is a little behind shortens it.
     pub(super) fn begin(&self, now: Timestamp) -> Timestamp {
         now.max(self.passed())
     }
@@ -226,6 +227,15 @@ impl Appliance {
     /// How the clock stands.
     pub(super) fn clock_view(&self) -> ClockView {
         self.clock.view(self.now(), self.settings().clock_doubt_hours)
+    }
+
+    /// Only a clock that is believed says when a destruction falls due: scheduled by one that is wrong,
+    /// it would be early or late by as much, for good.
+    pub(super) fn must_believe_clock(&self) -> Result<(), Error> {
+        match self.clock_view().state {
+            "agrees" => Ok(()),
+            state => Err(Error::ClockDoubted(state)),
+        }
     }
 
     /// The time that destructions fall due by.

@@ -70,6 +70,8 @@ pub enum Error {
     /// The recovery key that is set, or is to be set, is not one that custody has.
     #[error("the recovery key: {0}")]
     Recovery(String),
+    #[error("the clock is {0} of the time that has passed, so no destruction is scheduled by it")]
+    ClockDoubted(&'static str),
     #[error("there is too much to do at the moment")]
     Busy,
     #[error("the trail cannot be written: {0}")]
@@ -143,6 +145,7 @@ impl Error {
             Error::Recovery(_) => "recovery-key",
             Error::Rotating(_) => "rotation-running",
             Error::StillNeeded { .. } => "master-needed",
+            Error::ClockDoubted(_) => "clock-doubted",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::Audit(_) => "trail-unavailable",
             Error::OutcomeOwed(_) => "outcome-unrecorded",

@@ -131,6 +131,7 @@ impl Request for Destroy {
             Some(days) => WaitingPeriod::of_days(days)?,
             None => appliance.settings().destroy_wait_days,
         };
+        appliance.must_believe_clock()?;
         let step = Transition::ScheduleDestruction(period);
         appliance.step(&self.name, self.with.version, step).await
     }

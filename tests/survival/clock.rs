@@ -10,11 +10,16 @@ use crate::witness::{lines, verify};
 
 /// One that looks for due destructions every second, and its clock.
 fn appliance() -> Appliance {
+    appliance_at("+0")
+}
+
+fn appliance_at(clock: &str) -> Appliance {
     let mut appliance = Appliance::prepared(|config| {
         let keys = toml::Table::from_iter([("sweep_seconds".to_owned(), 1.into())]);
         config.insert("keys".to_owned(), keys.into());
     });
     appliance.follow_clock();
+    appliance.set_clock(clock);
     appliance.start();
     appliance.post("/v1/init", &json!({})).expect_status(201);
     appliance
@@ -112,14 +117,18 @@ fn a_clock_that_jumps_back_shortens_no_waiting_and_breaks_no_line() {
     // Made, changed and used under the wrong clock.
     appliance.create_key("l");
     appliance.post("/v1/keys/k/rotate", &json!({})).expect_status(200);
+    appliance.delete("/v1/keys/k", &json!({})).expect_problem(409, "clock-doubted");
+    verify(&appliance);
+    appliance.restart();
+    assert_eq!(clock(&appliance)["state"], "behind");
+    // Behind by so little that it is believed.
+    appliance.set_clock("-3h");
+    wait_until("the clock to agree", || clock(&appliance)["state"] == "agrees");
     let view = destroy(&appliance, "k");
     let at: Timestamp =
         view["versions"][0]["destroy_at"].as_str().expect("a time").parse().unwrap();
     let wait = at.duration_since(Timestamp::now());
     assert!(wait.as_hours() >= 23, "it waits only {wait:?} by the right clock");
-    verify(&appliance);
-    appliance.restart();
-    assert_eq!(clock(&appliance)["state"], "behind");
     appliance.set_clock("+0");
     wait_until("the clock to agree", || clock(&appliance)["state"] == "agrees");
     outlast_a_sweep(&appliance);
@@ -128,6 +137,28 @@ fn a_clock_that_jumps_back_shortens_no_waiting_and_breaks_no_line() {
     appliance.post("/v1/keys/l/encrypt", &body).expect_status(200);
     verify(&appliance);
     appliance.restart();
+    verify(&appliance);
+}
+
+#[test]
+fn a_first_clock_that_was_wrongly_ahead_postpones_nothing_for_good() {
+    let appliance = appliance_at("+3650d");
+    for key in ["k", "l"] {
+        appliance.create_key(key);
+    }
+    destroy(&appliance, "k");
+    appliance.set_clock("+0");
+    wait_for_event(&appliance, "clock-behind");
+    appliance.delete("/v1/keys/l", &json!({})).expect_problem(409, "clock-doubted");
+    appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
+    // What was scheduled while it was believed is moved by hand.
+    appliance.post("/v1/keys/k/restore", &json!({})).expect_status(200);
+    for key in ["k", "l"] {
+        let view = destroy(&appliance, key);
+        let at = view["versions"][0]["destroy_at"].as_str().expect("a time");
+        let wait = at.parse::<Timestamp>().unwrap().duration_since(Timestamp::now());
+        assert!((23..=24).contains(&wait.as_hours()), "{key} waits {wait:?}");
+    }
     verify(&appliance);
 }
 
