@@ -66,7 +66,7 @@ impl Front {
             settings: config.keys.clone(),
             refusals_per_minute: config.limits.refusals_per_minute_per_uid,
             clock,
-            house: house::checks(config),
+            house: house::checks(path, config),
             config_file: path.display().to_string(),
         }));
         check.newest(&appliance).await?;

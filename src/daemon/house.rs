@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
 use super::config::Config;
-use super::descriptors;
+use super::{descriptors, needs};
 use crate::custody::protocol::{Check, Verdict};
 use crate::service::HouseChecks;
 use crate::{custody, sandbox};
@@ -17,8 +17,8 @@ use crate::{custody, sandbox};
 const LOW: u64 = 256 * 1024 * 1024;
 
 /// All of them, over what the configuration says.
-pub fn checks(config: &Config) -> HouseChecks {
-    let config = config.clone();
+pub fn checks(path: &Path, config: &Config) -> HouseChecks {
+    let (config, in_the_way) = (config.clone(), needs::in_the_way(path, config));
     Box::new(move || {
         let mut checks = vec![
             directory("store", &config.store.path, "[store] path"),
@@ -29,6 +29,10 @@ pub fn checks(config: &Config) -> HouseChecks {
             open_files(config.limits.connections),
         ];
         checks.push(roles(&config));
+        checks.extend(in_the_way.clone().map(|found| {
+            let remedy = "[token] pin_file, or the token: to a directory of custody's own";
+            check("hidden files", Verdict::Warn, found, remedy)
+        }));
         checks.extend(
             sandbox::entered().map(|entered| custody::sandboxed("sandbox of the front", entered)),
         );

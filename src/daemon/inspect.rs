@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use nix::unistd::{User, getgrouplist};
 
 use super::config::Config;
-use super::{DaemonError, house};
+use super::{DaemonError, house, needs};
 use crate::cli::{Explain, PolicyFrom};
 use crate::custody::protocol::{Check, Verdict};
 use crate::identity::{Caller, UnixPeer};
@@ -17,7 +17,11 @@ use crate::policy::{self, Context, Policy, Resource};
 pub fn check_config(path: &Path) -> Result<String, DaemonError> {
     let config = Config::load(path)?.config;
     let policy = Policy::load(&config.policy)?;
-    Ok(format!("{}: sound, with {} policies\n", path.display(), policy.count()))
+    let mut text = format!("{}: sound, with {} policies\n", path.display(), policy.count());
+    if let Some(warning) = needs::in_the_way(path, &config) {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    Ok(text)
 }
 
 /// Every setting with the value in force, as TOML.
@@ -99,7 +103,7 @@ pub fn doctor(path: &Path) -> Result<(String, bool), DaemonError> {
     let arena = secret::start(&config.custody.arena, Use::Custody)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let mut checks = examine_locked(&config.token, credentials.as_deref(), arena);
-    checks.extend(house::checks(&config)());
+    checks.extend(house::checks(path, &config)());
     if let Err(error) = Policy::load(&config.policy) {
         let remedy = "[policy] directory; `strongroom policy check`".to_owned();
         let (name, found) = ("policy".to_owned(), error.to_string());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::Config;
 use crate::custody::{self, Surroundings};
-use crate::sandbox::{Needs, Sockets};
+use crate::sandbox::{Mode, Needs, Sockets};
 
 /// Where the system keeps users and groups besides `/etc`; policy names some.
 const USERS: [&str; 2] = ["/run/systemd/userdb", "/var/lib/sss"];
@@ -23,22 +23,50 @@ pub fn needs(path: &Path, config: &Config) -> Needs {
     if let Some(directory) = &socket_in {
         let _ = DirBuilder::new().recursive(true).mode(0o755).create(directory);
     }
-    // The whole directories: a file that is replaced is another file. And /etc, for its users.
+    Needs {
+        read: read_again(path, config),
+        write: vec![store.clone(), trail.clone()],
+        socket_in: socket_in.into_iter().collect(),
+        never: hidden(config),
+        sockets: Sockets::Local,
+    }
+}
+
+/// The whole directories: a file that is replaced is another file. And /etc, for its users.
+fn read_again(path: &Path, config: &Config) -> Vec<PathBuf> {
     let mut read = vec![PathBuf::from("/etc"), config.policy.directory.clone()];
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     read.extend(path.parent().map(Path::to_owned));
     read.extend(USERS.map(PathBuf::from));
+    read
+}
+
+fn hidden(config: &Config) -> Vec<PathBuf> {
     let around = Surroundings {
         softhsm: std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from),
         ..Surroundings::default()
     };
-    Needs {
-        read,
-        write: vec![store.clone(), trail.clone()],
-        socket_in: socket_in.into_iter().collect(),
-        never: custody::private_files(&config.custody, &config.token, &around),
-        sockets: Sockets::Local,
+    custody::private_files(&config.custody, &config.token, &around)
+}
+
+/// What is hidden from the front and lies beneath a directory that it reads again: of that it then sees
+/// only the files that were there at its start, and none that was put in the place of one.
+pub fn in_the_way(path: &Path, config: &Config) -> Option<String> {
+    if config.sandbox.mode == Mode::Off {
+        return None;
     }
+    let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
+    let read: Vec<PathBuf> = read_again(path, config).into_iter().map(real).collect();
+    let found = hidden(config).into_iter().map(real).find_map(|hidden| {
+        let around = read.iter().find(|read| hidden.starts_with(read))?;
+        Some((hidden.display().to_string(), around.display().to_string()))
+    });
+    found.map(|(hidden, around)| {
+        format!(
+            "{hidden} lies beneath {around}, and is hidden from the front: users, policy or \
+             configuration that are replaced there are read only at the next start"
+        )
+    })
 }
 
 /// Makes a directory that is its owner's alone, if it is not there, and sees it safely on disk.

@@ -293,3 +293,27 @@ fn a_configuration_that_was_replaced_is_read_at_a_reload() {
     appliance.signal(nix::sys::signal::Signal::SIGHUP);
     appliance.wait_for_log(from, "loaded anew");
 }
+
+#[test]
+fn a_pin_beside_the_configuration_is_warned_of() {
+    let mut appliance = Appliance::prepared(|_| {});
+    let check = |appliance: &Appliance| {
+        let file = appliance.config_file().display().to_string();
+        let checked = appliance.cli(&["config", "check", "--config", &file]);
+        assert!(checked.status.success(), "{checked:?}");
+        String::from_utf8(checked.stdout).expect("text")
+    };
+    assert!(!check(&appliance).contains("warning"), "{}", check(&appliance));
+    let pin = appliance.path("pin");
+    std::fs::copy(appliance.token().pin_file(), &pin).expect("copied");
+    appliance.change_config(|config| {
+        config["token"]["pin_file"] = pin.display().to_string().into();
+    });
+    let warning = format!("warning: {} lies beneath", pin.display());
+    assert!(check(&appliance).contains(&warning), "{}", check(&appliance));
+    appliance.start();
+    let doctor = appliance.get("/v1/doctor").expect_status(200).json();
+    let checks = doctor["checks"].as_array().expect("checks").iter();
+    let found: Vec<_> = checks.filter(|check| check["name"] == "hidden files").collect();
+    assert!(found.len() == 1 && found[0]["result"] == "warn", "{doctor}");
+}
