@@ -70,6 +70,8 @@ pub enum DaemonError {
         "the process that starts custody has ended; the front ends with it, to be started anew"
     )]
     Unsupervised,
+    #[error("nobody is let in any more; the front ends, to be started anew")]
+    Closed,
     #[error("{during}: {cause}")]
     Io { during: &'static str, cause: std::io::Error },
 }

@@ -123,7 +123,8 @@ async fn run(
     let limits = descriptors::fit(&config.limits);
     let (stop, stopped) = watch::channel(false);
     let server = Server::new(listener, appliance, limits, stopped);
-    let serving = tokio::spawn(server.map_err(io("taking over the socket"))?.run());
+    let (server, mut closed) = server.map_err(io("taking over the socket"))?;
+    let serving = tokio::spawn(server.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     notify(&[NotifyState::Ready]);
     footprint.let_go();
@@ -135,6 +136,7 @@ async fn run(
             _ = children.recv() => if child.is_some_and(CustodyChild::has_ended) {
                 break Err(DaemonError::Unsupervised);
             },
+            _ = &mut closed => break Err(DaemonError::Closed),
             error = lost(front.store.as_ref()) => break Err(DaemonError::StoreLost(error)),
             _ = hangup.recv() => reload(path, config, &front, logs).await,
             _ = beat.tick() => notify(&[NotifyState::Watchdog]),

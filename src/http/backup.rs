@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::perform::{Front, Guest, NothingToForget, take};
 use super::problem::Problem;
 use super::shape::Incoming;
+use super::share::GoesOn;
 use crate::service::{BackupMade, CreateBackup, Error};
 
 /// What a backup is as a media type.
@@ -38,6 +39,7 @@ pub async fn create(
 
 async fn begin(front: &Front, guest: Guest) -> Result<Response, Problem> {
     let turn = guest.place.turn(front.appliance.custody_is_away()).await?;
+    let busy = guest.place.goes_on();
     let (asked, mut pieces) = CreateBackup::new();
     let appliance = Arc::clone(&front.appliance);
     // In a task of its own, as every request is; it ends by itself when nobody takes the pieces.
@@ -50,7 +52,7 @@ async fn begin(front: &Front, guest: Guest) -> Result<Response, Problem> {
         let made = making.await.unwrap_or(Err(Error::Abandoned));
         return Err(Problem::from(&made.err().unwrap_or(Error::Abandoned)));
     };
-    let under_way = UnderWay { pieces, held: Some(first), making };
+    let under_way = UnderWay { pieces, held: Some(first), making, _busy: busy };
     let mut response = Response::new(Body::from_stream(try_unfold(under_way, UnderWay::next)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TAR));
     Ok(response)
@@ -61,6 +63,7 @@ struct UnderWay {
     pieces: Receiver<Bytes>,
     held: Option<Bytes>,
     making: JoinHandle<Result<BackupMade, Error>>,
+    _busy: GoesOn,
 }
 
 impl UnderWay {

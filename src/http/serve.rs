@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -90,21 +90,24 @@ pub struct Server {
     stop: watch::Receiver<bool>,
     router: Router,
     limits: Arc<Limits>,
+    open: oneshot::Sender<()>,
 }
 
 impl Server {
-    /// Takes over a listening socket; from now on callers are let in, until `stop` turns true.
+    /// Takes over a listening socket; from now on callers are let in, until `stop` turns true. What comes
+    /// second resolves as soon as nobody is, for whatever reason.
     pub fn new(
         listener: UnixListener,
         appliance: Arc<Appliance>,
         limits: Limits,
         stop: watch::Receiver<bool>,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let limits = Arc::new(limits);
+        let (open, closed) = oneshot::channel();
         let front = Front { appliance: Arc::clone(&appliance), limits: Arc::clone(&limits) };
         let shares = Arc::new(Shares::new(Arc::clone(&limits)));
         let admitted = Door { appliance, shares }.open(listener, stop.clone())?;
-        Ok(Self { admitted, stop, router: router(front), limits })
+        Ok((Self { admitted, stop, router: router(front), limits, open }, closed))
     }
 
     /// Serves until it is time to stop; then takes nothing new, and lets what is under way finish.
@@ -126,6 +129,7 @@ impl Server {
                 Err(error) => tracing::warn!(%error, "a connection could not be served"),
             }
         }
+        drop(self.open);
         while connections.join_next().await.is_some() {}
     }
 
@@ -237,4 +241,27 @@ async fn answer(
         headers.insert(HeaderName::from_static("x-request-id"), value);
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_nobody_asked_for_is_told() {
+        for panics in [false, true] {
+            let (inside, admitted) = mpsc::unbounded_channel();
+            let (_go_on, stop) = watch::channel(false);
+            let (open, closed) = oneshot::channel();
+            let limits = Arc::new(Limits::default());
+            let server = Server { admitted, stop, router: Router::new(), limits, open };
+            let serving = tokio::spawn(server.run());
+            if panics {
+                serving.abort();
+            } else {
+                drop(inside);
+            }
+            assert!(closed.await.is_err());
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! waits for its own user's turn, and nobody else's. What only looks has turns of its own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,8 @@ struct Share {
 struct Seat {
     /// When it last asked or was answered, in nanoseconds.
     heard: AtomicU64,
-    busy: AtomicBool,
+    /// Answers that are under way: the one, and the end of its body.
+    busy: AtomicU32,
     leaving: AtomicBool,
     task: OnceLock<AbortHandle>,
 }
@@ -70,6 +71,15 @@ pub struct Place {
 /// A request under way. Goes with the deed, not with its caller.
 #[must_use = "the turn ends with it"]
 pub struct Turn(#[allow(dead_code)] Option<OwnedSemaphorePermit>); // held, never looked at
+
+/// An answer whose body is still on its way.
+pub struct GoesOn(Arc<Seat>);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// Its own user's requests have been under way for too long before it.
 #[derive(Debug)]
@@ -174,7 +184,7 @@ impl Seat {
     fn new(now: u64) -> Self {
         Self {
             heard: AtomicU64::new(now),
-            busy: AtomicBool::new(false),
+            busy: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             task: OnceLock::new(),
         }
@@ -182,13 +192,13 @@ impl Seat {
 
     /// The least of all is the first to go: it waits for nothing and has been silent for longest.
     fn standing(&self) -> (bool, u64) {
-        (self.busy.load(Ordering::Relaxed), self.heard.load(Ordering::Relaxed))
+        (self.busy.load(Ordering::Relaxed) > 0, self.heard.load(Ordering::Relaxed))
     }
 
     /// Ends the connection: at once where it waits for nothing, else with its answer.
     fn give_up(&self) {
         self.leaving.store(true, Ordering::Release);
-        if !self.busy.load(Ordering::Acquire)
+        if self.busy.load(Ordering::Acquire) == 0
             && let Some(task) = self.task.get()
         {
             task.abort();
@@ -213,14 +223,20 @@ impl Place {
     /// A request has come: says for how long its user has had too many of them, if so.
     pub fn asks(&self) -> Result<(), Duration> {
         let now = self.shares.now();
-        self.seat.busy.store(true, Ordering::Release);
+        self.seat.busy.fetch_add(1, Ordering::AcqRel);
         self.seat.heard.store(now, Ordering::Relaxed);
         self.share.bucket.take(now)
     }
 
     /// Its answer is there.
     pub fn is_answered(&self) {
-        self.seat.busy.store(false, Ordering::Release);
+        self.seat.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Its answer goes on beyond its headers, for as long as this lives.
+    pub fn goes_on(&self) -> GoesOn {
+        self.seat.busy.fetch_add(1, Ordering::AcqRel);
+        GoesOn(Arc::clone(&self.seat))
     }
 
     /// Waits until a connection that has something to say may be looked at for the first time: with many
@@ -302,6 +318,19 @@ mod tests {
         drop((greedy, other, third));
         assert_eq!(shares.room().places, 0);
         assert!(shares.room().users.values().all(|user| user.seats.is_empty()));
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_is_busy_to_its_end() {
+        let shares = shares(4, 4);
+        let places: Vec<Place> = (0..4).map(|_| shares.admit(1).unwrap()).collect();
+        places[0].asks().unwrap();
+        let goes_on = places[0].goes_on();
+        places[0].is_answered();
+        let others: Vec<Place> = (0..2).filter_map(|_| shares.admit(2)).collect();
+        assert!(others.len() == 2 && !places[0].is_leaving() && places[0].seat.standing().0);
+        drop(goes_on);
+        assert!(!places[0].seat.standing().0);
     }
 
     #[test]
