@@ -1,5 +1,7 @@
 //! The recovery key is set, taken away and looked at: what opens every key where the token is lost.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -10,6 +12,9 @@ use super::master::RotationView;
 use crate::custody::{Fingerprint, fingerprint_of};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{Census, PassRecord, Purpose, RecoveryRecord, Stage};
+
+/// How long a look at the state waits for what is not known yet.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Wrap every data key and store key to this recovery key, too, from now on and those that there are.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -163,7 +168,9 @@ impl Appliance {
     /// Whether this appliance can be recovered without its token; `None` while that cannot be read.
     pub(super) async fn recoverable(&self) -> Option<String> {
         self.records.home()?;
-        let set = self.records.recovery().await.ok()?;
+        // What tells how the appliance does never waits for custody.
+        let read = tokio::time::timeout(GLANCE, self.records.recovery()).await;
+        let set = read.ok()?.ok()?;
         Some(in_a_sentence(set.as_deref()))
     }
 }
