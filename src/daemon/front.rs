@@ -13,7 +13,7 @@ use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
-use crate::service::{Appliance, Clock, Parts};
+use crate::service::{Appliance, Clock, Parts, Seen};
 use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
@@ -163,9 +163,10 @@ async fn tell_numbers(appliance: Arc<Appliance>) {
 
 /// Carries out destructions as they fall due, from the start on.
 async fn sweep(appliance: Arc<Appliance>, seconds: u64) {
+    let mut seen = Seen::UpTo(None);
     loop {
         if appliance.state().0 == "ready"
-            && let Err(error) = appliance.sweep().await
+            && let Err(error) = appliance.sweep(&mut seen).await
         {
             tracing::warn!(%error, "the sweep for due destructions ended early; it is repeated");
         }

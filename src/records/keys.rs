@@ -189,8 +189,10 @@ impl Records {
         if let Err(error) = self.commit(batch).await {
             // It is open what is stored now: the next reader looks for itself.
             self.opened.forget(&name);
+            self.waiting.doubt(name.as_str());
             return Err(error);
         }
+        self.waiting.note(name.as_str(), new.revision, new.meta.next_due());
         let new = Arc::new(new);
         self.opened.keep(&new);
         Ok(new)

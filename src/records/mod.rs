@@ -17,6 +17,7 @@ mod recovery;
 mod rotation;
 mod sealing;
 mod secrets;
+mod waiting;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -46,6 +47,7 @@ pub use secrets::SecretRecord;
 use behind::Behind;
 use opened::Opened;
 use sealing::Count;
+use waiting::Waiting;
 
 /// Why a record was not read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,7 @@ pub struct Records {
     home: RwLock<Option<Arc<HomeRecord>>>,
     opened: Opened,
     behind: Behind,
+    waiting: Waiting,
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
     changes: AtomicU64,
@@ -117,12 +120,14 @@ impl Records {
         let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
         let home = RwLock::new(home);
         let (behind, recovery) = (Behind::default(), RwLock::new(None));
+        let waiting = Waiting::default();
         Ok(Self {
             store,
             custody,
             home,
             opened,
             behind,
+            waiting,
             count,
             seals_per_store_key,
             changes,

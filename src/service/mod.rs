@@ -59,5 +59,6 @@ pub use secrets::{
     SecretPage, SecretView, ShowSecret,
 };
 pub use state::{Settings, Standing};
+pub use sweep::Seen;
 pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};
 pub use view::{KeyView, Named, Page, VersionView};

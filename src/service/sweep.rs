@@ -14,6 +14,14 @@ use crate::records::RecordError;
 /// The part of Strongroom that acts here, as it stands in the trail: `system:sweep`.
 const PART: &str = "sweep";
 
+/// How far the first sweep has come through all keys.
+#[derive(Debug)]
+pub enum Seen {
+    /// To this one and not beyond.
+    UpTo(Option<String>),
+    All,
+}
+
 /// Destroy one version whose waiting period is over.
 struct DestroyDue {
     name: Name,
@@ -39,38 +47,50 @@ impl Request for DestroyDue {
 }
 
 impl Appliance {
-    /// Looks through all keys and destroys what is due; returns how many versions were. A key that
-    /// cannot be dealt with is named in the log and passed over.
+    /// Destroys what is due; returns how many versions were. The first one looks through all keys, those
+    /// after it only at keys that something waits of. A key that cannot be dealt with is named in the log
+    /// and passed over until the next one.
     ///
     /// # Errors
     /// What ended the sweep early, because it is not about one key; what it did stays done, the next one
     /// goes on.
-    pub async fn sweep(&self) -> Result<usize, Error> {
+    pub async fn sweep(&self, seen: &mut Seen) -> Result<usize, Error> {
         let mut destroyed = 0;
-        let mut after: Option<String> = None;
-        loop {
+        while let Seen::UpTo(after) = seen {
             let page = self.records.key_names(after.as_deref(), Page::MOST)?;
             for name in &page {
-                match self.sweep_key(name, &mut destroyed).await {
-                    Err(error) if stops_all(&error) => return Err(error),
-                    Err(error) => {
-                        tracing::error!(key = name, %error, "the sweep passes this key over");
-                    }
-                    Ok(()) => {}
-                }
+                self.sweep_key(name, &mut destroyed).await?;
+                *seen = Seen::UpTo(Some(name.clone()));
             }
-            match page.last() {
-                Some(last) if page.len() == Page::MOST => after = Some(last.clone()),
-                _ => return Ok(destroyed),
+            if page.len() < Page::MOST {
+                *seen = Seen::All;
             }
+        }
+        for name in self.records.due_keys(self.due_now()) {
+            self.sweep_key(&name, &mut destroyed).await?;
+        }
+        Ok(destroyed)
+    }
+
+    /// Destroys what is due of one key. What stops this one alone is no error.
+    async fn sweep_key(&self, name: &str, destroyed: &mut usize) -> Result<(), Error> {
+        let result = self.destroy_due_of(name, destroyed).await;
+        if result.is_err() {
+            self.records.doubt_waiting(name);
+        }
+        match result {
+            Err(error) if !stops_all(&error) => {
+                tracing::error!(key = name, %error, "the sweep passes this key over");
+                Ok(())
+            }
+            result => result,
         }
     }
 
-    /// Destroys what is due of one key.
-    async fn sweep_key(&self, name: &str, destroyed: &mut usize) -> Result<(), Error> {
+    async fn destroy_due_of(&self, name: &str, destroyed: &mut usize) -> Result<(), Error> {
         let broken = || Error::Record(RecordError::Broken("key/?".to_owned()));
         let name = Name::parse(name).map_err(|_| broken())?;
-        let Some(key) = self.records.key(&name).await? else { return Ok(()) };
+        let Some(key) = self.records.look_at_waiting(&name).await? else { return Ok(()) };
         for version in key.meta.due(self.due_now()) {
             self.destroy_due(DestroyDue { name: name.clone(), version }).await?;
             *destroyed += 1;
