@@ -129,6 +129,16 @@ impl Recoverer {
         Ok(RecoveredStoreKey { id, key, appliance: self.appliance.clone() })
     }
 
+    /// Another store key, and its wrap to this recovery key.
+    pub fn new_store_key(&self, id: u32) -> Result<(RecoveredStoreKey, Vec<u8>), Fault> {
+        let failed = |error: KeyError| Fault::Recovery(error.to_string());
+        let public = RecoveryKey::of(&self.key.public().map_err(failed)?);
+        let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
+        let label = sealed::recovery_store_key_label(&self.appliance, id);
+        let wrap = public.map_err(Fault::Recovery)?.wrap(&label, &key)?;
+        Ok((RecoveredStoreKey { id, key, appliance: self.appliance.clone() }, wrap))
+    }
+
     /// Proves that a sealed key can be recovered: its data key comes out of the wrap, the private key
     /// out of its seal, and the public key is that private key's.
     pub fn prove(
@@ -178,6 +188,11 @@ impl Recoverer {
 }
 
 impl RecoveredStoreKey {
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Opens a record that it sealed.
     pub fn open(&self, address: &RecordAddress, bytes: &[u8]) -> Result<Vec<u8>, Fault> {
         let (id, seal) = sealed::read_record(bytes)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::config::Config;
 use super::{DaemonError, io};
 use crate::cli::{OfflineRecovery, RecoverySource};
-use crate::records::{Offline, OfflineError};
+use crate::records::{Offline, OfflineError, Resealed};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
 use crate::store::sled_store::{Settings, SledStore};
 use crate::store::{Store, Table};
@@ -32,26 +32,38 @@ pub fn recover(work: &OfflineRecovery) -> Result<(String, bool), DaemonError> {
             shut_in(&config.custody.arena)?;
             let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into);
             let credentials: Option<std::path::PathBuf> = credentials;
-            let offline = open(&config.store, &reseal.private_key)?;
+            let mut offline = open(&config.store, &reseal.private_key)?;
             let pin = read_pin(&config.token, credentials.as_deref())
                 .map_err(|error| io("reading the PIN")(std::io::Error::other(error)))?;
             let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .map_err(io("starting the runtime"))?;
-            let generation =
-                runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
+            let now = jiff::Timestamp::now();
+            let resealed = runtime.block_on(offline.reseal(&token, now, show))?;
             let _ = writeln!(std::io::stderr());
-            Ok((
-                format!(
-                    "every key lies under master generation {generation} of the new token, which signs \
-                     the trail from now on\nnext: start the daemon, `strongroom doctor`, fetch the trail's \
-                     new public key (strongroom audit export --public-key), and make a backup\n"
-                ),
-                true,
-            ))
+            Ok((told(&resealed), resealed.left.is_empty()))
         }
     }
+}
+
+/// What came of a reseal, for people.
+fn told(resealed: &Resealed) -> String {
+    let Resealed { generation, left } = resealed;
+    let mut text = String::new();
+    for line in left {
+        text += &format!("NOT recovered: {line}\n");
+    }
+    text += &match left.len() {
+        0 => format!("every key lies under master generation {generation} of the new token"),
+        count => format!(
+            "all else lies under master generation {generation} of the new token; {count} could not be \
+             recovered and stay as they are: without the old token nobody can use them"
+        ),
+    };
+    text += ", which signs the trail from now on\nnext: start the daemon, `strongroom doctor`, fetch the \
+             trail's new public key (strongroom audit export --public-key), and make a backup\n";
+    text
 }
 
 /// As custody does before there is anything to hide.
@@ -107,16 +119,16 @@ fn drill_all(offline: &Offline) -> Result<(String, bool), DaemonError> {
         Err(error) => bad.push(format!("secret/{name}: {error}")),
     })?;
     let _ = writeln!(std::io::stderr());
-    let store_keys = offline.home().store_keys.len();
+    let store_keys = offline.store_keys();
     let mut text = format!(
         "appliance {}: {store_keys} store keys, {versions} versions of {keys} keys, {secrets} secrets \
          can be recovered without the token\n",
         offline.home().appliance
     );
-    for line in &bad {
+    for line in offline.lost().iter().chain(&bad) {
         text += &format!("CANNOT be recovered: {line}\n");
     }
-    Ok((text, bad.is_empty()))
+    Ok((text, bad.is_empty() && offline.lost().is_empty()))
 }
 
 fn every(offline: &Offline, table: Table, mut work: impl FnMut(&str)) -> Result<(), DaemonError> {

@@ -6,8 +6,8 @@ use futures_util::StreamExt;
 use futures_util::stream::iter;
 
 use super::{RecordError, Records, address};
-use crate::custody::CustodyError;
 use crate::custody::protocol::{Fault, KeyAddress};
+use crate::custody::{CustodyError, generation_of};
 use crate::key::Name;
 use crate::store::{Stored, Table};
 
@@ -94,9 +94,12 @@ impl Records {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         for store_key in &home.store_keys {
             let at = address(Table::Appliance, "check", 0);
-            let sealed = self.custody.seal_record(store_key, at, Vec::new()).await;
-            let broken = format!("appliance/store-key/{:010}", store_key.id);
-            let opened = checked.take(told(sealed, || broken))?;
+            let broken = || format!("appliance/store-key/{:010}", store_key.id);
+            let sealed = match home.is_gone(generation_of(&store_key.wrapped)) {
+                true => Err(RecordError::Broken(broken())),
+                false => told(self.custody.seal_record(store_key, at, Vec::new()).await, broken),
+            };
+            let opened = checked.take(sealed)?;
             checked.store_keys += u64::from(opened.is_some());
         }
         Ok(())
@@ -121,6 +124,10 @@ impl Records {
         let Some((sealed, public)) = self.check_version(&key, stored).await? else {
             return Ok(false);
         };
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        if home.is_gone(generation_of(&sealed)) {
+            return Err(broken());
+        }
         let address = KeyAddress { name: name.to_owned(), version };
         let result = self.custody.check_key(address, sealed, public).await;
         told(result, || format!("key-version/{key}")).map(|()| true)

@@ -103,6 +103,12 @@ impl HomeRecord {
         }
     }
 
+    /// Whether the master key of a generation is gone for good, and what still lies under it with it.
+    pub(super) fn is_gone(&self, generation: Option<u32>) -> bool {
+        let mut retired = self.generations.iter().filter(|known| known.retired_at.is_some());
+        retired.any(|known| Some(known.generation) == generation)
+    }
+
     /// What custody has to know of it.
     pub fn for_custody(&self) -> Home {
         Home {

@@ -38,7 +38,7 @@ pub use home::{
     note_restored, read_head, read_home, read_locked, read_restored,
 };
 pub use keys::{KeyRecord, VersionRecord};
-pub use offline::{Offline, OfflineError};
+pub use offline::{Offline, OfflineError, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use recovery::RecoveryRecord;
 pub use rotation::{Census, Dependents, PassRecord, Purpose, Stage};

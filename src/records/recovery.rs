@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::home::{encode, plain};
 use super::{At, RecordError, Records};
 use crate::custody::protocol::StoreKey;
-use crate::custody::{Fingerprint, recovery_of};
+use crate::custody::{Fingerprint, RecoveredStoreKey, generation_of, recovery_of};
 use crate::store::{Batch, Expect, Store, Table};
 
-const RECOVERY: &str = "recovery";
+pub(super) const RECOVERY: &str = "recovery";
 const STORE_KEY: &str = "recovery-store-key/";
 
 /// Which recovery key every key is to be wrapped to.
@@ -75,7 +75,8 @@ impl Records {
         let mut batch = Batch::new();
         let mut changed = false;
         for store_key in &home.store_keys {
-            if recovery_of(&self.store_key_recovery(store_key.id)?) == key {
+            let is_gone = home.is_gone(generation_of(&store_key.wrapped));
+            if is_gone || recovery_of(&self.store_key_recovery(store_key.id)?) == key {
                 continue;
             }
             changed = true;
@@ -100,6 +101,17 @@ impl Records {
         let value = encode(&at, &wrap)?;
         Ok(batch.put(Table::Appliance, &at, Expect::Any, value))
     }
+}
+
+/// Adds the recovery wrap of a store key that was made without custody.
+pub(super) fn put_recovered_store_key(
+    batch: Batch,
+    store_key: &RecoveredStoreKey,
+    wrap: &[u8],
+) -> Result<Batch, RecordError> {
+    let at = at(store_key.id());
+    let value = encode(&at, wrap)?;
+    Ok(batch.put(Table::Appliance, &at, Expect::Any, value))
 }
 
 /// Where the recovery wrap of a store key lies.

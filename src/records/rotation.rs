@@ -23,7 +23,7 @@ use crate::custody::{Fingerprint, generation_of, recovery_of};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Table};
 
-const ROTATION: &str = "rotation";
+pub(super) const ROTATION: &str = "rotation";
 
 /// A rotation that has begun and has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +131,9 @@ impl Records {
             .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?)
             .put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?);
         for store_key in &mut next.store_keys {
+            if home.is_gone(generation_of(&store_key.wrapped)) {
+                continue;
+            }
             *store_key =
                 self.custody.rewrap_store_key(store_key.clone(), record.generation).await?;
             let at = store_key_at(store_key.id);
@@ -166,6 +169,7 @@ impl Records {
     ///
     /// # Errors
     /// [`RecordError::Conflict`] where the key was changed meanwhile: it is to be tried again.
+    /// [`RecordError::Broken`] where a version's master key is gone; the others are rewrapped then.
     pub async fn rewrap(
         &self,
         name: &Name,
@@ -174,8 +178,13 @@ impl Records {
     ) -> Result<u64, RecordError> {
         let Some(old) = self.key(name).await? else { return Ok(0) };
         let mut new = KeyRecord::clone(&old);
-        let mut rewrapped = Vec::new();
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        let (mut rewrapped, mut lost) = (Vec::new(), None);
         for (version, slot) in (1_u32..).zip(&mut new.versions) {
+            if home.is_gone(generation_of(&slot.sealed)) {
+                lost = Some(RecordError::Broken(format!("key/{name} version {version}")));
+                continue;
+            }
             let address = KeyAddress { name: name.to_string(), version };
             if let Some(record) = self.rewrapped(address, slot, generation, recovery).await? {
                 *slot = Arc::new(record);
@@ -183,7 +192,7 @@ impl Records {
             }
         }
         if rewrapped.is_empty() {
-            return Ok(0);
+            return lost.map_or(Ok(0), Err);
         }
         let kept = self.change_key(&old, new).await?;
         let stored = self.stored_key(name).await?.ok_or(RecordError::Conflict)?;
@@ -196,7 +205,7 @@ impl Records {
             })
         };
         match rewrapped.iter().all(is_there) {
-            true => Ok(rewrapped.len() as u64),
+            true => lost.map_or(Ok(rewrapped.len() as u64), Err),
             false => Err(RecordError::Broken(format!("key/{name}"))),
         }
     }

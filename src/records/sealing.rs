@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::home::{encode, plain, put_store_key};
 use super::{HomeRecord, RecordError, Records};
+use crate::custody::generation_of;
 use crate::custody::protocol::StoreKey;
 use crate::store::{Batch, Expect, Store, Table};
 
@@ -54,7 +55,7 @@ pub(super) fn seals_after(
 ) -> Result<impl FnOnce(Batch) -> Result<Batch, RecordError>, RecordError> {
     let known: Option<Reserved> = plain(store, SEALS)?;
     let before = known.filter(|known| known.store_key == store_key).map_or(0, |known| known.seals);
-    let value = encode(SEALS, &Reserved { store_key, seals: before + seals });
+    let value = encode(SEALS, &Reserved { store_key, seals: before.saturating_add(seals) });
     Ok(move |batch: Batch| Ok(batch.put(Table::Appliance, SEALS, Expect::Any, value?)))
 }
 
@@ -84,7 +85,9 @@ impl Records {
     /// The store key that a sealed record names.
     pub(super) fn key_to_open(&self, id: u32) -> Result<StoreKey, RecordError> {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
-        let found = home.store_keys.iter().find(|key| key.id == id).cloned();
+        let found = home.store_keys.iter().find(|key| key.id == id);
+        // One that was not recovered when its token was lost opens nothing any more.
+        let found = found.filter(|key| !home.is_gone(generation_of(&key.wrapped))).cloned();
         found.ok_or_else(|| RecordError::Broken(format!("sealed under store key {id}")))
     }
 

@@ -45,6 +45,7 @@ mod process;
 mod promises;
 mod raw_store;
 mod recovery;
+mod reseal;
 mod rotation;
 mod sandbox;
 mod sealing;

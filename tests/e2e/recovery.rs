@@ -12,7 +12,7 @@ use crate::rotation::{import_keys, wait_for_rotation};
 use crate::token::TestToken;
 
 /// A pair of openssl's: the files of the private and of the public half.
-fn pair(directory: &Path, name: &str, bits: u32) -> (PathBuf, PathBuf) {
+pub fn pair(directory: &Path, name: &str, bits: u32) -> (PathBuf, PathBuf) {
     let file = |suffix: &str| directory.join(format!("{name}.{suffix}"));
     let (private, public) = (file("key"), file("pem"));
     let openssl = |arguments: &[&str], files: [&Path; 2]| {
@@ -29,12 +29,12 @@ fn pair(directory: &Path, name: &str, bits: u32) -> (PathBuf, PathBuf) {
     (private, public)
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// The real command, without a daemon.
-fn offline(appliance: &Appliance, token: &TestToken, arguments: &[&str]) -> Output {
+pub fn offline(appliance: &Appliance, token: &TestToken, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_strongroom"))
         .args(arguments)
         .envs([token.environment()])

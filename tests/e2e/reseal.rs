@@ -1,0 +1,187 @@
+//! What a reseal leaves behind: keys that could not be recovered, and passes that had not ended.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::json;
+
+use crate::acts::{decrypt, expect_plaintext, put_secret, reveal};
+use crate::appliance::{Appliance, wait_until};
+use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Raw};
+use crate::recovery::{offline, pair, text};
+use crate::rotation::{import_keys, master, wait_for_rotation};
+use crate::token::TestToken;
+
+/// An appliance whose custody knows of a recovery key; none is set. The files of the two halves.
+fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBuf) {
+    let mut appliance = Appliance::prepared(|config| {
+        if let Some(seals) = seals_per_store_key {
+            let records = toml::toml! { seals_per_store_key = seals };
+            config.insert("records".to_owned(), records.into());
+        }
+    });
+    let (private, public) = pair(&appliance.path(""), "recovery", 4096);
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
+    });
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    (appliance, private, public)
+}
+
+fn set_recovery(appliance: &Appliance, public: &Path) {
+    let said = appliance.cli(&["recovery", "set", public.to_str().expect("text")]);
+    assert!(said.status.success(), "{}", text(&said));
+}
+
+/// The token is lost and the store goes under a new one.
+fn reseal(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
+    let new_token = TestToken::new();
+    std::fs::remove_dir_all(appliance.token().tokens()).expect("removed");
+    appliance.change_config(|config| {
+        let token = config["token"].as_table_mut().expect("a table");
+        token.insert("label".to_owned(), new_token.label().into());
+        token.insert("pin_file".to_owned(), new_token.pin_file().display().to_string().into());
+    });
+    let (config, private) = (appliance.config_file(), private.display().to_string());
+    let config = config.display().to_string();
+    let arguments = ["recovery", "reseal", "--config", &config, "--private-key", &private];
+    let resealed = offline(appliance, &new_token, &arguments);
+    let (name, conf) = new_token.environment();
+    appliance.set_environment(name, conf.to_str().expect("text"));
+    (resealed, new_token)
+}
+
+#[test]
+fn what_cannot_be_recovered_keeps_nothing_else_from_it() {
+    let (mut appliance, private, public) = prepared(None);
+    let ciphertext = import_keys(&appliance, 4);
+    put_secret(&appliance, "s", "k0", "a secret").expect_status(201);
+    appliance.stop();
+    let before = Raw::open(&appliance).picture();
+    appliance.start();
+    set_recovery(&appliance, &public);
+    appliance.stop();
+    // One from before there was a recovery key, and one that somebody damaged.
+    let raw = Raw::open(&appliance);
+    raw.put_back(&before, KEY, "k3");
+    raw.put_back(&before, KEY_VERSION, "k3/0000000001");
+    raw.damage(KEY_VERSION, "k1/0000000001");
+    drop(raw);
+
+    let (resealed, _token) = reseal(&mut appliance, &private);
+    let said = text(&resealed);
+    assert_eq!(resealed.status.code(), Some(1), "{said}");
+    for named in ["NOT recovered: key/k1: ", "NOT recovered: key/k3 version 1 has no recovery wrap"]
+    {
+        assert!(said.contains(named), "{named}: {said}");
+    }
+    assert_eq!(said.matches("NOT recovered").count(), 2, "{said}");
+    appliance.start();
+    appliance.wait_for_state("ready");
+    let only_those = |appliance: &Appliance| {
+        for key in ["k0", "k2"] {
+            expect_plaintext(&decrypt(appliance, key, &ciphertext, None), "kept");
+        }
+        for key in ["k1", "k3"] {
+            assert!(decrypt(appliance, key, &ciphertext, None).status >= 400, "{key}");
+        }
+        expect_plaintext(&reveal(appliance, "s"), "a secret");
+        assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+    };
+    only_those(&appliance);
+    let status = appliance.get("/v1/status").json();
+    let sentence = status["without_the_token"].as_str().expect("a sentence");
+    assert!(sentence.contains("not everything"), "{sentence}");
+    // Nor do they keep a rotation from its end.
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    assert_eq!(master(&appliance)["rotation"]["broken"], 2);
+    appliance.restart();
+    appliance.wait_for_state("ready");
+    only_those(&appliance);
+}
+
+#[test]
+fn a_store_key_that_cannot_be_recovered_takes_only_what_it_sealed() {
+    let (mut appliance, private, public) = prepared(Some(5));
+    let ciphertext = import_keys(&appliance, 4);
+    set_recovery(&appliance, &public);
+    for number in 0..7 {
+        put_secret(&appliance, &format!("s{number}"), "k0", "a secret").expect_status(201);
+    }
+    let store_keys = master(&appliance)["generations"][0]["store_keys"].as_u64().expect("a number");
+    appliance.stop();
+    // The newest one: without it nothing could be sealed.
+    let raw = Raw::open(&appliance);
+    let at = format!("recovery-store-key/{store_keys:010}");
+    raw.damage(APPLIANCE, &at);
+    drop(raw);
+    let (resealed, _token) = reseal(&mut appliance, &private);
+    let said = text(&resealed);
+    assert_eq!(resealed.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("NOT recovered: store key {store_keys}")), "{said}");
+    appliance.start();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&decrypt(&appliance, "k0", &ciphertext, None), "kept");
+    expect_plaintext(&reveal(&appliance, "s0"), "a secret");
+    assert!(reveal(&appliance, "s6").status >= 400);
+    put_secret(&appliance, "new", "k0", "another").expect_status(201);
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    appliance.restart();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&reveal(&appliance, "new"), "another");
+    expect_plaintext(&reveal(&appliance, "s0"), "a secret");
+    assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+}
+
+/// Has a rotation that did not end when the appliance was locked: before its new master was in use, or
+/// after that.
+fn cut_off(appliance: &Appliance, in_use: bool) {
+    for _ in 0..20 {
+        let from = appliance.log().len();
+        let said = |words: &str| appliance.log()[from..].contains(words);
+        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        let (changed_over, ended) = ("a new master key is in use", "all keys are done");
+        if in_use {
+            wait_until("the change-over", || said(changed_over));
+        }
+        appliance.post("/v1/lock", &json!({})).expect_status(200);
+        wait_until("the pass to wait or end", || {
+            said("the rotation of the master key waits") || said(ended)
+        });
+        if said(changed_over) == in_use && !said(ended) {
+            return;
+        }
+        appliance.post("/v1/unlock", &json!({})).expect_status(200);
+        wait_for_rotation(appliance);
+    }
+    panic!("it never was cut off there");
+}
+
+#[test]
+fn a_pass_that_had_not_ended_ends_under_the_new_token() {
+    for in_use in [false, true] {
+        let (mut appliance, private, public) = prepared(None);
+        let ciphertext = import_keys(&appliance, 60);
+        set_recovery(&appliance, &public);
+        cut_off(&appliance, in_use);
+        appliance.stop();
+        let (resealed, _token) = reseal(&mut appliance, &private);
+        assert!(resealed.status.success(), "{}", text(&resealed));
+        appliance.start();
+        appliance.post("/v1/unlock", &json!({})).expect_status(200);
+        appliance.wait_for_state("ready");
+        wait_for_rotation(&appliance);
+        let view = master(&appliance);
+        assert_eq!(view["rotation"]["generation"], view["generation"], "{view}");
+        expect_plaintext(&decrypt(&appliance, "k59", &ciphertext, None), "kept");
+        // Nothing is in the way of the next one.
+        set_recovery(&appliance, &public);
+        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        wait_for_rotation(&appliance);
+        expect_plaintext(&decrypt(&appliance, "k7", &ciphertext, None), "kept");
+    }
+}
