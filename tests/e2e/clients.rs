@@ -187,7 +187,7 @@ const algorithm = { name: "RSA-OAEP", hash: "SHA-256" };
   const again = await crypto.subtle.exportKey("jwk", keys[1]);
   return { out, again };
 })().then(
-  result => document.body.textContent = "DONE" + JSON.stringify(result) + "END",
+  result => document.body.textContent = "|DONE|" + JSON.stringify(result) + "|END|",
   error => document.body.textContent = "FAILED " + error + " END");
 </script>"#;
 
@@ -204,8 +204,8 @@ fn what_a_browser_encrypts_is_opened() {
     std::fs::write(&page, PAGE.replace("JOB", &job)).expect("written");
 
     let shown = browse(&page, &appliance.path("chromium"));
-    let (_, found) = shown.split_once("DONE").unwrap_or_else(|| panic!("no result: {shown}"));
-    let result = found.split_once("END").expect("the end of it").0;
+    let (_, found) = shown.split_once("|DONE|").unwrap_or_else(|| panic!("no result: {shown}"));
+    let result = found.split_once("|END|").expect("the end of it").0;
     let result: Value = serde_json::from_str(result).expect("the page's own JSON");
     assert_eq!(result["again"]["n"], jwk["n"], "both forms are of one key");
     assert_eq!(result["again"]["alg"], jwk["alg"]);
