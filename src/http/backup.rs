@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 
 use super::perform::{Front, Guest, NothingToForget, take};
 use super::problem::Problem;
-use super::shape::Incoming;
 use super::share::GoesOn;
 use crate::service::{BackupMade, CreateBackup, Error};
 
@@ -29,7 +28,7 @@ pub async fn create(
 ) -> Response {
     let request_id = guest.call.request_id;
     let started = async {
-        take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await?;
+        take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
         begin(&front, guest).await
     };
     let mut response = started.await.unwrap_or_else(|problem| problem.reply(request_id));

@@ -22,6 +22,12 @@ pub struct Bounds {
     pub depth: usize,
 }
 
+/// How long a body may become, up to `most`.
+pub fn length(body: &Body, most: usize) -> usize {
+    let length = hyper::body::Body::size_hint(body).upper();
+    length.and_then(|length| usize::try_from(length).ok()).unwrap_or(most).min(most)
+}
+
 /// Reads a body whole into memory that is wiped.
 pub async fn read(
     headers: &HeaderMap,

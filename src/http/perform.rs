@@ -62,7 +62,7 @@ pub async fn open(
     reply: impl FnOnce(&Appliance) -> Result<Response, Problem>,
 ) -> Response {
     let taken = async {
-        take(&front, request, |incoming: &Incoming<'_>| incoming.nothing()).await?;
+        take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
         Ok(guest.place.glance().await?)
     };
     let replied = taken.await.and_then(|_turn| reply(&front.appliance));
@@ -80,14 +80,14 @@ async fn answer<R: FromWire>(
     guest: Guest,
     request: http::Request<axum::body::Body>,
 ) -> Result<R::Reply, Problem> {
-    let asked = take(&front, request, R::from_wire).await?;
+    let (asked, room) = take(&front, &guest.place, request, R::from_wire).await?;
     let turn = match R::ACTION {
         // Asked for when nothing else comes through.
         Action::StatusRead | Action::MetricsRead => guest.place.glance().await?,
         _ => guest.place.turn(front.appliance.custody_is_away()).await?,
     };
     let request_id = guest.call.request_id;
-    let done = undisturbed(Arc::clone(&front.appliance), guest.call, asked, turn).await;
+    let done = undisturbed(Arc::clone(&front.appliance), guest.call, asked, (turn, room)).await;
     done.map_err(|error| {
         let problem = Problem::from(&error);
         if problem.is_our_trouble()
@@ -100,20 +100,24 @@ async fn answer<R: FromWire>(
     })
 }
 
-/// Reads a request within its limits and has it parsed.
+/// Reads a request within its limits and has it parsed. What comes second goes with the request: the
+/// room that its body takes.
 pub async fn take<T>(
     front: &Front,
+    place: &Place,
     request: http::Request<axum::body::Body>,
     parse: impl FnOnce(&Incoming<'_>) -> Result<T, Problem>,
-) -> Result<T, Problem> {
+) -> Result<(T, Turn), Problem> {
     let (head, body) = request.into_parts();
     let bounds = Bounds {
         bytes: front.limits.body_bytes,
         time: Duration::from_millis(front.limits.body_timeout_ms),
         depth: front.limits.json_depth,
     };
+    let room = place.room_for(body::length(&body, bounds.bytes)).await?;
     let bytes = body::read(&head.headers, body, bounds).await?;
-    parse(&Incoming { uri: &head.uri, headers: &head.headers, body: &bytes, depth: bounds.depth })
+    let (uri, headers, depth) = (&head.uri, &head.headers, bounds.depth);
+    Ok((parse(&Incoming { uri, headers, body: &bytes, depth })?, room))
 }
 
 /// Performs it in a task of its own: a client that hangs up does not stop a deed half-way.
@@ -121,11 +125,11 @@ async fn undisturbed<R: Request>(
     appliance: Arc<Appliance>,
     call: Call,
     request: R,
-    turn: Turn,
+    held: (Turn, Turn),
 ) -> Result<R::Reply, Error> {
     let task = tokio::spawn(async move {
         let done = appliance.perform(call, request).await;
-        drop(turn);
+        drop(held);
         done
     });
     task.await.unwrap_or(Err(Error::Abandoned))

@@ -46,6 +46,8 @@ struct Share {
     bucket: Bucket,
     turns: Arc<Semaphore>,
     glances: Arc<Semaphore>,
+    /// Room for bodies, in KiB.
+    bodies: Arc<Semaphore>,
     starts: Arc<Semaphore>,
 }
 
@@ -87,6 +89,12 @@ pub struct NoTurn;
 
 /// Looks of one user under way that do no work: at the state, at health.
 const GLANCES: usize = 4;
+
+/// Bodies of the greatest length that one user may have in memory.
+const BODIES: usize = 32;
+
+/// Bodies up to this many bytes are not counted: as many as there are connections are few enough.
+const SMALL_BODY: usize = 16 * 1024;
 
 /// How long a request waits for its user's turn.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -175,8 +183,13 @@ impl User {
     fn new(limits: &Limits) -> Self {
         let bucket = Bucket::new(limits.requests_per_second_per_uid, limits.requests_burst_per_uid);
         let turns = Arc::new(Semaphore::new(limits.requests_at_once_per_uid));
+        let bodies = kib(limits.body_bytes).saturating_mul(BODIES).min(Semaphore::MAX_PERMITS);
+        let bodies = Arc::new(Semaphore::new(bodies));
         let [glances, starts] = [GLANCES, STARTS].map(|many| Arc::new(Semaphore::new(many)));
-        Self { share: Arc::new(Share { bucket, turns, glances, starts }), seats: BTreeMap::new() }
+        Self {
+            share: Arc::new(Share { bucket, turns, glances, bodies, starts }),
+            seats: BTreeMap::new(),
+        }
     }
 }
 
@@ -257,6 +270,19 @@ impl Place {
     pub async fn glance(&self) -> Result<Turn, NoTurn> {
         take(&self.share.glances, 1, std::future::pending()).await
     }
+
+    /// Waits until its user may have one more body of this length in memory.
+    pub async fn room_for(&self, bytes: usize) -> Result<Turn, NoTurn> {
+        if bytes <= SMALL_BODY {
+            return Ok(Turn(None));
+        }
+        let weight = u32::try_from(kib(bytes)).unwrap_or(u32::MAX);
+        take(&self.share.bodies, weight, std::future::pending()).await
+    }
+}
+
+fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(1024)
 }
 
 async fn take(

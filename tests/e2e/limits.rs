@@ -229,3 +229,30 @@ fn kill_custody(appliance: &Appliance) {
     let custody = nix::unistd::Pid::from_raw(appliance.custody_pid() as i32);
     nix::sys::signal::kill(custody, nix::sys::signal::Signal::SIGKILL).expect("killed");
 }
+
+#[test]
+fn bodies_of_one_user_take_no_more_memory_than_is_theirs() {
+    let appliance = limited("body_bytes = 100000\nbody_timeout_ms = 60000");
+    let ask = |user: User| {
+        let body = json!({ "ciphertext": "A".repeat(90_000) });
+        user.asks(&appliance, "POST", "/v1/keys/k/decrypt", Some(&body))
+    };
+    let begun = STRANGER.does(|| {
+        let begin = |_| {
+            let mut stream = UnixStream::connect(appliance.socket()).expect("connects");
+            let head =
+                "POST /v1/keys/k/decrypt HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n";
+            stream.write_all(head.as_bytes()).expect("sent");
+            stream
+        };
+        (0..40).map(begin).collect::<Vec<_>>()
+    });
+    wait_until("no more room", || ask(STRANGER).status == 503);
+    let busy = ask(STRANGER);
+    busy.expect_problem(503, "busy");
+    assert!(busy.header("retry-after").is_some());
+    ask(OTHER).expect_problem(403, "denied");
+    STRANGER.asks(&appliance, "GET", "/v1/health", None).expect_status(200);
+    drop(begun);
+    wait_until("room again", || ask(STRANGER).status == 403);
+}
