@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::binary::SecretBinary;
 use super::clock::ClockView;
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced};
+use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use super::lifecycle::Reason;
 use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::protocol::{Check, Fault, Verdict};
@@ -191,7 +191,7 @@ impl Request for Init {
         appliance.tell(EventNote::new(Event::Initialised)).await;
         // From the first line on the trail is signed; should it fail now, it is tried again anyway.
         if let Err(error) = appliance.trail.checkpoint().await {
-            tracing::warn!(%error, "no checkpoint at init");
+            tracing::warn!(request_id = request_id(), %error, "no checkpoint at init");
         }
         Ok(InitView { appliance: id, generation, created: made.created })
     }
@@ -397,7 +397,7 @@ impl Request for Lock {
         // The last chance to have the trail signed. A token that is away must not keep it open.
         let signed = tokio::time::timeout(LAST_CHECKPOINT, appliance.trail.checkpoint()).await;
         if !matches!(signed, Ok(Ok(_))) {
-            tracing::warn!("no checkpoint before the lock");
+            tracing::warn!(request_id = request_id(), "no checkpoint before the lock");
         }
         appliance.custody.lock().await?;
         appliance.tell(EventNote::new(Event::Locked)).await;

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::binary::{Binary, Disclosed, SecretBinary};
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced};
+use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use super::keys::public_key;
 use super::view::Named;
 use crate::audit::Details;
@@ -335,7 +335,8 @@ impl Appliance {
         self.still_may(record, proof).await?;
         let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
         if for_recovery {
-            tracing::warn!(key = %proof.key(), version, "a version was used for recovery");
+            let request_id = request_id();
+            tracing::warn!(request_id, key = %proof.key(), version, "a version was used for recovery");
         }
         let (plaintext, without_token) = (Disclosed(opened.plaintext), opened.without_token);
         Ok(Decrypted { plaintext, version, kid, for_recovery, without_token })

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
+use tracing::field::DisplayValue;
 use uuid::Uuid;
 
 use super::clock::Clock;
@@ -114,6 +115,16 @@ pub struct Parts {
 /// Makes those checks of `doctor` that only the floor above can make: directories, clock, limits.
 pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
 
+tokio::task_local! {
+    /// The number of the request that is performed, for the log lines of its act.
+    static REQUEST: Uuid;
+}
+
+/// The number of the request whose act this is said in.
+pub(super) fn request_id() -> Option<DisplayValue<Uuid>> {
+    REQUEST.try_with(|id| tracing::field::display(*id)).ok()
+}
+
 impl Appliance {
     pub fn new(parts: Parts) -> Self {
         Self {
@@ -142,7 +153,7 @@ impl Appliance {
     /// written, [`Error::OutcomeOwed`] where it was done and its outcome's line cannot be, else what the
     /// act came to.
     pub async fn perform<R: Request>(&self, call: Call, request: R) -> Result<R::Reply, Error> {
-        let result = self.judge_and_run(&call, request).await;
+        let result = REQUEST.scope(call.request_id, self.judge_and_run(&call, request)).await;
         if let Err(Error::Denied(denied)) = &result
             && let Some(left_out) = self.quiet.denied.now()
         {

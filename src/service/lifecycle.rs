@@ -7,7 +7,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace};
+use super::gate::{Appliance, Request, Trace, request_id};
 use super::keys::thumbprint;
 use super::view::{KeyView, Named};
 use crate::audit::{Code, Details};
@@ -260,7 +260,7 @@ impl Appliance {
     /// Has custody wipe what it holds open of a key. Should custody be away, it holds nothing.
     pub(super) async fn forget_opened(&self, name: &Name) {
         if let Err(error) = self.custody.drop_keys(Some(name.as_str()), None).await {
-            tracing::warn!(key = %name, %error, "custody could not be told to forget a key");
+            tracing::warn!(request_id = request_id(), key = %name, %error, "custody could not be told to forget a key");
         }
     }
 }

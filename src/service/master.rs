@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced};
+use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use crate::audit::Details;
 use crate::custody::protocol::MasterFound;
 use crate::policy::{Action, Permit, Resource};
@@ -170,7 +170,7 @@ impl Request for RetireMaster {
         }
         appliance.custody.destroy_master(generation).await?;
         appliance.records.note_retired(generation, appliance.now()).await?;
-        tracing::warn!(generation, "a master key was destroyed");
+        tracing::warn!(request_id = request_id(), generation, "a master key was destroyed");
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         appliance.master_view(&home, Some(census)).await
     }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::binary::{Binary, Disclosed, SecretBinary};
 use super::crypt::{Decrypted, protect};
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced};
+use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use super::view::{Named, Page};
 use crate::audit::Details;
 use crate::key::{Name, Pick};
@@ -279,7 +279,8 @@ impl Request for RevealSecret {
             appliance.records.secret(&self.0).await?.ok_or_else(|| appliance.absent("secret"))?;
         let opened = appliance.open_secret(&permit, &found.record).await.inspect_err(|error| {
             let (key, version) = (&found.record.key, found.record.version);
-            tracing::info!(secret = %self.0, %key, version, code = error.code(), "not opened");
+            let (request_id, code) = (request_id(), error.code());
+            tracing::info!(request_id, secret = %self.0, %key, version, code, "not opened");
         })?;
         let Decrypted { plaintext, for_recovery, without_token, .. } = opened;
         let secret = SecretView::of(found);

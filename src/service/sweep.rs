@@ -104,7 +104,7 @@ impl Appliance {
         let resource = request.resource();
         let intent = Intent::new(call.request_id, &call.caller, Action::KeyDestroy, &resource)
             .with(request.details());
-        let (name, version) = (request.name.clone(), request.version);
+        let (name, version, request_id) = (request.name.clone(), request.version, call.request_id);
         let entry = self.trail.begin(intent).durable().await?;
         let permit = Permit::of_system(PART, Action::KeyDestroy, resource);
         let result = request.run(permit, self).await;
@@ -117,7 +117,7 @@ impl Appliance {
         };
         let written = self.trail.close(entry, outcome).durable().await;
         told(result, written)?;
-        tracing::info!(key = %name, version, "destroyed, its waiting period being over");
+        tracing::info!(%request_id, key = %name, version, "destroyed, its waiting period being over");
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::acts::{put_secret, reveal, step};
 use crate::appliance::{Appliance, JSON, Reply, openssl_encrypt};
 use crate::checks::{
     b64, but_for_its_number, expect_headers, expect_json, expect_members, expect_time,
@@ -214,4 +215,18 @@ fn puts_at_the_same_time_lose_no_update() {
     assert_eq!((count(201), count(201) + count(200) + count(409)), (1, 8));
     let revision = appliance.get("/v1/secrets/new").json()["revision"].as_u64();
     assert_eq!(revision, Some((count(201) + count(200)) as u64), "each success is one revision");
+}
+
+#[test]
+fn what_an_act_logs_names_its_request() {
+    let appliance = Appliance::new();
+    appliance.create_key("k");
+    put_secret(&appliance, "s", "k", "x").expect_status(201);
+    step(&appliance, "k", "suspend", json!({})).expect_status(200);
+    let refused = reveal(&appliance, "s");
+    refused.expect_problem(409, "key-state");
+    let id = refused.header("x-request-id").expect("a number");
+    let log = appliance.log();
+    let line = log.lines().find(|line| line.contains("not opened")).expect("a line");
+    assert!(line.contains(&id), "{id}: {line}");
 }
