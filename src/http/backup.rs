@@ -28,7 +28,8 @@ pub async fn create(
 ) -> Response {
     let request_id = guest.call.request_id;
     let started = async {
-        take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
+        let (_nothing, _room) =
+            take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
         begin(&front, guest).await
     };
     let mut response = started.await.unwrap_or_else(|problem| problem.reply(request_id));

@@ -62,7 +62,8 @@ pub async fn open(
     reply: impl FnOnce(&Appliance) -> Result<Response, Problem>,
 ) -> Response {
     let taken = async {
-        take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
+        let (_nothing, _room) =
+            take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
         Ok(guest.place.glance().await?)
     };
     let replied = taken.await.and_then(|_turn| reply(&front.appliance));
