@@ -21,6 +21,7 @@ mod routes;
 mod serve;
 mod shape;
 mod share;
+mod turn;
 mod wire;
 
 pub use listen::{ListenError, Settings as ListenSettings, bind};

@@ -11,7 +11,8 @@ use super::problem::Problem;
 use super::reply::IntoReply;
 use super::serve::Limits;
 use super::shape::{FromWire, Incoming};
-use super::share::{Place, Turn};
+use super::share::Place;
+use super::turn::Turn;
 use crate::policy::Action;
 use crate::service::{Appliance, Call, Error, Request};
 

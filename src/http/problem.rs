@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::share::NoTurn;
+use super::turn::NoTurn;
 use crate::service::Error;
 
 /// Why a request was not done.

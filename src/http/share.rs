@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use super::bucket::Bucket;
 use super::presence::Presence;
 use super::serve::Limits;
+use super::turn::{NoTurn, Turn, take};
 
 /// All users and what they have.
 pub struct Shares {
@@ -70,10 +71,6 @@ pub struct Place {
     id: u64,
 }
 
-/// A request under way. Goes with the deed, not with its caller.
-#[must_use = "the turn ends with it"]
-pub struct Turn(#[allow(dead_code)] Option<OwnedSemaphorePermit>); // held, never looked at
-
 /// An answer whose body is still on its way.
 pub struct GoesOn(Arc<Seat>);
 
@@ -83,10 +80,6 @@ impl Drop for GoesOn {
     }
 }
 
-/// Its own user's requests have been under way for too long before it.
-#[derive(Debug)]
-pub struct NoTurn;
-
 /// Looks of one user under way that do no work: at the state, at health.
 const GLANCES: usize = 4;
 
@@ -95,9 +88,6 @@ const BODIES: usize = 32;
 
 /// Bodies up to this many bytes are not counted: as many as there are connections are few enough.
 const SMALL_BODY: usize = 16 * 1024;
-
-/// How long a request waits for its user's turn.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Connections of one user whose first bytes are looked at in the same round of work.
 const STARTS: usize = 4;
@@ -274,7 +264,7 @@ impl Place {
     /// Waits until its user may have one more body of this length in memory.
     pub async fn room_for(&self, bytes: usize) -> Result<Turn, NoTurn> {
         if bytes <= SMALL_BODY {
-            return Ok(Turn(None));
+            return Ok(Turn::FREE);
         }
         let weight = u32::try_from(kib(bytes)).unwrap_or(u32::MAX);
         take(&self.share.bodies, weight, std::future::pending()).await
@@ -283,23 +273,6 @@ impl Place {
 
 fn kib(bytes: usize) -> usize {
     bytes.div_ceil(1024)
-}
-
-async fn take(
-    turns: &Arc<Semaphore>,
-    weight: u32,
-    waived: impl Future<Output = ()>,
-) -> Result<Turn, NoTurn> {
-    if let Ok(turn) = Arc::clone(turns).try_acquire_many_owned(weight) {
-        return Ok(Turn(Some(turn)));
-    }
-    tokio::select! {
-        turn = Arc::clone(turns).acquire_many_owned(weight) => {
-            turn.map(|turn| Turn(Some(turn))).map_err(|_| NoTurn)
-        }
-        () = waived => Ok(Turn(None)),
-        () = tokio::time::sleep(PATIENCE) => Err(NoTurn),
-    }
 }
 
 impl Drop for Place {
