@@ -2,13 +2,15 @@
 //!
 //! A brown-out begins only where the token is not to be found from outside this process either, and some
 //! opened key has an allowance. No call reaches the module any more. It ends, and with it the process,
-//! when the token is found again or the last allowance has run out.
+//! when the token is found again, when nobody can look for it any more, or when the last allowance has
+//! run out.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::custodian::Custodian;
 use super::faults::outage_of;
+use super::probe::Unseen;
 use super::protocol::{Fault, Outage, Reply};
 
 /// How this process stands to its token.
@@ -53,7 +55,9 @@ impl Custodian {
             return;
         };
         let (reason, why) = (outage.reason.as_str(), outage.why.clone());
-        if opened.allowed() > 0 && self.probe.look().is_err() {
+        let look = if opened.allowed() > 0 { self.probe.look() } else { Ok(()) };
+        // Where nobody can look, nobody would see it come back.
+        if let Err(Unseen::Absent(_)) = look {
             let keys = opened.lose_token(Instant::now());
             *self.stand() = Stand::BrownOut(outage.clone());
             tracing::error!(reason, why, keys, "the token is away; some keys serve without it");
@@ -70,10 +74,12 @@ impl Custodian {
         let left = self.opened().map_or(0, |opened| opened.len());
         if left == 0 {
             tracing::warn!("no key may serve without the token any longer; custody starts anew");
-        } else if self.probe.look().is_ok() {
-            tracing::info!("the token is found again; custody starts anew");
         } else {
-            return;
+            match self.probe.look() {
+                Ok(()) => tracing::info!("the token is found again; custody starts anew"),
+                Err(Unseen::Lost(why)) => tracing::error!(why, "custody starts anew"),
+                Err(Unseen::Absent(_)) => return,
+            }
         }
         *self.stand() = Stand::PastUse(outage);
     }

@@ -11,7 +11,7 @@ use super::cache::{self, KeyCache};
 use super::keyring::{self, Keyring};
 use super::masters;
 use super::notice::Notices;
-use super::probe::Probe;
+use super::probe::{Probe, Unseen};
 use super::protocol::{
     Answer, Check, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts,
     Verb, Verdict,
@@ -197,8 +197,12 @@ impl Custodian {
     }
 
     fn look(&self, look_first: bool) -> Result<(), Fault> {
-        let absent = |why| Fault::TokenAbsent(Outage::new(Reason::TokenAbsent, why));
-        if look_first { self.probe.look().map_err(absent) } else { Ok(()) }
+        let look = if look_first { self.probe.look() } else { Ok(()) };
+        look.map_err(|unseen| match unseen {
+            Unseen::Absent(why) => Fault::TokenAbsent(Outage::new(Reason::TokenAbsent, why)),
+            // The next process has another to look; of the token this says nothing.
+            Unseen::Lost(why) => Fault::TokenUnavailable(Outage::new(Reason::CustodyGone, why)),
+        })
     }
 
     /// Whether a failed call was the token's end: the canary decides, where there is a key for one.

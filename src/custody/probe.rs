@@ -25,8 +25,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes.
 const LONGEST: usize = 1024;
 
+/// Children that may be left behind, killed and not gone, before nobody looks until one of them has gone:
+/// what waits for a device cannot be ended.
+const MOST_LEFT: usize = 8;
+
 /// The way to the process that looks.
 pub struct Probe(Mutex<Option<UnixStream>>);
+
+/// Why the token was not found.
+#[derive(Debug)]
+pub enum Unseen {
+    /// It is not there, or its module does not do its work.
+    Absent(String),
+    /// The process that looks is gone or stuck: nobody looks any more, as long as this process lives.
+    Lost(String),
+}
 
 impl Probe {
     /// Splits the process off. This one must have one thread, and nothing that is to be kept from it.
@@ -54,17 +67,15 @@ impl Probe {
         }
     }
 
-    /// None: nothing is ever found, and nothing looked for.
-    #[cfg(test)]
-    pub fn none() -> Self {
-        Self(Mutex::new(None))
-    }
-
-    /// Whether the token is to be found now, from a process that has not used it before; why not, where it
-    /// is not.
-    pub fn look(&self) -> Result<(), String> {
+    /// Whether the token is to be found now, from a process that has not used it before.
+    ///
+    /// # Errors
+    /// [`Unseen`]: it is not to be found, or nobody can look.
+    pub fn look(&self) -> Result<(), Unseen> {
         let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(stream) = line.as_mut() else { return Err("nobody can look".to_owned()) };
+        let lost =
+            |why: &str| Unseen::Lost(format!("the process that looks for it is lost: {why}"));
+        let Some(stream) = line.as_mut() else { return Err(lost("it was before")) };
         let answer = ask(stream);
         if answer.is_err() {
             // Answers would come too late, to the next who asks.
@@ -72,8 +83,8 @@ impl Probe {
         }
         match answer {
             Ok(why) if why.is_empty() => Ok(()),
-            Ok(why) => Err(why),
-            Err(error) => Err(format!("the process that looks for the token is lost: {error}")),
+            Ok(why) => Err(Unseen::Absent(why)),
+            Err(error) => Err(lost(&error.to_string())),
         }
     }
 }
@@ -91,10 +102,26 @@ fn ask(stream: &mut UnixStream) -> io::Result<String> {
 /// Answers until nobody asks any more.
 fn serve(mut line: UnixStream, look: impl Fn() -> String) {
     let mut question = [0];
+    let mut left = 0;
     while line.read_exact(&mut question).is_ok() {
-        let answer = in_a_child(&look);
+        left = still_left(left);
+        let answer = match left < MOST_LEFT {
+            true => in_a_child(&look, &mut left),
+            false => "whoever looks for the token hangs".to_owned(),
+        };
         if tell(&mut line, &answer).is_err() {
             return;
+        }
+    }
+}
+
+/// How many of the children that were left behind are there still.
+fn still_left(mut left: usize) -> usize {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return left,
+            Ok(_) => left = left.saturating_sub(1),
+            Err(_) => return 0,
         }
     }
 }
@@ -114,9 +141,10 @@ fn tell(line: &mut UnixStream, text: &str) -> io::Result<()> {
     line.write_all(&[&length.to_le_bytes()[..], text].concat())
 }
 
-/// Does it in a child, which may crash or hang.
+/// Does it in a child, which may crash or hang. One that does not even end when it is killed is counted as
+/// left behind.
 #[allow(unsafe_code)] // fork(2)
-fn in_a_child(look: &impl Fn() -> String) -> String {
+fn in_a_child(look: &impl Fn() -> String, left: &mut usize) -> String {
     let Ok((mut ours, mut theirs)) = UnixStream::pair() else {
         return "no process could be made to look for it".to_owned();
     };
@@ -130,28 +158,30 @@ fn in_a_child(look: &impl Fn() -> String) -> String {
         }
         Ok(ForkResult::Parent { child }) => {
             drop(theirs);
-            let status = reap(child);
+            let Some(status) = reap(child) else {
+                *left += 1;
+                return "the module hung when the token was looked for".to_owned();
+            };
+            // Whatever it said is here by now; nobody waits for what somebody else may still hold open.
             let mut answer = Vec::new();
-            let read = ours.read_to_end(&mut answer);
-            match (status, read) {
-                (Some(WaitStatus::Exited(_, 0)), Ok(length)) if length >= 2 => {
-                    String::from_utf8_lossy(&answer[2..]).into_owned()
+            let _ = ours.set_nonblocking(true).and_then(|()| ours.read_to_end(&mut answer));
+            match (status, answer.get(2..)) {
+                (WaitStatus::Exited(_, 0), Some(text)) => {
+                    String::from_utf8_lossy(text).into_owned()
                 }
-                (Some(_), _) => "the module crashed when the token was looked for".to_owned(),
-                (None, _) => "the module hung when the token was looked for".to_owned(),
+                _ => "the module crashed when the token was looked for".to_owned(),
             }
         }
     }
 }
 
-/// Waits for the child's end; kills one that takes too long.
+/// Waits for the child's end; kills one that takes too long, and does not wait for that.
 fn reap(child: Pid) -> Option<WaitStatus> {
     let until = Instant::now() + PATIENCE;
     loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) if Instant::now() >= until => {
                 let _ = kill(child, Signal::SIGKILL);
-                let _ = waitpid(child, None);
                 return None;
             }
             Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),

@@ -128,6 +128,25 @@ fn a_request_that_comes_while_the_token_is_away_is_done_when_it_is_back_in_time(
 }
 
 #[test]
+fn the_token_is_found_again_though_the_process_that_looks_for_it_was_lost() {
+    let (appliance, ciphertext) = watchful();
+    let before = turns(&appliance).len();
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
+        let custody = appliance.custody_pid();
+        let away = move_away(&appliance);
+        appliance.wait_for_state("token-unavailable");
+        wait_until("another custody, and its probe", || {
+            appliance.custody_pid() != custody && appliance.probe_pid().is_some()
+        });
+        let probe = appliance.probe_pid().expect("a probe");
+        kill(Pid::from_raw(probe as i32), signal).expect("it runs");
+        move_back(&appliance, &away);
+        works_again(&appliance, &ciphertext);
+    }
+    assert_eq!(turns(&appliance).len(), before + 4, "{:?}", turns(&appliance));
+}
+
+#[test]
 fn no_request_fails_because_custody_is_killed() {
     let (appliance, ciphertext) = watchful();
     let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));

@@ -310,6 +310,11 @@ impl Appliance {
         panic!("the front has no child:\n{}", self.log());
     }
 
+    /// The process beside custody that looks whether the token is there.
+    pub fn probe_pid(&self) -> Option<u32> {
+        child_of(self.custody_pid())
+    }
+
     /// SIGTERM, and its end; panics where that is no success. Returns how long it took.
     pub fn stop(&mut self) -> Duration {
         let started = Instant::now();
