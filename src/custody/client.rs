@@ -157,7 +157,7 @@ impl Client {
         loop {
             let connection = self.unlocked(until).await?;
             let answer = connection.ask(&verb, self.patience(&verb, until)).await;
-            let error = match self.read(answer) {
+            let error = match self.read(&connection, answer) {
                 Err(error) if may_be_repeated(&verb) && Instant::now() < until => error,
                 settled => return settled,
             };
@@ -186,13 +186,15 @@ impl Client {
         let found = async { connections.wait_for(Option::is_some).await.ok()?.clone() };
         let connection = timeout_at(until, found).await.ok().flatten();
         let connection = connection.ok_or_else(|| self.away())?;
-        self.read(connection.ask(verb, self.patience(verb, until)).await)
+        let answer = connection.ask(verb, self.patience(verb, until)).await;
+        self.read(&connection, answer)
     }
 
     /// What custody is like if it answers at once; what tells how the appliance does never waits.
     pub async fn glance(&self) -> Option<Status> {
         let connection = self.shared.connection.borrow().clone()?;
-        match self.read(connection.ask(&Verb::Status, LEAST_PATIENCE).await) {
+        let answer = connection.ask(&Verb::Status, LEAST_PATIENCE).await;
+        match self.read(&connection, answer) {
             Ok(Reply::Status(status)) => Some(status),
             _ => None,
         }
@@ -246,7 +248,8 @@ impl Client {
     async fn end_custody(&self) -> Result<(), CustodyError> {
         let Some(connection) = self.shared.connection.borrow().clone() else { return Ok(()) };
         let until = Instant::now() + self.shared.settings.deadline;
-        match self.read(connection.ask(&Verb::Lock, self.patience(&Verb::Lock, until)).await) {
+        let answer = connection.ask(&Verb::Lock, self.patience(&Verb::Lock, until)).await;
+        match self.read(&connection, answer) {
             Ok(_)
             | Err(
                 CustodyError::Away(_) | CustodyError::Gone | CustodyError::Fault(Fault::Locked),
@@ -313,13 +316,16 @@ impl Client {
     }
 
     /// What came of a question; what custody says of the token is what is known of it from now on.
-    fn read(&self, answer: Result<Answer, WireError>) -> Result<Reply, CustodyError> {
+    fn read(
+        &self,
+        connection: &Arc<Connection>,
+        answer: Result<Answer, WireError>,
+    ) -> Result<Reply, CustodyError> {
         match answer {
-            Ok(Err(Fault::TokenUnavailable(outage))) => {
-                self.shared.down(outage.clone());
-                Err(Fault::TokenUnavailable(outage).into())
+            Ok(answer) => {
+                self.shared.hear(connection, &answer);
+                Ok(answer?)
             }
-            Ok(answer) => Ok(answer?),
             Err(WireError::TooLong) => Err(CustodyError::TooLong),
             Err(error @ WireError::Silent) => Err(CustodyError::Away(error.to_string())),
             Err(_) => Err(CustodyError::Gone),

@@ -61,11 +61,11 @@ pub(super) async fn keep_link(shared: Arc<Shared>) {
 
 /// Holds one connection until it ends.
 async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
+    shared.connection.send_replace(Some(Arc::clone(&connection)));
     let reader = tokio::spawn({
         let (connection, shared) = (Arc::clone(&connection), Arc::clone(shared));
-        async move { connection.hand_out(|notice| shared.take_notice(notice)).await }
+        async move { connection.hand_out(|notice| shared.hear(&connection, &notice)).await }
     });
-    shared.connection.send_replace(Some(Arc::clone(&connection)));
     let mut silent = std::pin::pin!(silence(shared, &connection));
     let wanted = shared.wanted.borrow().clone();
     match wanted {
@@ -172,18 +172,31 @@ impl Shared {
         self.state.send_replace(state);
     }
 
-    /// What custody says unasked.
-    fn take_notice(&self, notice: Answer) {
-        match notice {
-            Err(Fault::TokenUnavailable(outage)) => self.down(outage),
-            Ok(Reply::BrownOut(outage)) => {
-                let state = self.state.borrow().clone();
-                if let LinkState::Unlocked { token, .. } = state {
-                    self.turn_unless_locked(LinkState::BrownOut { outage, token });
-                }
-            }
-            _ => {}
+    /// What custody says of its token, asked or unasked, is what is known of it from now on. What comes
+    /// late, from a custody that another has taken the place of, says nothing.
+    pub fn hear(&self, connection: &Arc<Connection>, said: &Answer) {
+        let outage = match said {
+            Err(Fault::TokenUnavailable(outage) | Fault::BrownOut(outage)) => outage,
+            Ok(Reply::BrownOut(outage)) => outage,
+            _ => return,
+        };
+        let is_late =
+            self.connection.borrow().as_ref().is_some_and(|now| !Arc::ptr_eq(now, connection));
+        match said {
+            _ if is_late => {}
+            Err(Fault::TokenUnavailable(_)) => self.down(outage.clone()),
+            _ => self.brown_out(outage),
         }
+    }
+
+    /// Opened keys serve without the token.
+    fn brown_out(&self, outage: &Outage) {
+        self.state.send_if_modified(|state| {
+            let LinkState::Unlocked { token, .. } = state else { return false };
+            *state = LinkState::BrownOut { outage: outage.clone(), token: token.clone() };
+            self.breaker.see(state);
+            true
+        });
     }
 
     /// Custody or its token is away. What an operator said, or has to mend, stays what is known; and
@@ -203,5 +216,97 @@ impl Shared {
                 true
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+    use std::path::Path;
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept, bind, listen, socket,
+    };
+
+    use super::super::client::{Client, LinkSettings};
+    use super::super::protocol::{Hello, TokenFacts};
+    use super::super::wire::Packet;
+    use super::*;
+
+    /// A custody whose token is away, and which says so to those alone who ask for something.
+    fn tongue_tied(path: &Path) {
+        let listener =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        std::thread::spawn(move || {
+            // SAFETY: accept returned a descriptor that nobody else owns.
+            #[allow(unsafe_code)] // a number becomes an owner
+            let front = unsafe { OwnedFd::from_raw_fd(accept(listener.as_raw_fd()).unwrap()) };
+            let mut packet = Packet::new().unwrap();
+            packet.receive::<Hello>(front.as_fd()).unwrap();
+            packet.send(front.as_fd(), 0, &Hello::OURS).unwrap();
+            while let Ok((id, verb)) = packet.receive::<Verb>(front.as_fd()) {
+                let answer: Answer = match verb {
+                    Verb::Unlock { .. } => Ok(Reply::Unlocked { token: facts(), signer: None }),
+                    Verb::Status => Ok(Reply::Done),
+                    _ => Err(Fault::BrownOut(away())),
+                };
+                packet.send(front.as_fd(), id, &answer).unwrap();
+            }
+        });
+    }
+
+    fn facts() -> TokenFacts {
+        let text = String::new;
+        TokenFacts { label: text(), serial: text(), manufacturer: text(), model: text() }
+    }
+
+    fn away() -> Outage {
+        Outage::new(Reason::TokenAbsent, "why")
+    }
+
+    /// A client of that custody, once it is unlocked.
+    async fn client(directory: &Path) -> Client {
+        crate::secret::start(&Default::default(), crate::secret::Use::Front).unwrap();
+        let path = directory.join("custody.sock");
+        tongue_tied(&path);
+        let settings = LinkSettings {
+            socket: path,
+            deadline: Duration::from_millis(300),
+            custody_uid: nix::unistd::getuid().as_raw(),
+        };
+        let client = Client::start(settings, Wanted::Unlocked(None));
+        let unlocked = |state: &LinkState| matches!(state, LinkState::Unlocked { .. });
+        let mut states = client.watch();
+        let waited = tokio::time::timeout(Duration::from_secs(20), states.wait_for(unlocked)).await;
+        assert!(waited.is_ok(), "{:?}", client.state());
+        client
+    }
+
+    #[tokio::test]
+    async fn a_brown_out_is_known_though_no_notice_of_it_came() {
+        let directory = tempfile::tempdir().unwrap();
+        let client = client(directory.path()).await;
+        assert!(client.ask(Verb::RecoveryKey).await.is_err());
+        let state = client.state();
+        assert!(matches!(&state, LinkState::BrownOut { outage, .. } if *outage == away()));
+        assert_eq!(client.token_away().map(|(_, reason)| reason), Some("token-absent"));
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_custody_says_late_is_no_news() {
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [now, before] =
+            [client(directories[0].path()).await, client(directories[1].path()).await];
+        let earlier = before.shared.connection.borrow().clone().unwrap();
+        for said in [Fault::TokenUnavailable(away()), Fault::BrownOut(away())] {
+            now.shared.hear(&earlier, &Err(said));
+            assert!(matches!(now.state(), LinkState::Unlocked { .. }), "{:?}", now.state());
+        }
+        assert_eq!(now.token_away(), None);
+        let current = now.shared.connection.borrow().clone().unwrap();
+        now.shared.hear(&current, &Err(Fault::TokenUnavailable(away())));
+        assert!(matches!(now.state(), LinkState::Down(_)));
     }
 }
