@@ -197,8 +197,15 @@ impl Custodian {
     }
 
     fn look(&self, look_first: bool) -> Result<(), Fault> {
-        let look = if look_first { self.probe.look() } else { Ok(()) };
-        look.map_err(|unseen| match unseen {
+        let Err(unseen) = (if look_first { self.probe.look() } else { Ok(()) }) else {
+            return Ok(());
+        };
+        // An operator may have opened it meanwhile, or be about to.
+        let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.keyring().is_some() {
+            return Ok(());
+        }
+        Err(match unseen {
             Unseen::Absent(why) => Fault::TokenAbsent(Outage::new(Reason::TokenAbsent, why)),
             // The next process has another to look; of the token this says nothing.
             Unseen::Lost(why) => Fault::TokenUnavailable(Outage::new(Reason::CustodyGone, why)),
@@ -263,8 +270,10 @@ impl Custodian {
     /// Opens the token; where the appliance was initialised, its master key must be there and fit.
     fn unlock(&self, home: Option<Home>, pin: Option<Passing<Pin>>, by_operator: bool) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.keyring().is_some() {
-            return Err(Fault::Unlocked);
+        if let Some(keyring) = self.keyring() {
+            // The link asks for what an operator was faster to do, and has it then.
+            let is_the_same = !by_operator && keyring.home == home;
+            return if is_the_same { Ok(keyring.is_unlocked()) } else { Err(Fault::Unlocked) };
         }
         let given = pin.map(Passing::taken).transpose()?;
         // A PIN that was refused is not tried again by itself: each wrong try may lock the token.

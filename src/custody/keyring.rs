@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use super::cache::{self, Hit, KeyCache};
 use super::custodian::Quick;
 use super::protocol::{
-    Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, StoreKey, TokenFacts, Verb,
+    Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, SignerFacts, StoreKey,
+    TokenFacts, Verb,
 };
 use super::rsa::{DecryptError, KeyError, PrivateKey};
 use super::{checkpoint, seal, sealed};
@@ -71,6 +72,15 @@ impl Keyring {
             store_keys: Mutex::new(HashMap::new()),
             loading: std::array::from_fn(|_| Mutex::new(())),
         }
+    }
+
+    /// The answer to whoever wants it unlocked.
+    pub fn is_unlocked(&self) -> Reply {
+        let signer = self.home.as_ref().map(|home| SignerFacts {
+            generation: home.signer_generation,
+            public_point: home.signer_point.clone(),
+        });
+        Reply::Unlocked { token: self.facts.clone(), signer }
     }
 
     /// Answers with what is open already; hands on what needs the token.
