@@ -1,5 +1,7 @@
 //! The verbs as the front calls them: plain data in, plain data out.
 
+use std::time::Duration;
+
 use super::client::{Client, CustodyError};
 use super::protocol::{
     Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, StoreKey, Verb,
@@ -57,6 +59,11 @@ macro_rules! expect {
 }
 
 impl Client {
+    /// How long a request may wait for custody.
+    pub fn deadline(&self) -> Duration {
+        self.shared.settings.deadline
+    }
+
     /// The checks that only custody can make, locked or not.
     pub async fn checks(&self) -> Result<Vec<Check>, CustodyError> {
         expect!(self.ask_any(&Verb::Doctor).await?, Reply::Checks(checks) => checks)

@@ -410,8 +410,9 @@ fn refuse_existing(master: bool, signer: bool) -> Result<(), Fault> {
     Err(Fault::Exists(format!("the token holds {found} of generation {FIRST}")))
 }
 
-/// Makes sure that the token holds the very keys that are in use: the master of the generation in use
-/// is the one that the newest store key lies under, and the signing key is the known one.
+/// Makes sure that the token holds the very keys that are in use: the master that the newest store key
+/// lies under, which is of the generation in use, or of an older one until the front has it rewrapped; and
+/// the known signing key.
 fn prove_home(token: &dyn Token, home: &Home) -> Result<SignerFacts, Fault> {
     let other = |what: &str, generation: u32| {
         Fault::Master(format!(
@@ -421,15 +422,16 @@ fn prove_home(token: &dyn Token, home: &Home) -> Result<SignerFacts, Fault> {
     };
     let signer = prove_keys(token, home.generation, home.signer_generation)?;
     let store_key = &home.store_key;
-    if sealed::generation_of(&store_key.wrapped) != Some(home.generation) {
+    let under = sealed::generation_of(&store_key.wrapped);
+    let Some(under) = under.filter(|under| *under <= home.generation) else {
         return Err(Fault::Master(format!(
-            "the store key lies under another master key than generation {}, which is in use; the \
+            "the store key lies under a later master key than generation {}, which is in use; the \
              store was changed outside Strongroom",
             home.generation
         )));
-    }
+    };
     match keyring::open_store_key(token, &home.appliance, store_key) {
-        Err(Fault::SealBroken) => return Err(other("master key", home.generation)),
+        Err(Fault::SealBroken) => return Err(other("master key", under)),
         opened => drop(opened?),
     }
     if signer.public_point != home.signer_point {

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::{RecordError, Records};
+use crate::custody::generation_of;
 use crate::custody::protocol::{Home, StoreKey};
 use crate::store::{Batch, Expect, Store, Table};
 
@@ -88,6 +89,16 @@ impl HomeRecord {
     /// The store key that seals.
     pub(super) fn newest_store_key(&self) -> &StoreKey {
         self.store_keys.last().expect("an appliance is founded with a store key")
+    }
+
+    /// Whether a store key lies under the generation in use.
+    pub(super) fn is_under(&self, store_key: &StoreKey) -> bool {
+        generation_of(&store_key.wrapped) == Some(self.generation)
+    }
+
+    /// Whether a store key still lies under an older generation, and its master key is there to change it.
+    pub(super) fn is_astray(&self, store_key: &StoreKey) -> bool {
+        !self.is_under(store_key) && !self.is_gone(generation_of(&store_key.wrapped))
     }
 
     /// The master keys of this appliance, oldest first; the one in use is always among them.

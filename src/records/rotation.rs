@@ -111,8 +111,9 @@ impl Records {
         Ok(())
     }
 
-    /// Puts a generation in use whose master key the token holds: rewraps all store keys and names it in
-    /// the home record, in one commit with `record`. No store key is made and nothing is sealed meanwhile.
+    /// Puts a generation in use whose master key the token holds, here and in custody: rewraps all store
+    /// keys and names it in the home record, in one commit with `record`. No store key is made and nothing
+    /// is sealed meanwhile.
     pub async fn put_in_use(
         &self,
         record: &PassRecord,
@@ -127,20 +128,55 @@ impl Records {
             created_at: now,
             retired_at: None,
         });
-        let mut batch = Batch::new()
+        let batch = Batch::new()
             .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?)
             .put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?);
-        for store_key in &mut next.store_keys {
-            if home.is_gone(generation_of(&store_key.wrapped)) {
-                continue;
-            }
-            *store_key =
-                self.custody.rewrap_store_key(store_key.clone(), record.generation).await?;
+        let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
+        self.work_with(batch, next).await
+    }
+
+    /// Rewraps the store keys that lie under another generation than the one in use, as none should;
+    /// returns how many they were.
+    pub async fn gather_store_keys(&self) -> Result<usize, RecordError> {
+        let is_any = |home: &HomeRecord| home.store_keys.iter().any(|key| home.is_astray(key));
+        if !self.home().is_some_and(|home| is_any(&home)) {
+            return Ok(0);
+        }
+        let _no_new_store_key = self.count.lock().await;
+        let mut next = self.home().ok_or(RecordError::NotInitialised)?.as_ref().clone();
+        let (batch, rewrapped) = self.rewrap_store_keys(Batch::new(), &mut next).await?;
+        self.work_with(batch, next).await?;
+        Ok(rewrapped)
+    }
+
+    /// Rewraps what does not lie under the generation that `next` names.
+    async fn rewrap_store_keys(
+        &self,
+        mut batch: Batch,
+        next: &mut HomeRecord,
+    ) -> Result<(Batch, usize), RecordError> {
+        let (home, mut rewrapped) = (next.clone(), 0);
+        let generation = home.generation;
+        for store_key in next.store_keys.iter_mut().filter(|key| home.is_astray(key)) {
+            *store_key = self.custody.rewrap_store_key(store_key.clone(), generation).await?;
             let at = store_key_at(store_key.id);
             batch = batch.put(Table::Appliance, &at, Expect::Any, encode(&at, store_key)?);
+            rewrapped += 1;
         }
+        Ok((batch, rewrapped))
+    }
+
+    /// Keeps what the appliance becomes and has custody work with it, before another store key is made:
+    /// custody wraps one under the generation that it knows.
+    async fn work_with(
+        &self,
+        batch: Batch,
+        next: HomeRecord,
+    ) -> Result<Arc<HomeRecord>, RecordError> {
         self.commit(batch).await?;
-        Ok(self.replace_home(next))
+        let home = self.replace_home(next);
+        self.custody.use_home(home.for_custody()).await?;
+        Ok(home)
     }
 
     /// Notes that the master key of a generation is destroyed.

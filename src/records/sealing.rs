@@ -7,11 +7,12 @@
 use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 
 use super::home::{encode, plain, put_store_key};
 use super::{HomeRecord, RecordError, Records};
-use crate::custody::generation_of;
-use crate::custody::protocol::StoreKey;
+use crate::custody::protocol::{Fault, StoreKey};
+use crate::custody::{CustodyError, generation_of};
 use crate::store::{Batch, Expect, Store, Table};
 
 const SEALS: &str = "seals";
@@ -59,13 +60,19 @@ pub(super) fn seals_after(
     Ok(move |batch: Batch| Ok(batch.put(Table::Appliance, SEALS, Expect::Any, value?)))
 }
 
+fn busy() -> RecordError {
+    CustodyError::Fault(Fault::Busy).into()
+}
+
 impl Records {
-    /// The store key for one more seal, counted.
+    /// The store key for one more seal, counted. Whoever comes while the store keys change waits no longer
+    /// than for custody itself.
     pub(super) async fn key_to_seal(&self) -> Result<StoreKey, RecordError> {
-        let mut count = self.count.lock().await;
+        let until = Instant::now() + self.custody.deadline();
+        let mut count = timeout_at(until, self.count.lock()).await.map_err(|_| busy())?;
         let mut home = self.home().ok_or(RecordError::NotInitialised)?;
         if count.store_key == home.newest_store_key().id && count.used >= self.seals_per_store_key {
-            home = self.next_store_key(&home).await?;
+            home = self.next_store_key(&home, until).await?;
         }
         let newest = home.newest_store_key();
         if count.store_key != newest.id {
@@ -92,13 +99,26 @@ impl Records {
     }
 
     /// Makes a new store key and keeps it beside the old ones, which go on opening.
-    async fn next_store_key(&self, home: &HomeRecord) -> Result<Arc<HomeRecord>, RecordError> {
+    async fn next_store_key(
+        &self,
+        home: &HomeRecord,
+        until: Instant,
+    ) -> Result<Arc<HomeRecord>, RecordError> {
         let id = home.newest_store_key().id + 1;
         let mut next = home.clone();
-        let store_key = self.custody.new_store_key(id).await?;
-        let batch = put_store_key(Batch::new(), &store_key)?;
-        let recovery = self.recovery().await?.map(|set| set.fingerprint);
-        let batch = self.put_store_key_recovery(batch, &store_key, recovery).await?;
+        let made = async {
+            let store_key = self.custody.new_store_key(id).await?;
+            // Custody has not heard of the generation in use yet.
+            if !home.is_under(&store_key) {
+                return Err(busy());
+            }
+            let batch = put_store_key(Batch::new(), &store_key)?;
+            let recovery = self.recovery().await?.map(|set| set.fingerprint);
+            let batch = self.put_store_key_recovery(batch, &store_key, recovery).await?;
+            Ok((batch, store_key))
+        };
+        let too_late = |_| CustodyError::Away("custody did not answer in time".to_owned());
+        let (batch, store_key) = timeout_at(until, made).await.map_err(too_late)??;
         self.store.commit(batch).await?;
         next.store_keys.push(store_key);
         tracing::info!(id, "a new store key seals records from now on");

@@ -166,7 +166,7 @@ impl Request for CreateKey {
         let without_token = allowed(self.serve_without_token_seconds)?;
         appliance.must_be_free(&self.name).await?;
         let address = first_version(&self.name);
-        let _same_master = appliance.rotating.wrapping().await;
+        let _same_master = appliance.same_master().await?;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
         let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token };
         appliance.keep_first(self.name, key, made).await
@@ -193,7 +193,7 @@ impl Request for ImportKey {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
         appliance.must_be_free(&name).await?;
-        let _same_master = appliance.rotating.wrapping().await;
+        let _same_master = appliance.same_master().await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         let without_token = allowed(serve_without_token_seconds)?;
         let key = NewMeta { mgf1_hash, labels, without_token };

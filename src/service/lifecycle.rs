@@ -159,7 +159,7 @@ impl Request for Rotate {
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
         let address = KeyAddress { name: self.name.to_string(), version };
-        let _same_master = appliance.rotating.wrapping().await;
+        let _same_master = appliance.same_master().await?;
         let made = appliance.custody.generate_key(address.clone(), old.meta.algorithm()).await?;
         let kid = thumbprint(&made.public)?;
         let record = Arc::new(appliance.to_keep(address, made).await?);

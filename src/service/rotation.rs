@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Notify, RwLock, RwLockReadGuard};
+use tokio::time::timeout;
 
 use super::error::Error;
 use super::gate::Appliance;
@@ -40,11 +41,6 @@ pub struct Rotating {
 }
 
 impl Rotating {
-    /// To be held from before a new key is wrapped until it is kept.
-    pub(super) async fn wrapping(&self) -> RwLockReadGuard<'_, ()> {
-        self.wrapping.read().await
-    }
-
     pub(super) fn wake(&self) {
         self.begun.notify_one();
     }
@@ -66,6 +62,15 @@ impl Rotating {
 }
 
 impl Appliance {
+    /// To be held from before a new key is wrapped until it is kept.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the generation in use is being changed, and that takes its time.
+    pub(super) async fn same_master(&self) -> Result<RwLockReadGuard<'_, ()>, Error> {
+        let changed = timeout(self.custody.deadline(), self.rotating.wrapping.read());
+        changed.await.map_err(|_| Error::Busy)
+    }
+
     /// The record of a version that custody has just made, with its recovery wrap where a recovery key
     /// is set: without it no key is kept then.
     pub(super) async fn to_keep(
@@ -91,7 +96,8 @@ impl Appliance {
 
     /// Changes what the recovery key is while nobody has a key wrapped, as with a new generation.
     pub(super) async fn set_recovery(&self, set: Option<RecoveryRecord>) -> Result<(), Error> {
-        let _nobody_wraps = self.rotating.wrapping.write().await;
+        let nobody_wraps = timeout(self.custody.deadline(), self.rotating.wrapping.write());
+        let _nobody_wraps = nobody_wraps.await.map_err(|_| Error::Busy)?;
         Ok(self.records.set_recovery(set).await?)
     }
 
@@ -101,11 +107,14 @@ impl Appliance {
             let result = match self.records.rotation() {
                 Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
                 Err(error) => Err(error.into()),
-                Ok(_) => {
-                    self.rotating.wait_for(None);
-                    self.rotating.begun.notified().await;
-                    continue;
-                }
+                Ok(_) => match self.gather_store_keys().await {
+                    Ok(()) => {
+                        self.rotating.wait_for(None);
+                        self.rotating.begun.notified().await;
+                        continue;
+                    }
+                    failed => failed,
+                },
             };
             if let Err(error) = result {
                 let why = match self.state() {
@@ -139,6 +148,7 @@ impl Appliance {
             let complete = RecoveryRecord { complete_at, ..set.as_ref().clone() };
             self.records.set_recovery(Some(complete)).await?;
         }
+        self.gather_store_keys().await?;
         record.stage = Stage::Done;
         record.ended_at = Some(self.now());
         self.records.keep_rotation(&record).await?;
@@ -160,8 +170,7 @@ impl Appliance {
     async fn change_over(&self, record: &mut PassRecord) -> Result<(), Error> {
         let nobody_wraps = self.rotating.wrapping.write().await;
         record.stage = Stage::Rewrapping;
-        let home = self.records.put_in_use(record, self.now()).await?;
-        self.custody.use_home(home.for_custody()).await?;
+        self.records.put_in_use(record, self.now()).await?;
         drop(nobody_wraps);
         let generation = record.generation;
         tracing::info!(generation, "a new master key is in use; all keys are rewrapped under it");
@@ -178,6 +187,15 @@ impl Appliance {
         }
         let home = self.records.home().ok_or(Error::NotInitialised)?;
         Ok(self.custody.use_home(home.for_custody()).await?)
+    }
+
+    /// Has every store key lie under the generation in use.
+    async fn gather_store_keys(&self) -> Result<(), Error> {
+        let store_keys = self.records.gather_store_keys().await?;
+        if store_keys > 0 {
+            tracing::warn!(store_keys, "lay under an old master key; they were rewrapped");
+        }
+        Ok(())
     }
 
     async fn rewrap_all(

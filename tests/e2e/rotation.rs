@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal, step};
 use crate::appliance::{Appliance, wait_until};
+use crate::raw_store::{APPLIANCE, Raw};
+use crate::shim::Shim;
 
 /// One private key, to be imported under many names: generating them would take its time.
 pub fn private_key(directory: &Path) -> String {
@@ -282,4 +284,108 @@ fn a_master_that_no_rotation_wanted_is_passed_over() {
     let view = master(&appliance);
     assert_eq!((&view["generation"], under(&view, 3)), (&json!(3), (2, 1)));
     expect_plaintext(&decrypt(&appliance, "k1", &ciphertext, None), "kept");
+}
+
+/// Says that it is over when it goes, however that comes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Writes secrets, each of which takes a seal, until the end.
+fn write_on(appliance: &Appliance, name: &str, done: &AtomicBool) {
+    while !done.load(Ordering::Acquire) {
+        let reply = put_secret(appliance, name, "k", "x");
+        // One that comes while the generation changes may be told to come again.
+        assert!(matches!(reply.status, 200 | 201 | 503), "{} {}", reply.status, reply.text());
+    }
+}
+
+#[test]
+fn a_store_key_that_is_made_during_the_change_lies_under_the_new_master() {
+    let mut appliance = Appliance::configured(|config| {
+        let records = toml::toml! { seals_per_store_key = 5 };
+        config.insert("records".to_owned(), records.into());
+    });
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("k");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (appliance, done) = (&appliance, &done);
+        let _over = Over(done);
+        for name in ["s0", "s1", "s2", "s3"] {
+            scope.spawn(move || write_on(appliance, name, done));
+        }
+        for generation in 2..8_u64 {
+            appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+            wait_for_rotation(appliance);
+            let view = master(appliance);
+            let (_, made) = under(&view, generation);
+            for older in 1..generation {
+                assert_eq!(under(&view, older), (0, 0), "{view}");
+            }
+            assert!(made > 0, "{view}");
+        }
+    });
+    appliance.restart();
+    for name in ["s0", "s1", "s2", "s3"] {
+        expect_plaintext(&reveal(&appliance, name), "x");
+    }
+}
+
+#[test]
+fn a_store_key_that_was_left_under_an_old_master_is_rewrapped() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    put_secret(&appliance, "s", "k", "kept").expect_status(201);
+    appliance.stop();
+    let before = Raw::open(&appliance).picture();
+    appliance.start();
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    appliance.stop();
+    Raw::open(&appliance).put_back(&before, APPLIANCE, "store-key/0000000001");
+    appliance.start();
+    appliance.wait_for_state("ready");
+    wait_until("the rewrap", || under(&master(&appliance), 2) == (1, 1));
+    expect_plaintext(&reveal(&appliance, "s"), "kept");
+    appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
+    appliance.restart();
+    expect_plaintext(&reveal(&appliance, "s"), "kept");
+}
+
+#[test]
+fn nobody_waits_long_for_a_change_of_the_master_that_takes_its_time() {
+    let (appliance, shim) = Shim::appliance(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("deadline_ms".to_owned(), 400.into());
+        let records = toml::toml! { seals_per_store_key = 5 };
+        config.insert("records".to_owned(), records.into());
+    });
+    appliance.create_key("k");
+    for _ in 0..60 {
+        assert!(matches!(put_secret(&appliance, "s", "k", "x").status, 200 | 201));
+    }
+    // Each of the store keys is wrapped anew, one after another.
+    shim.order("C_Encrypt delay 400\nC_EncryptInit delay 100");
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    let (mut busy, mut number) = ([0; 2], 0);
+    while appliance.get("/v1/master").json()["rotation"]["stage"] == "making" {
+        let began = Instant::now();
+        let put = put_secret(&appliance, "s", "k", "x");
+        number += 1;
+        let create = json!({ "name": format!("n{number}"), "algorithm": "RSA-2048" });
+        let created = appliance.post("/v1/keys", &create);
+        for (count, reply) in busy.iter_mut().zip([put, created]) {
+            *count += usize::from(reply.status == 503 && reply.text().contains("busy"));
+        }
+        assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    }
+    assert!(busy.iter().all(|count| *count > 0), "{busy:?}");
+    shim.lift();
+    wait_for_rotation(&appliance);
+    assert!(matches!(put_secret(&appliance, "s", "k", "x").status, 200));
 }
