@@ -41,7 +41,7 @@ pub use keys::{KeyRecord, VersionRecord};
 pub use offline::{Offline, OfflineError, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use recovery::RecoveryRecord;
-pub use rotation::{Census, Dependents, PassRecord, Purpose, Stage};
+pub use rotation::{Census, Dependents, Line, PassRecord, Purpose, Stage};
 pub use secrets::SecretRecord;
 
 use behind::Behind;

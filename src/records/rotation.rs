@@ -46,6 +46,25 @@ pub struct PassRecord {
     pub broken: u64,
     #[serde(default)]
     pub ended_at: Option<Timestamp>,
+    /// What the trail is still to be told of it, in this order.
+    #[serde(default)]
+    pub owes: Vec<Line>,
+}
+
+impl PassRecord {
+    /// Whether nothing of it is left to be done or told, so that another may begin.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Done && self.owes.is_empty()
+    }
+}
+
+/// A line of the trail about a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// The generation is in use.
+    InUse,
+    End,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -115,6 +115,7 @@ impl Request for RotateMaster {
             rewrapped: 0,
             broken: 0,
             ended_at: None,
+            owes: Vec::new(),
         };
         // On record before the token is asked: only a key that was wanted is ever taken for ours.
         appliance.records.keep_rotation(&record).await?;
@@ -201,9 +202,7 @@ fn needs(census: &Census, generation: u32) -> Option<String> {
 impl Appliance {
     pub(super) fn must_not_rotate(&self) -> Result<(), Error> {
         match self.records.rotation()? {
-            Some(running) if running.stage != Stage::Done => {
-                Err(Error::Rotating(running.generation))
-            }
+            Some(running) if !running.is_over() => Err(Error::Rotating(running.generation)),
             _ => Ok(()),
         }
     }
@@ -282,10 +281,11 @@ impl GenerationView {
 
 impl RotationView {
     pub(super) fn of(record: PassRecord, waits_for: Option<String>) -> Self {
+        let is_over = record.is_over();
         let stage = match record.stage {
             Stage::Making => "making",
-            Stage::Rewrapping => "rewrapping",
-            Stage::Done => "done",
+            Stage::Done if record.is_over() => "done",
+            Stage::Rewrapping | Stage::Done => "rewrapping",
         };
         let PassRecord { generation, by, started_at, ended_at, .. } = record;
         let PassRecord { keys, keys_done, rewrapped, broken, .. } = record;
@@ -293,7 +293,7 @@ impl RotationView {
             Purpose::Rotation => "rotation",
             Purpose::Recovery => "recovery",
         };
-        let waits_for = waits_for.filter(|_| record.stage != Stage::Done);
+        let waits_for = waits_for.filter(|_| !is_over);
         Self {
             generation,
             purpose,

@@ -145,6 +145,7 @@ impl Appliance {
             rewrapped: 0,
             broken: 0,
             ended_at: None,
+            owes: Vec::new(),
         };
         self.records.keep_rotation(&pass).await?;
         self.rotating.wake();

@@ -14,7 +14,9 @@ use crate::audit::{Event, EventNote};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, Fingerprint, NewKey, generation_of};
 use crate::key::Name;
-use crate::records::{PassRecord, Purpose, RecordError, RecoveryRecord, Stage, VersionRecord};
+use crate::records::{
+    Line, PassRecord, Purpose, RecordError, RecoveryRecord, Stage, VersionRecord,
+};
 
 /// Keys between two notes of how far it is.
 const BATCH: usize = 64;
@@ -107,7 +109,7 @@ impl Appliance {
             let result = match self.records.rotation() {
                 Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
                 Err(error) => Err(error.into()),
-                Ok(_) => match self.gather_store_keys().await {
+                Ok(record) => match self.see_to_the_last(record).await {
                     Ok(()) => {
                         self.rotating.wait_for(None);
                         self.rotating.begun.notified().await;
@@ -138,6 +140,7 @@ impl Appliance {
             self.follow_home(record.generation).await?;
         }
         self.rotating.wait_for(None);
+        self.tell_owed(&mut record).await?;
         let set = self.records.recovery().await?;
         let fingerprint = set.as_ref().map(|set| set.fingerprint);
         self.records.wrap_store_keys(fingerprint).await?;
@@ -151,9 +154,18 @@ impl Appliance {
         self.gather_store_keys().await?;
         record.stage = Stage::Done;
         record.ended_at = Some(self.now());
+        record.owes.push(Line::End);
         self.records.keep_rotation(&record).await?;
-        self.tell_end(&record).await;
-        Ok(())
+        self.tell_owed(&mut record).await
+    }
+
+    /// What an end of the process may have left behind where no pass is under way.
+    async fn see_to_the_last(&self, record: Option<PassRecord>) -> Result<(), Error> {
+        self.gather_store_keys().await?;
+        match record {
+            Some(mut record) => self.tell_owed(&mut record).await,
+            None => Ok(()),
+        }
     }
 
     /// Nothing is rewrapped while the trail cannot be written or an operator has locked.
@@ -170,11 +182,11 @@ impl Appliance {
     async fn change_over(&self, record: &mut PassRecord) -> Result<(), Error> {
         let nobody_wraps = self.rotating.wrapping.write().await;
         record.stage = Stage::Rewrapping;
+        record.owes.push(Line::InUse);
         self.records.put_in_use(record, self.now()).await?;
         drop(nobody_wraps);
         let generation = record.generation;
         tracing::info!(generation, "a new master key is in use; all keys are rewrapped under it");
-        self.tell(EventNote::about(Event::MasterInUse, generation)).await;
         Ok(())
     }
 
@@ -265,17 +277,32 @@ impl Appliance {
         Err(RecordError::Conflict)
     }
 
-    async fn tell_end(&self, record: &PassRecord) {
-        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let (generation, rewrapped, broken) = (record.generation, record.rewrapped, record.broken);
-        let event = match record.purpose {
-            Purpose::Rotation => Event::RotationDone,
-            Purpose::Recovery => Event::RecoveryWrapped,
-        };
-        tracing::info!(generation, rewrapped, broken, what = event.as_str(), "all keys are done");
-        let line = EventNote::about(event, generation);
-        self.tell(line.counting(count(rewrapped), count(broken))).await;
+    /// Tells the trail what it is still to be told. Where the process ends in between, the line is there
+    /// twice rather than never.
+    async fn tell_owed(&self, record: &mut PassRecord) -> Result<(), Error> {
+        while let Some(line) = record.owes.first() {
+            self.must_be_ready()?;
+            let note = match line {
+                Line::InUse => EventNote::about(Event::MasterInUse, record.generation),
+                Line::End => end_of(record),
+            };
+            self.trail.event(note).await?;
+            record.owes.remove(0);
+            self.records.keep_rotation(record).await?;
+        }
+        Ok(())
     }
+}
+
+fn end_of(record: &PassRecord) -> EventNote {
+    let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let (generation, rewrapped, broken) = (record.generation, record.rewrapped, record.broken);
+    let event = match record.purpose {
+        Purpose::Rotation => Event::RotationDone,
+        Purpose::Recovery => Event::RecoveryWrapped,
+    };
+    tracing::info!(generation, rewrapped, broken, what = event.as_str(), "all keys are done");
+    EventNote::about(event, generation).counting(count(rewrapped), count(broken))
 }
 
 /// Whether it is this key's own record: all others can be rewrapped all the same.

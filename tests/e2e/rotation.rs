@@ -389,3 +389,36 @@ fn nobody_waits_long_for_a_change_of_the_master_that_takes_its_time() {
     wait_for_rotation(&appliance);
     assert!(matches!(put_secret(&appliance, "s", "k", "x").status, 200));
 }
+
+#[test]
+fn what_the_trail_was_not_told_before_an_end_it_is_told_after() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    let told = |appliance: &Appliance| {
+        let all = events(&appliance.trail());
+        ["master-in-use", "rotation-done"]
+            .map(|wanted| all.iter().filter(|event| *event == wanted).count())
+    };
+    wait_until("its lines", || told(&appliance) == [1, 1]);
+    // As a front leaves it that ends right after the change, and right after the last key.
+    for (stage, owes, lines) in
+        [("rewrapping", json!(["in-use"]), [2, 2]), ("done", json!(["end"]), [2, 3])]
+    {
+        appliance.stop();
+        let raw = Raw::open(&appliance);
+        let bytes = raw.bytes(APPLIANCE, "rotation");
+        let mut record: Value = serde_json::from_slice(&bytes[8..]).expect("JSON");
+        assert_eq!(record["owes"], json!([]), "{record}");
+        (record["stage"], record["owes"]) = (stage.into(), owes);
+        let value = serde_json::to_vec(&record).expect("JSON");
+        raw.put(APPLIANCE, "rotation", [&bytes[..8], &value].concat());
+        drop(raw);
+        appliance.start();
+        wait_until("what it owes", || told(&appliance) == lines);
+        appliance.restart();
+        appliance.wait_for_state("ready");
+        assert_eq!(told(&appliance), lines);
+    }
+}
