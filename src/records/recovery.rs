@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::home::{encode, plain};
-use super::{At, RecordError, Records};
+use super::rotation::put_pass;
+use super::{At, PassRecord, RecordError, Records};
 use crate::custody::protocol::StoreKey;
 use crate::custody::{Fingerprint, RecoveredStoreKey, generation_of, recovery_of};
 use crate::store::{Batch, Expect, Store, Table};
@@ -41,8 +42,13 @@ impl Records {
         Ok(read)
     }
 
-    /// Sets the recovery key, or none. There is one caller at a time.
-    pub async fn set_recovery(&self, set: Option<RecoveryRecord>) -> Result<(), RecordError> {
+    /// Sets the recovery key, or none, and begins the pass that brings every key to it, in one commit.
+    /// There is one caller at a time.
+    pub async fn set_recovery(
+        &self,
+        set: Option<RecoveryRecord>,
+        begins: Option<&PassRecord>,
+    ) -> Result<(), RecordError> {
         let known = self.load::<RecoveryRecord>(Table::Appliance, RECOVERY).await?;
         let known = known.map(|At { revision, .. }| revision);
         let batch = Batch::new();
@@ -51,6 +57,10 @@ impl Records {
                 self.sealed_put(batch, Table::Appliance, RECOVERY, known, record).await?
             }
             None => batch.delete(Table::Appliance, RECOVERY, Expect::Any),
+        };
+        let batch = match begins {
+            Some(pass) => put_pass(batch, pass)?,
+            None => batch,
         };
         // Should it be open whether it was kept, it is read again.
         self.know_recovery(None);

@@ -118,8 +118,7 @@ impl Records {
 
     /// Notes how far it is; only one at a time may begin one.
     pub async fn keep_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
-        let value = encode(ROTATION, record)?;
-        self.commit(Batch::new().put(Table::Appliance, ROTATION, Expect::Any, value)).await
+        self.commit(put_pass(Batch::new(), record)?).await
     }
 
     /// Reads the home record anew: after a commit of which it is open whether it was done.
@@ -147,9 +146,8 @@ impl Records {
             created_at: now,
             retired_at: None,
         });
-        let batch = Batch::new()
-            .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?)
-            .put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?);
+        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
+        let batch = put_pass(batch, record)?;
         let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
         self.work_with(batch, next).await
     }
@@ -362,6 +360,11 @@ impl Records {
             }
         }
     }
+}
+
+/// Notes how far a pass is, in the batch of what goes with it.
+pub(super) fn put_pass(batch: Batch, record: &PassRecord) -> Result<Batch, RecordError> {
+    Ok(batch.put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?))
 }
 
 /// How many names are read at once.

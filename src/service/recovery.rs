@@ -132,7 +132,6 @@ impl Appliance {
         let _one_at_a_time = self.founding.lock().await;
         let home = self.records.home().ok_or(Error::NotInitialised)?;
         self.must_not_rotate()?;
-        self.set_recovery(set).await?;
         let pass = PassRecord {
             generation: home.generation,
             purpose: Purpose::Recovery,
@@ -147,7 +146,7 @@ impl Appliance {
             ended_at: None,
             owes: Vec::new(),
         };
-        self.records.keep_rotation(&pass).await?;
+        self.set_recovery(set, &pass).await?;
         self.rotating.wake();
         self.recovery_view(None).await
     }

@@ -96,15 +96,21 @@ impl Appliance {
         Ok(VersionRecord { revision: 0, sealed, recovery, public })
     }
 
-    /// Changes what the recovery key is while nobody has a key wrapped, as with a new generation.
-    pub(super) async fn set_recovery(&self, set: Option<RecoveryRecord>) -> Result<(), Error> {
+    /// Changes what the recovery key is while nobody has a key wrapped, as with a new generation, and
+    /// begins the pass over those that there are.
+    pub(super) async fn set_recovery(
+        &self,
+        set: Option<RecoveryRecord>,
+        pass: &PassRecord,
+    ) -> Result<(), Error> {
         let nobody_wraps = timeout(self.custody.deadline(), self.rotating.wrapping.write());
         let _nobody_wraps = nobody_wraps.await.map_err(|_| Error::Busy)?;
-        Ok(self.records.set_recovery(set).await?)
+        Ok(self.records.set_recovery(set, Some(pass)).await?)
     }
 
     /// Waits for rotations and carries them out; never ends.
     pub async fn keep_rotating(&self) {
+        let mut pause = PAUSE;
         loop {
             let result = match self.records.rotation() {
                 Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
@@ -149,7 +155,7 @@ impl Appliance {
         if let Some(set) = set.filter(|_| record.broken == 0) {
             let complete_at = Some(self.now());
             let complete = RecoveryRecord { complete_at, ..set.as_ref().clone() };
-            self.records.set_recovery(Some(complete)).await?;
+            self.records.set_recovery(Some(complete), None).await?;
         }
         self.gather_store_keys().await?;
         record.stage = Stage::Done;

@@ -1,13 +1,17 @@
 //! The token is lost: what was wrapped to the recovery key opens with its private half, which openssl
 //! made and no daemon has seen, and service comes back under a new token.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal, step};
 use crate::appliance::Appliance;
+use crate::raw_store::{APPLIANCE, Raw, address};
 use crate::rotation::{import_keys, wait_for_rotation};
 use crate::token::TestToken;
 
@@ -236,4 +240,46 @@ fn what_cannot_be_recovered_is_named_and_nothing_is_made_without_its_wrap() {
         &["recovery", "drill", "--store", "store", "--private-key", private],
     );
     assert!(text(&drilled).contains("store key 1 has no recovery wrap"), "{}", text(&drilled));
+}
+
+#[test]
+fn a_recovery_key_is_never_set_without_its_pass() {
+    let mut appliance = Appliance::prepared(|_| {});
+    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
+        // The store is put back after each round, and its trail is not.
+        let audit = config["audit"].as_table_mut().expect("a table");
+        audit.insert("on_break".to_owned(), "record".into());
+    });
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    import_keys(&appliance, 3);
+    let body = json!({ "public_key": std::fs::read_to_string(&public).expect("readable") });
+    let body = body.to_string();
+    let request = format!(
+        "PUT /v1/recovery HTTP/1.1\r\nhost: strongroom\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    appliance.stop();
+    let unset = Raw::open(&appliance).picture();
+    // kill -9 ever later, from before it is set to well after.
+    for round in 0..10 {
+        appliance.start();
+        appliance.wait_for_state("ready");
+        let mut caller = UnixStream::connect(appliance.socket()).expect("connects");
+        caller.write_all(request.as_bytes()).expect("written");
+        let until = Instant::now() + Duration::from_millis(3 * round);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+        appliance.kill();
+        let raw = Raw::open(&appliance);
+        let picture = raw.picture();
+        let is_there = |key: &str| picture.contains_key(&address(APPLIANCE, key));
+        assert_eq!(is_there("recovery"), is_there("rotation"), "round {round}");
+        raw.restore(&unset);
+    }
 }
