@@ -164,7 +164,7 @@ impl Request for RetireMaster {
         if home.generation == generation {
             return refuse("it is in use: new keys are wrapped under it".to_owned());
         }
-        appliance.must_not_rotate()?;
+        appliance.must_not_rewrap()?;
         let census = appliance.records.census().await?;
         if let Some(what) = needs(&census, generation) {
             return refuse(what);
@@ -204,6 +204,15 @@ impl Appliance {
         match self.records.rotation()? {
             Some(running) if !running.is_over() => Err(Error::Rotating(running.generation)),
             _ => Ok(()),
+        }
+    }
+
+    /// What nothing lies under is not needed either while a new master key is still to be made: it may take
+    /// the old one's place in a token that is full.
+    fn must_not_rewrap(&self) -> Result<(), Error> {
+        match self.records.rotation()? {
+            Some(running) if running.stage == Stage::Making => Ok(()),
+            _ => self.must_not_rotate(),
         }
     }
 

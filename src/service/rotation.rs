@@ -30,8 +30,9 @@ const LINE_EVERY: u32 = 1000;
 /// How often a key that others change at the same time is tried.
 const TRIES: usize = 100;
 
-/// Until what could not be done is tried again.
+/// Until what could not be done is tried again: longer each time, where it was tried and failed.
 const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a rotation and the other acts have to do with each other.
 #[derive(Default)]
@@ -124,15 +125,27 @@ impl Appliance {
                     failed => failed,
                 },
             };
-            if let Err(error) = result {
-                let why = match self.state() {
-                    ("ready", _) => error.to_string(),
-                    (state, detail) if detail.is_empty() => state.to_owned(),
-                    (_, detail) => detail,
-                };
-                self.rotating.wait_for(Some(why));
-                tokio::time::sleep(PAUSE).await;
+            let Err(error) = result else {
+                pause = PAUSE;
+                continue;
+            };
+            self.rotating.wait_for(Some(self.why_not(&error, pause)));
+            let _ = timeout(pause, self.rotating.begun.notified()).await;
+            let passes = matches!(error, Error::Busy | Error::Conflict | Error::Locked);
+            let is_ready = self.state().0 == "ready";
+            pause = if passes || !is_ready { PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
+        }
+    }
+
+    /// What a rotation waits for, in words.
+    fn why_not(&self, error: &Error, pause: Duration) -> String {
+        match self.state() {
+            ("ready", _) if pause > PAUSE => {
+                format!("{error}; it is tried again every {} s", pause.as_secs())
             }
+            ("ready", _) => error.to_string(),
+            (state, detail) if detail.is_empty() => state.to_owned(),
+            (_, detail) => detail,
         }
     }
 

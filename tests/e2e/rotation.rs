@@ -422,3 +422,26 @@ fn what_the_trail_was_not_told_before_an_end_it_is_told_after() {
         assert_eq!(told(&appliance), lines);
     }
 }
+
+#[test]
+fn a_token_that_makes_no_master_key_is_asked_ever_less_often() {
+    let (appliance, shim) = Shim::appliance(|_| {});
+    appliance.create_key("k");
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    shim.order("C_GenerateKey count\nC_GenerateKey code 0x31");
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    let waits_for = || {
+        let view = appliance.get("/v1/master").json();
+        view["rotation"]["waits_for"].as_str().unwrap_or_default().to_owned()
+    };
+    wait_until("what it waits for", || waits_for().contains("tried again every 2 s"));
+    // Half a second, one, and two that it has just begun to wait.
+    assert!(shim.calls("C_GenerateKey") <= 3, "{}", shim.calls("C_GenerateKey"));
+    appliance.get("/v1/keys/k").expect_status(200);
+    // An old one may make room for it.
+    appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
+    shim.lift();
+    wait_for_rotation(&appliance);
+    assert_eq!(under(&master(&appliance), 3), (1, 1));
+}
