@@ -245,11 +245,18 @@ fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) 
         assert_eq!(intruder.refused("a data key as store key", &rewrap), Fault::SealBroken);
     }
     let store_key = c.home.store_key.clone();
-    intruder.done(&Verb::RewrapStoreKey { store_key, generation: 2 });
+    let Reply::StoreKey(later) = intruder.done(&Verb::RewrapStoreKey { store_key, generation: 2 })
+    else {
+        panic!("another reply")
+    };
     let strange = Home { appliance: "0".repeat(32), ..c.home.clone() };
     intruder.refused("another appliance", &Verb::UseHome { home: strange });
-    let unproved = Home { generation: 2, ..c.home.clone() };
-    assert!(matches!(intruder.refused("", &Verb::UseHome { home: unproved }), Fault::Master(_)));
+    let unproved = Home { generation: 3, ..c.home.clone() };
+    let ahead = Home { store_key: later, ..c.home.clone() };
+    for home in [unproved, ahead] {
+        let refused = intruder.refused("a home without its master", &Verb::UseHome { home });
+        assert!(matches!(refused, Fault::Master(_)), "{refused:?}");
+    }
     // To a recovery key that custody's own configuration does not name, nothing is wrapped.
     assert!(matches!(intruder.done(&Verb::RecoveryKey), Reply::RecoveryKey(None)));
     let fingerprint = [7; 32];
