@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::AuditError;
 use super::place::Place;
+use crate::store::sync_data;
 
 /// A file of the trail that exists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,7 +99,7 @@ impl Segment {
             .file
             .write_all(bytes)
             .map_err(|error| of_io("writing", &error))
-            .and_then(|()| self.file.sync_data().map_err(|error| of_io("syncing", &error)));
+            .and_then(|()| sync_data(&self.file).map_err(|error| of_io("syncing", &error)));
         match written {
             Ok(()) => {
                 self.good += bytes.len() as u64;

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::batch::{Planned, Slot};
+use super::durable::sync_data;
 use super::sled_store::Settings;
 use super::{Change, Copied, StoreError, Stored, Table};
 
@@ -45,7 +46,9 @@ impl Engine {
         })?;
         migrate(&db, &MIGRATIONS)?;
         let tree = db.open_tree("records").map_err(of_sled)?;
-        let log = File::open(settings.path.join("db"))
+        let log = File::options()
+            .write(true)
+            .open(settings.path.join("db"))
             .map_err(|error| of_io("opening sled's file", &error))?;
         let found = log.metadata().map_err(|error| of_io("opening sled's file", &error))?;
         let engine = Self { _db: db, tree, log, identity: (found.dev(), found.ino()) };
@@ -160,7 +163,7 @@ impl Engine {
 
     pub(super) fn make_durable(&self) -> Result<(), StoreError> {
         self.tree.flush().map_err(of_sled)?;
-        self.log.sync_data().map_err(|error| match of_io("syncing", &error) {
+        sync_data(&self.log).map_err(|error| match of_io("syncing", &error) {
             StoreError::Full => StoreError::Full,
             // Written data may be lost although the kernel still shows them.
             _ => StoreError::NotSynced,

@@ -8,6 +8,7 @@ mod batch;
 #[cfg(test)]
 mod conformance;
 mod copy;
+mod durable;
 mod engine;
 pub mod memory;
 pub mod sled_store;
@@ -18,6 +19,7 @@ use std::pin::Pin;
 
 pub use batch::{Batch, Expect};
 pub use copy::{Copied, Filling, Take};
+pub use durable::sync_data;
 pub use watch::{Change, Watch, WatchEvent};
 
 /// The kinds of records. Names and tags are part of what is on disk and never change.
