@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use utoipa::ToSchema;
 
-use super::appliance::StatusView;
+use super::status::StatusView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace};
 use crate::audit::{Event, EventNote};

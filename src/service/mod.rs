@@ -4,17 +4,19 @@
 //! all at once. [`Appliance::perform`] judges it, has its line written, runs it and writes the outcome;
 //! there is no other way to [`Request::run`].
 
-mod appliance;
 mod backup;
 mod binary;
 mod clock;
 mod crypt;
+mod doctor;
 mod edited;
 mod error;
 mod gate;
+mod init;
 mod key_update;
 mod keys;
 mod lifecycle;
+mod lock;
 mod master;
 mod metrics;
 mod quiet;
@@ -23,13 +25,11 @@ mod refusals;
 mod rotation;
 mod secrets;
 mod state;
+mod status;
 mod sweep;
 mod trail;
 mod view;
 
-pub use appliance::{
-    CheckView, Doctor, DoctorView, Init, InitView, Lock, Status, StatusView, Unlock,
-};
 pub use backup::{BackupMade, CreateBackup};
 pub use binary::{Binary, Disclosed, SecretBinary};
 pub use clock::{Clock, ClockView, ConfirmClock};
@@ -37,8 +37,10 @@ pub use crypt::{
     Decrypt, DecryptBody, DecryptItem, DecryptReply, Decrypted, Encrypt, EncryptBody, Encrypted,
     ItemError, ItemResult,
 };
+pub use doctor::{CheckView, Doctor, DoctorView};
 pub use error::Error;
 pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
+pub use init::{Init, InitView};
 pub use key_update::{UpdateBody, UpdateKey};
 pub use keys::{
     CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm,
@@ -48,6 +50,7 @@ pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,
     Suspend,
 };
+pub use lock::{Lock, Unlock};
 pub use master::{
     GenerationView, MasterView, RetireMaster, RotateMaster, RotationView, ShowMaster,
 };
@@ -59,6 +62,7 @@ pub use secrets::{
     SecretPage, SecretView, ShowSecret,
 };
 pub use state::{Settings, Standing};
+pub use status::{Status, StatusView};
 pub use sweep::Seen;
 pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};
 pub use view::{KeyView, Named, Page, VersionView};

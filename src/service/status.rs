@@ -1,0 +1,187 @@
+//! How the appliance does: its state in a word, and the rest that an operator asks after.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::clock::ClockView;
+use super::error::Error;
+use super::gate::{Appliance, Request, Trace, Traced};
+use crate::custody::LinkState;
+use crate::policy::{Action, Permit, Resource};
+use crate::sandbox;
+
+/// How the appliance does.
+pub struct Status;
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StatusView {
+    pub version: &'static str,
+    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable`, `master-unfit`,
+    /// `store-unavailable`, `trail-unavailable` or `brown-out`: the token is away, and keys that may serve
+    /// without it do.
+    pub state: &'static str,
+    /// What an operator should know of that state; empty when ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// Since when service by the token has stopped, and why; absent while it serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_away: Option<AwayView>,
+    pub uptime_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appliance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_memory: Option<String>,
+    pub sandbox: SandboxView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arena_used_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded_keys: Option<u64>,
+    /// Whether all that is kept here can be opened without the token, in a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_the_token: Option<String>,
+    pub policy: PolicyView,
+    pub trail: TrailView,
+    pub clock: ClockView,
+}
+
+/// What each process has shut itself in with.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SandboxView {
+    pub front: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custody: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AwayView {
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// The same word as in the trail's event, like `token-absent`.
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TokenView {
+    pub label: String,
+    pub serial: String,
+    pub manufacturer: String,
+    pub model: String,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PolicyView {
+    pub policies: usize,
+    /// SHA-256 over schema, roles and files.
+    pub hash: String,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TrailView {
+    /// The newest durable line: `seq:hash`.
+    pub head: String,
+    /// Whether lines can be written now.
+    pub writable: bool,
+}
+
+impl Request for Status {
+    const ACTION: Action = Action::StatusRead;
+    const TRACE: Trace = Trace::Never;
+    type Reply = StatusView;
+
+    fn resource(&self) -> Resource {
+        Resource::Appliance
+    }
+
+    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+        Ok(appliance.status().await)
+    }
+}
+
+impl Appliance {
+    /// Resolves once requests do no more than wait for custody or its token to come.
+    pub async fn custody_is_away(&self) {
+        let mut states = self.custody.watch();
+        let is_away = |state: &LinkState| matches!(state, LinkState::Down(_));
+        let _ = states.wait_for(is_away).await;
+    }
+
+    /// The state in a word, and what an operator should know of it.
+    pub fn state(&self) -> (&'static str, String) {
+        match self.custody.state() {
+            LinkState::Down(outage) => ("token-unavailable", outage.why),
+            LinkState::Locked => {
+                ("locked", "an operator locked it: `strongroom unlock`".to_owned())
+            }
+            LinkState::PinRefused(why) => ("pin-refused", why),
+            LinkState::Unfit(why) => ("master-unfit", why),
+            LinkState::Unlocked { .. } => self.state_of_disks(),
+            LinkState::BrownOut { outage, .. } => match self.state_of_disks() {
+                ("ready", _) => ("brown-out", outage.why),
+                worse => worse,
+            },
+        }
+    }
+
+    fn state_of_disks(&self) -> (&'static str, String) {
+        if let Err(error) = self.store.health() {
+            return ("store-unavailable", error.to_string());
+        }
+        if self.records.home().is_none() {
+            let next = "generate the master key: `strongroom init`";
+            return ("not-initialised", next.to_owned());
+        }
+        match self.trail.status().failure {
+            Some(error) => ("trail-unavailable", error.to_string()),
+            None => ("ready", String::new()),
+        }
+    }
+
+    pub(super) async fn status(&self) -> StatusView {
+        let (state, detail) = self.state();
+        let custody = match self.custody.state() {
+            LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => self.custody.glance().await,
+            _ => None,
+        };
+        let (home, policy) = (self.records.home(), self.policy());
+        let without_the_token = match custody {
+            Some(_) => self.recoverable().await,
+            None => None,
+        };
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            state,
+            detail,
+            token_away: self.custody.token_away().map(|(since, reason)| AwayView { since, reason }),
+            uptime_seconds: self.standing.uptime_seconds(),
+            appliance: home.as_ref().map(|home| home.appliance.clone()),
+            generation: home.as_ref().map(|home| home.generation),
+            locked_memory: custody.as_ref().map(|custody| custody.arena.clone()),
+            sandbox: SandboxView {
+                front: sandbox::entered().map(ToString::to_string).unwrap_or_default(),
+                custody: custody.as_ref().map(|custody| custody.sandbox.clone()),
+            },
+            arena_used_bytes: custody.as_ref().map(|custody| custody.arena_used_bytes),
+            loaded_keys: custody.as_ref().map(|custody| custody.loaded_keys),
+            without_the_token,
+            token: custody.and_then(|custody| custody.token).map(|token| TokenView {
+                label: token.label,
+                serial: token.serial,
+                manufacturer: token.manufacturer,
+                model: token.model,
+            }),
+            policy: PolicyView { policies: policy.count(), hash: policy.hash().to_owned() },
+            trail: TrailView {
+                head: self.trail.head().to_string(),
+                writable: self.trail.status().failure.is_none(),
+            },
+            clock: self.clock_view(),
+        }
+    }
+}
+
+impl Traced for StatusView {}
