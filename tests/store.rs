@@ -75,7 +75,10 @@ async fn a_disk_below_its_reserve_is_full_for_writing_and_fine_for_reading() {
     SledStore::open(&settings).unwrap().commit(put("a", vec![1])).await.unwrap();
     let settings = Settings { reserve_bytes: u64::MAX, ..settings };
     let store = SledStore::open(&settings).unwrap();
-    assert_eq!(store.commit(put("a", vec![2])).await, Err(StoreError::Full));
+    let refused = store.commit(put("a", vec![2])).await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Scarce(room) if room.reserve_bytes == u64::MAX));
+    assert!(refused.to_string().contains("[store] reserve_bytes"), "{refused}");
+    assert!(store.room().unwrap().is_scarce() && store.health().is_ok());
     assert_eq!(store.get(Table::Secret, "a").unwrap().unwrap().value, [1]);
 }
 

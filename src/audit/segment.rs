@@ -111,6 +111,15 @@ impl Segment {
         written
     }
 
+    /// Whether lines could be written: tries it, and takes it back. What a crash leaves of it is cut off
+    /// like half a line.
+    pub fn try_out(&mut self) -> Result<(), AuditError> {
+        let good = self.good;
+        self.append(&[b' '; 4096])?;
+        (self.good, self.dirty) = (good, true);
+        self.cut_back()
+    }
+
     /// Cuts off whatever lies behind the last good line: nothing more is appended here.
     pub fn finish(&mut self) -> Result<(), AuditError> {
         if self.dirty { self.cut_back() } else { Ok(()) }

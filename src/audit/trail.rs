@@ -111,6 +111,12 @@ impl Trail {
         self.shared.durable().head
     }
 
+    /// How many bytes are free on the trail's file system, where it says.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(&self.settings.directory).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     pub fn status(&self) -> Status {
         let durable = self.shared.durable();
         Status {

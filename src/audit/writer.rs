@@ -237,7 +237,20 @@ impl Writer {
         match (self.in_place(), failure) {
             (Err(error), None) => self.give_up(std::iter::empty(), &error),
             (Ok(()), Some(AuditError::Misplaced { .. })) => self.settle(std::iter::empty()),
+            (Ok(()), Some(_)) if self.try_out().is_ok() => self.settle(std::iter::empty()),
             _ => {}
+        }
+    }
+
+    /// Whether lines could be written again, where nobody asks for one: who goes by the status would send
+    /// nobody for as long as it says no.
+    fn try_out(&mut self) -> Result<(), AuditError> {
+        match &mut self.segment {
+            Some(segment) => segment.try_out(),
+            None => {
+                let first = self.chain.head.seq + 1;
+                self.segment.insert(Segment::create(&self.directory, first)?).try_out()
+            }
         }
     }
 

@@ -23,8 +23,8 @@ pub fn checks(path: &Path, config: &Config) -> HouseChecks {
         let mut checks = vec![
             directory("store", &config.store.path, "[store] path"),
             directory("trail", &config.audit.directory, "[audit] directory"),
-            room("room for the store", &config.store.path, "[store] path"),
-            room("room for the trail", &config.audit.directory, "[audit] directory"),
+            room_for("store", &config.store.path, "[store] path", config.store.reserve_bytes),
+            room_for("trail", &config.audit.directory, "[audit] directory", 0),
             clock(),
             open_files(config.limits.connections),
         ];
@@ -55,15 +55,36 @@ fn directory(name: &str, path: &Path, setting: &str) -> Check {
     }
 }
 
-fn room(name: &str, path: &Path, setting: &str) -> Check {
+/// `reserve` is what changes are refused below.
+fn room_for(what: &str, path: &Path, setting: &str, reserve: u64) -> Check {
+    let name = format!("room for the {what}");
     match statvfs(path) {
         Ok(disk) => {
             let free = disk.blocks_available() * disk.fragment_size();
-            let found = format!("{} MiB free", free / (1024 * 1024));
-            let verdict = if free < LOW { Verdict::Warn } else { Verdict::Ok };
-            check(name, verdict, found, setting)
+            let (verdict, found) = judge_room(free, reserve);
+            check(&name, verdict, found, &format!("free room on the disk of {setting}"))
         }
-        Err(error) => check(name, Verdict::Fail, error.to_string(), setting),
+        Err(error) => check(&name, Verdict::Fail, error.to_string(), setting),
+    }
+}
+
+fn judge_room(free: u64, reserve: u64) -> (Verdict, String) {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let low = LOW.max(reserve.saturating_mul(2));
+    let (free_text, low_text) = (mib(free), mib(low));
+    if free < reserve {
+        let least = mib(reserve);
+        let found =
+            format!("{free_text} free: below {least} ([store] reserve_bytes) changes are refused");
+        (Verdict::Fail, found)
+    } else if free < low {
+        let then = match reserve {
+            0 => String::new(),
+            _ => format!("; below {} ([store] reserve_bytes) changes are refused", mib(reserve)),
+        };
+        (Verdict::Warn, format!("{free_text} free, less than {low_text}{then}"))
+    } else {
+        (Verdict::Ok, format!("{free_text} free"))
     }
 }
 
@@ -111,4 +132,25 @@ fn roles(config: &Config) -> Check {
 fn check(name: &str, verdict: Verdict, found: String, remedy: &str) -> Check {
     let remedy = if verdict == Verdict::Ok { "" } else { remedy };
     Check { name: name.to_owned(), verdict, found, remedy: remedy.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_judged_by_what_is_refused_on_it() {
+        const MIB: u64 = 1 << 20;
+        let (verdict, found) = judge_room(7 * MIB, 8 * MIB);
+        assert_eq!(verdict, Verdict::Fail);
+        assert_eq!(
+            found,
+            "7.0 MiB free: below 8.0 MiB ([store] reserve_bytes) changes are refused"
+        );
+        let (verdict, found) = judge_room(8 * MIB, 8 * MIB);
+        assert!(verdict == Verdict::Warn && found.starts_with("8.0 MiB free, less than 256.0"));
+        assert_eq!(judge_room(300 * MIB, 200 * MIB).0, Verdict::Warn, "near what is refused");
+        assert_eq!(judge_room(300 * MIB, 8 * MIB).0, Verdict::Ok);
+        assert_eq!(judge_room(0, 0).0, Verdict::Warn);
+    }
 }

@@ -31,16 +31,24 @@ pub fn render(view: &MetricsView) -> String {
     let state = Family::<State, Gauge>::default();
     state.get_or_create(&State { state: view.state }).set(1);
     registry.register("state", "1 at the state that the appliance is in", state);
-    let away = Gauge::<i64>::default();
-    away.set(i64::try_from(view.token_away_seconds).unwrap_or(i64::MAX));
+    let mut gauge = |name, help, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
     let help = "Seconds since service by the token has stopped; 0 while it serves";
-    registry.register("token_away_seconds", help, away);
-    let uptime = Gauge::<i64>::default();
-    uptime.set(i64::try_from(view.uptime_seconds).unwrap_or(i64::MAX));
-    registry.register("uptime_seconds", "Seconds since the start", uptime);
-    let lines = Gauge::<i64>::default();
-    lines.set(i64::try_from(view.trail_lines).unwrap_or(i64::MAX));
-    registry.register("trail_lines", "Sequence number of the trail's newest line", lines);
+    gauge("token_away_seconds", help, view.token_away_seconds);
+    gauge("uptime_seconds", "Seconds since the start", view.uptime_seconds);
+    gauge("trail_lines", "Sequence number of the trail's newest line", view.trail_lines);
+    let help = "1 while the store refuses changes";
+    gauge("changes_refused", help, u64::from(view.changes_refused));
+    let free =
+        [("store_free_bytes", view.store_free_bytes), ("trail_free_bytes", view.trail_free_bytes)];
+    for (name, bytes) in free {
+        if let Some(bytes) = bytes {
+            gauge(name, "Bytes that are free on its file system", bytes);
+        }
+    }
     let mut page = String::new();
     // Writing into memory cannot fail.
     let _ = encode(&mut page, &registry);

@@ -263,6 +263,10 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "master-key" | "token-unavailable" => {
             (S::SERVICE_UNAVAILABLE, "try again; an operator sees why with `strongroom doctor`")
         }
+        "store-full" => (
+            S::SERVICE_UNAVAILABLE,
+            "nothing was changed; once an operator has freed room on the store's disk, send it again",
+        ),
         "trail-unavailable" | "store-unavailable" => (
             S::SERVICE_UNAVAILABLE,
             "try again; an operator sees why in the journal: a full disk, or permissions",

@@ -158,19 +158,30 @@ fn appliance(routes: Routes) -> Routes {
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")
 }
 
-/// Ready or not, and no more: it needs no permission.
+/// Ready or not, and no more: it needs no permission. Whoever sends callers elsewhere goes by the status:
+/// it is 200 for as long as keys and secrets open, if not all of them or nothing changes, and then says so.
 async fn health(
     State(front): State<Front>,
     Extension(guest): Extension<Guest>,
     request: http::Request<Body>,
 ) -> Response {
-    let reply = |appliance: &Appliance| match appliance.state() {
-        ("ready", _) => Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true }))),
-        // Whoever sends callers elsewhere now would keep them from keys that serve.
-        ("brown-out", _) => {
-            Ok(json(StatusCode::OK, &serde_json::json!({ "ready": true, "brown_out": true })))
+    let reply = |appliance: &Appliance| {
+        let mut body = serde_json::json!({ "ready": true });
+        let changes_refused = !appliance.takes_changes();
+        let state = appliance.state().0;
+        for (name, holds) in [
+            ("degraded", state != "ready" || changes_refused),
+            ("brown_out", state == "brown-out"),
+            ("changes_refused", changes_refused),
+        ] {
+            if holds {
+                body[name] = true.into();
+            }
         }
-        _ => Err(Problem::not_ready("not ready")),
+        match state {
+            "ready" | "brown-out" | "changes-refused" => Ok(json(StatusCode::OK, &body)),
+            _ => Err(Problem::not_ready("not ready")),
+        }
     };
     open(front, guest, request, reply).await
 }

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use utoipa::ToSchema;
 
-use super::status::StatusView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace};
+use super::status::StatusView;
 use crate::audit::{Event, EventNote};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{ClockRecord, RecordError, keep_clock, read_clock};

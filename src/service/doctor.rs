@@ -76,6 +76,7 @@ fn check_of_state(state: &str, detail: String) -> Option<Check> {
         "token-unavailable" | "master-unfit" => {
             (Verdict::Fail, "[token] module, label or serial, and the module's own environment")
         }
+        "changes-refused" => (Verdict::Fail, "room on the store's disk, or [store] reserve_bytes"),
         _ => (Verdict::Fail, "the disk; see the journal"),
     };
     let found = if detail.is_empty() { state.to_owned() } else { format!("{state}: {detail}") };

@@ -7,6 +7,7 @@ use crate::key::{LabelsError, RotateError, TransitionError, UseError, WaitingPer
 use crate::policy::Denied;
 use crate::records::RecordError;
 use crate::secret::ArenaError;
+use crate::store::StoreError;
 
 /// The outcome of a request that was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +151,9 @@ impl Error {
             Error::Audit(_) => "trail-unavailable",
             Error::OutcomeOwed(_) => "outcome-unrecorded",
             Error::Record(RecordError::Broken(_)) => "record-broken",
+            Error::Record(RecordError::Store(StoreError::Scarce(_) | StoreError::Full)) => {
+                "store-full"
+            }
             Error::Record(_) => "store-unavailable",
             Error::Custody(
                 CustodyError::Away(_)
@@ -179,6 +183,9 @@ impl Error {
             Error::Record(RecordError::Broken(_)) => {
                 "a stored record does not hold together; it is not served".to_owned()
             }
+            Error::Record(RecordError::Store(
+                error @ (StoreError::Scarce(_) | StoreError::Full),
+            )) => error.to_string(),
             Error::Record(_) => "the store cannot be used at the moment".to_owned(),
             Error::Custody(
                 CustodyError::Away(_)

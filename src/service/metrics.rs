@@ -19,6 +19,11 @@ pub struct MetricsView {
     pub uptime_seconds: u64,
     /// Sequence number of the trail's newest durable line.
     pub trail_lines: u64,
+    /// Free on the file systems of store and trail, where these say.
+    pub store_free_bytes: Option<u64>,
+    pub trail_free_bytes: Option<u64>,
+    /// Whether the store refuses changes.
+    pub changes_refused: bool,
 }
 
 impl Request for ReadMetrics {
@@ -40,6 +45,9 @@ impl Request for ReadMetrics {
             }),
             uptime_seconds: appliance.standing.uptime_seconds(),
             trail_lines: appliance.trail.head().seq,
+            store_free_bytes: appliance.store.room().map(|room| room.free_bytes),
+            trail_free_bytes: appliance.trail.free_bytes(),
+            changes_refused: !appliance.takes_changes(),
         })
     }
 }

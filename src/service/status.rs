@@ -10,6 +10,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
 use crate::sandbox;
+use crate::store::Room;
 
 /// How the appliance does.
 pub struct Status;
@@ -18,8 +19,8 @@ pub struct Status;
 pub struct StatusView {
     pub version: &'static str,
     /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable`, `master-unfit`,
-    /// `store-unavailable`, `trail-unavailable` or `brown-out`: the token is away, and keys that may serve
-    /// without it do.
+    /// `store-unavailable`, `trail-unavailable`, `brown-out` (the token is away, and keys that may serve
+    /// without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -45,6 +46,7 @@ pub struct StatusView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_the_token: Option<String>,
     pub policy: PolicyView,
+    pub store: StoreView,
     pub trail: TrailView,
     pub clock: ClockView,
 }
@@ -86,6 +88,21 @@ pub struct TrailView {
     pub head: String,
     /// Whether lines can be written now.
     pub writable: bool,
+    /// Free on the file system of the trail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StoreView {
+    /// Whether changes are taken now; the `detail` says why not.
+    pub writable: bool,
+    /// Free on the file system of the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+    /// Changes are refused while less than this is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve_bytes: Option<u64>,
 }
 
 impl Request for Status {
@@ -121,7 +138,7 @@ impl Appliance {
             LinkState::Unfit(why) => ("master-unfit", why),
             LinkState::Unlocked { .. } => self.state_of_disks(),
             LinkState::BrownOut { outage, .. } => match self.state_of_disks() {
-                ("ready", _) => ("brown-out", outage.why),
+                ("ready" | "changes-refused", _) => ("brown-out", outage.why),
                 worse => worse,
             },
         }
@@ -135,9 +152,26 @@ impl Appliance {
             let next = "generate the master key: `strongroom init`";
             return ("not-initialised", next.to_owned());
         }
-        match self.trail.status().failure {
-            Some(error) => ("trail-unavailable", error.to_string()),
+        if let Some(error) = self.trail.status().failure {
+            return ("trail-unavailable", error.to_string());
+        }
+        match self.store.room().filter(Room::is_scarce) {
+            Some(room) => ("changes-refused", room.to_string()),
             None => ("ready", String::new()),
+        }
+    }
+
+    /// Whether the store takes changes: the rest of the appliance may work without.
+    pub fn takes_changes(&self) -> bool {
+        self.store.health().is_ok() && !self.store.room().is_some_and(|room| room.is_scarce())
+    }
+
+    fn store_view(&self) -> StoreView {
+        let room = self.store.room();
+        StoreView {
+            writable: self.takes_changes(),
+            free_bytes: room.map(|room| room.free_bytes),
+            reserve_bytes: room.map(|room| room.reserve_bytes),
         }
     }
 
@@ -175,9 +209,11 @@ impl Appliance {
                 model: token.model,
             }),
             policy: PolicyView { policies: policy.count(), hash: policy.hash().to_owned() },
+            store: self.store_view(),
             trail: TrailView {
                 head: self.trail.head().to_string(),
                 writable: self.trail.status().failure.is_none(),
+                free_bytes: self.trail.free_bytes(),
             },
             clock: self.clock_view(),
         }

@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::batch::{Slot, check_key};
 use super::watch::Watchers;
-use super::{Batch, Change, CommitFuture, Copied, Store, StoreError, Stored, Table, Take, Watch};
+use super::{
+    Batch, Change, CommitFuture, Copied, Room, Store, StoreError, Stored, Table, Take, Watch,
+};
 
 /// Nothing of it outlives the process.
 pub struct MemoryStore {
@@ -138,6 +140,10 @@ impl Store for MemoryStore {
         let inner = self.lock();
         let failing = inner.fail_commits.as_ref().or(inner.fail_reads.as_ref());
         failing.map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn room(&self) -> Option<Room> {
+        None
     }
 
     fn watch(&self, table: Table, prefix: &str) -> Watch {

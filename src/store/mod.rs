@@ -83,6 +83,31 @@ pub const MAX_VALUE: usize = 16 * 1024;
 /// future is made, and dropping the future does not stop it.
 pub type CommitFuture = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
+/// How much room there is on the store's file system, and how much of it has to stay free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub free_bytes: u64,
+    pub reserve_bytes: u64,
+}
+
+impl Room {
+    /// Whether there is so little that changes are refused.
+    pub fn is_scarce(&self) -> bool {
+        self.free_bytes < self.reserve_bytes
+    }
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { free_bytes, reserve_bytes } = self;
+        write!(
+            f,
+            "less than {reserve_bytes} bytes are free on the store's file system ({free_bytes} free), so \
+             changes are refused: free some, or set [store] reserve_bytes lower"
+        )
+    }
+}
+
 /// Why the store did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -98,6 +123,9 @@ pub enum StoreError {
     /// No room on the disk. What was committed is unharmed; commits work again when there is room.
     #[error("the disk of the store is full")]
     Full,
+    /// Less room than is kept free for the store itself. Nothing was tried; works again when there is room.
+    #[error("{0}")]
+    Scarce(Room),
     /// The file system or its permissions do not allow writing.
     #[error("the store cannot be written: read-only or not permitted")]
     ReadOnly,
@@ -166,6 +194,10 @@ pub trait Store: Send + Sync {
     /// What it failed with last. [`StoreError::NotSynced`] stays; after any other it tries to work again
     /// by itself.
     fn health(&self) -> Result<(), StoreError>;
+
+    /// How much room there is for changes; they are refused while it is scarce. `None` where there is no
+    /// disk, or it does not say.
+    fn room(&self) -> Option<Room>;
 
     /// Tells of every durable change at keys of `table` that start with `prefix`, from now on.
     fn watch(&self, table: Table, prefix: &str) -> Watch;

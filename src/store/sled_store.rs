@@ -20,7 +20,7 @@ use super::batch::check_key;
 use super::copy::{self, Held, Notes, Pause};
 use super::engine::{Engine, lock, make_directory, of_io};
 use super::watch::Watchers;
-use super::{Batch, CommitFuture, Store, StoreError, Stored, Table, Take, Watch};
+use super::{Batch, CommitFuture, Room, Store, StoreError, Stored, Table, Take, Watch};
 
 /// Where the store lies and what it may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,8 +30,8 @@ pub struct Settings {
     pub path: PathBuf,
     /// Memory for sled's page cache, in bytes.
     pub cache_bytes: u64,
-    /// Commits are refused as "full" while the disk has less room than this, in bytes: sled does not
-    /// mend itself well once a write of its own has failed.
+    /// Commits are refused while the disk has less room than this, in bytes: sled does not mend itself
+    /// well once a write of its own has failed.
     pub reserve_bytes: u64,
     /// Most batches that share one sync.
     pub group_limit: usize,
@@ -179,6 +179,10 @@ impl Store for SledStore {
         }
     }
 
+    fn room(&self) -> Option<Room> {
+        self.shared.room().ok()
+    }
+
     fn watch(&self, table: Table, prefix: &str) -> Watch {
         self.shared.watchers.watch(table, prefix)
     }
@@ -272,11 +276,16 @@ impl Shared {
         }
     }
 
-    fn check_room(&self) -> Result<(), StoreError> {
-        let room = rustix::fs::statvfs(&self.settings.path)
+    fn room(&self) -> Result<Room, StoreError> {
+        let found = rustix::fs::statvfs(&self.settings.path)
             .map_err(|error| of_io("asking for the room", &error.into()))?;
-        let free = room.f_bavail.saturating_mul(room.f_frsize);
-        if free < self.settings.reserve_bytes { Err(StoreError::Full) } else { Ok(()) }
+        let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+        Ok(Room { free_bytes, reserve_bytes: self.settings.reserve_bytes })
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let room = self.room()?;
+        if room.is_scarce() { Err(StoreError::Scarce(room)) } else { Ok(()) }
     }
 
     /// Runs `work`; a failure of the disk ends the use of sled as it is open now. Says whether this was
@@ -354,6 +363,7 @@ impl StoreError {
         matches!(
             self,
             StoreError::Full
+                | StoreError::Scarce(_)
                 | StoreError::ReadOnly
                 | StoreError::Corrupt { .. }
                 | StoreError::NotSynced

@@ -74,7 +74,7 @@ fn keys_serve_without_the_token_as_long_as_they_may_and_others_not_at_all() {
     assert!(status["token_away"]["reason"].as_str().unwrap().starts_with("token-"), "{status}");
     assert!(status["token_away"]["since"].is_string(), "{status}");
     let health = appliance.get("/v1/health").expect_status(200).json();
-    assert_eq!(health, json!({ "ready": true, "brown_out": true }));
+    assert_eq!(health, json!({ "ready": true, "degraded": true, "brown_out": true }));
     let metrics = appliance.get("/metrics").expect_status(200).text();
     assert!(metrics.contains("state=\"brown-out\"} 1"), "{metrics}");
     assert!(!metrics.contains("token_away_seconds 0"), "{metrics}");

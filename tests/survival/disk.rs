@@ -17,8 +17,13 @@ use crate::mounts::{Ext4, own_mounts};
 use crate::witness::Witness;
 
 /// What a request may be refused with while the disk does not serve.
-const REFUSALS: [&str; 4] =
-    ["trail-unavailable", "store-unavailable", "outcome-unrecorded", "too-many-connections"];
+const REFUSALS: [&str; 5] = [
+    "trail-unavailable",
+    "store-unavailable",
+    "store-full",
+    "outcome-unrecorded",
+    "too-many-connections",
+];
 
 /// Has store and trail lie in the directory `disk` of the appliance.
 fn on_disk(config: &mut toml::Table) {
@@ -45,7 +50,8 @@ fn wait_for_refusals(appliance: &Appliance) {
     let code = refused.expect_status(503).json()["code"].clone();
     assert!(REFUSALS.contains(&code.as_str().expect("a code")), "{}", refused.text());
     let state = appliance.get("/v1/status").expect_status(200).json()["state"].clone();
-    assert!(state == "trail-unavailable" || state == "store-unavailable", "{state}");
+    let known = ["trail-unavailable", "store-unavailable", "changes-refused"];
+    assert!(known.iter().any(|known| state == *known), "{state}");
 }
 
 /// Waits until it serves again, without a start, and holds what it has against what callers were told;
@@ -102,6 +108,50 @@ fn a_full_disk_is_refused_and_with_room_it_goes_on() {
         wait_until("service again", || appliance.get("/v1/health").status == 200);
     }
     wait_for_service(&appliance, load, front);
+    appliance.kill();
+}
+
+#[test]
+fn below_the_store_s_reserve_it_opens_what_is_there_and_says_that_nothing_changes() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(on_disk);
+    let _disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("k");
+    let value = json!({ "key": "k", "plaintext": "eA==" });
+    appliance.put("/v1/secrets/s", &value).expect_status(201);
+    let store = appliance.get("/v1/status").json()["store"].clone();
+    assert_eq!(store["writable"], true, "{store}");
+    let free = store["free_bytes"].as_u64().expect("a number");
+    let filler = appliance.path("disk/filler");
+    std::fs::write(&filler, vec![1; free as usize - (5 << 20)]).expect("room for it");
+
+    appliance.wait_for_state("changes-refused");
+    let status = appliance.get("/v1/status").json();
+    assert_eq!(status["store"]["writable"], false, "{status}");
+    assert!(status["detail"].as_str().unwrap().contains("changes are refused"), "{status}");
+    let health = appliance.get("/v1/health").expect_status(200).json();
+    assert_eq!(health, json!({ "ready": true, "degraded": true, "changes_refused": true }));
+    let metrics = appliance.get("/metrics").text();
+    let line = |name: &str| metrics.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert_eq!(line("strongroom_changes_refused"), "strongroom_changes_refused 1");
+    let free: u64 = line("strongroom_store_free_bytes ")[28..].parse().expect("a number");
+    assert!(free < 8 << 20 && line("strongroom_trail_free_bytes").ends_with(&free.to_string()));
+    let refused = appliance.put("/v1/secrets/t", &value);
+    refused.expect_problem(503, "store-full");
+    let text = refused.text();
+    assert!(
+        text.contains("less than 8388608 bytes are free") && text.contains("free some"),
+        "{text}"
+    );
+    appliance.post("/v1/secrets/s/reveal", &json!({})).expect_status(200);
+    let doctor = appliance.cli(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1), "{}", String::from_utf8_lossy(&doctor.stdout));
+
+    std::fs::remove_file(filler).expect("removed");
+    appliance.put("/v1/secrets/t", &value).expect_status(201);
+    assert_eq!(appliance.get("/v1/health").json(), json!({ "ready": true }));
     appliance.kill();
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::tools::{Bench, deed, intent, kinds, lines, segments, write_lines};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -250,8 +250,38 @@ fn without_room_every_deed_is_refused_and_with_room_it_goes_on_by_itself() {
     assert!(text.contains("went on"), "{text}");
 }
 
+/// Where nobody asks for a line, because the status says that none can be written, it is found out all the
+/// same.
+fn goes_on_unasked(runtime: &tokio::runtime::Runtime) {
+    let bench = Bench::new();
+    let trail = bench.open(None).unwrap();
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    runtime.block_on(async {
+        deed(&trail, 1).await;
+        let len = fs::metadata(segments(&bench).pop().unwrap()).unwrap().len();
+        setrlimit(Resource::RLIMIT_FSIZE, len + 100, hard).unwrap();
+        let refused = trail.begin(intent(2)).durable().await.err();
+        assert_eq!(refused, Some(AuditError::Full));
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(trail.status().failure, Some(AuditError::Full), "as long as there is no room");
+        setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
+        let began = Instant::now();
+        while trail.status().failure.is_some() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it stays refused");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let now = fs::metadata(segments(&bench).pop().unwrap()).unwrap().len();
+        assert_eq!(now, len, "nothing stays of what was tried");
+        deed(&trail, 3).await;
+        trail.stop().await.unwrap();
+    });
+    drop(trail);
+    assert_eq!(kinds(&bench.verify(&[])), []);
+}
+
 fn fill_and_make_room() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    goes_on_unasked(&runtime);
     let bench = Bench::new();
     let trail = bench.open(None).unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
