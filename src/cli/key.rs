@@ -271,10 +271,12 @@ impl List {
         if session.out.is_json() {
             return session.out.document(&json!({ "keys": keys }));
         }
-        session.out.text(&columns(
-            &["name", "algorithm", "state", "current_version", "created_at", "labels"],
-            &keys,
-        ))
+        let mut names =
+            vec!["name", "algorithm", "state", "current_version", "created_at", "labels"];
+        if keys.iter().any(|key| key.get("destroy_at").is_some()) {
+            names.insert(3, "destroy_at");
+        }
+        session.out.text(&columns(&names, &keys))
     }
 }
 

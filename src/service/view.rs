@@ -46,7 +46,8 @@ pub struct KeyView {
     pub algorithm: &'static str,
     /// The hash inside MGF1: `SHA-256`, or `SHA-1` where the key was made so.
     pub mgf1_hash: &'static str,
-    /// State of the key as a whole (SP 800-57 part 1 §7).
+    /// State of the key as a whole (SP 800-57 part 1 §7); `destruction-pending` where a destruction of all
+    /// of it waits: it serves nobody meanwhile.
     pub state: &'static str,
     /// What the operator tagged it with.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -58,6 +59,11 @@ pub struct KeyView {
     pub current_version: Option<u32>,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
+    /// When the next destruction that waits falls due, of the key or of a version; `restore` cancels it until
+    /// then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub destroy_at: Option<Timestamp>,
     pub versions: Vec<VersionView>,
     /// The one version that was made or changed, for the trail.
     #[serde(skip)]
@@ -71,7 +77,8 @@ pub struct KeyView {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct VersionView {
     pub version: u32,
-    /// `pre-active`, `active`, `suspended`, `deactivated`, `compromised` or `destroyed`.
+    /// `pre-active`, `active`, `suspended`, `deactivated`, `compromised` or `destroyed`. With `destroy_at` it
+    /// serves nobody, whatever its state.
     pub state: &'static str,
     /// RFC 7638 thumbprint of the public key.
     pub kid: String,
@@ -104,11 +111,15 @@ impl KeyView {
             name: meta.name().clone(),
             algorithm: meta.algorithm().as_str(),
             mgf1_hash: meta.mgf1_hash().as_str(),
-            state: meta.state().as_str(),
+            state: match meta.destroy_at() {
+                Some(_) => "destruction-pending",
+                None => meta.state().as_str(),
+            },
             labels: meta.labels().clone(),
             serve_without_token_seconds: meta.serve_without_token_seconds(),
             current_version: meta.current().map(VersionMeta::version),
             created_at: meta.created_at(),
+            destroy_at: meta.next_due(),
             versions: meta.versions().iter().map(VersionView::of).collect(),
             about: None,
             revision: None,

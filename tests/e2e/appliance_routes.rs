@@ -44,12 +44,13 @@ fn the_appliance_tells_how_it_does() {
     let always = ["version", "state", "uptime_seconds", "appliance", "generation", "token"];
     let more =
         ["locked_memory", "sandbox", "arena_used_bytes", "loaded_keys", "policy", "trail", "clock"];
-    let more = [&more[..], &["without_the_token"]].concat();
+    let more = [&more[..], &["without_the_token", "store"]].concat();
     expect_members(&status, &[&always[..], &more].concat(), &[]);
     assert_eq!((&status["state"], &status["appliance"]), (&json!("ready"), &made["appliance"]));
     expect_members(&status["token"], &["label", "serial", "manufacturer", "model"], &[]);
     expect_members(&status["policy"], &["policies", "hash"], &[]);
-    expect_members(&status["trail"], &["head", "writable"], &[]);
+    expect_members(&status["trail"], &["head", "writable", "free_bytes"], &[]);
+    expect_members(&status["store"], &["writable", "free_bytes", "reserve_bytes"], &[]);
     expect_members(&status["clock"], &["state", "ahead_seconds"], &[]);
     assert_eq!(status["trail"]["writable"], true);
 

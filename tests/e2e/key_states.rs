@@ -167,10 +167,20 @@ fn a_destruction_waits_and_can_be_cancelled() {
         let view = destroy(&appliance, "k", &body).expect_status(200).json();
         let waits = seconds(&view["versions"][0]["destroy_at"]) - now;
         assert!((0..120).contains(&(waits - days * 86_400)), "{waits} s are not {days} days");
+        // It is said wherever the key is shown.
+        let listed = appliance.get("/v1/keys").json()["keys"][0].clone();
+        for shown in [&view, &listed, &appliance.get("/v1/keys/k").json()] {
+            assert_eq!(shown["state"], "destruction-pending", "{shown}");
+            assert_eq!(shown["destroy_at"], view["versions"][0]["destroy_at"], "{shown}");
+        }
+        let text = String::from_utf8(appliance.cli(&["key", "list"]).stdout).unwrap();
+        assert!(text.contains("DESTROY AT") && text.contains("destruction-pending"), "{text}");
         decrypt(&appliance, "k", &ciphertext, None).expect_problem(409, "key-state");
         destroy(&appliance, "k", &body).expect_problem(409, "key-state");
         step(&appliance, "k", "restore", json!({})).expect_status(200);
         expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+        let view = appliance.get("/v1/keys/k").json();
+        assert!(view["state"] == "active" && view.get("destroy_at").is_none(), "{view}");
     }
 }
 
