@@ -91,13 +91,13 @@ pub enum SlotError {
     Several { count: usize, wanted: String, module: String, found: String },
 }
 
-/// A token in the words of an error: label, serial and module.
+/// A token in the words of an error: label, slot, serial and module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place(Arc<str>);
 
 impl Place {
-    pub(super) fn new(label: &str, serial: &str, module: &str) -> Self {
-        Self(format!("token \"{label}\" (serial {serial}, module {module})").into())
+    pub(super) fn new(label: &str, slot: u64, serial: &str, module: &str) -> Self {
+        Self(format!("token \"{label}\" (slot {slot}, serial {serial}, module {module})").into())
     }
 
     /// Before a token is chosen.

@@ -310,7 +310,7 @@ fn gcm(key: &DataKey) -> Aes256Gcm {
 }
 
 fn place() -> Place {
-    Place::new("in memory", "0", "none")
+    Place::new("in memory", 0, "0", "none")
 }
 
 /// A library failed where it has no reason to.

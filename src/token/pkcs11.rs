@@ -72,7 +72,7 @@ impl Pkcs11Token {
         let module = load(&settings.module)?;
         let (slot, info) = slot::select(&module, settings)
             .map_err(|failure| failure.at(&Place::module(&module_path)))?;
-        let place = Place::new(info.label(), info.serial_number(), &module_path);
+        let place = Place::new(info.label(), slot.id(), info.serial_number(), &module_path);
         let calls = Calls::of(&settings.module).map_err(|failure| failure.at(&place))?;
         slot::may_try_pin(&info, &place)?;
         let size = sessions::pool_size(settings.pool_size, limit(info.max_session_count()));
@@ -269,7 +269,7 @@ pub fn look(settings: &Settings) -> Result<(), TokenError> {
     let module = load(&settings.module)?;
     let (slot, info) =
         slot::select(&module, settings).map_err(|failure| failure.at(&Place::module(&path)))?;
-    let place = Place::new(info.label(), info.serial_number(), &path);
+    let place = Place::new(info.label(), slot.id(), info.serial_number(), &path);
     module.open_ro_session(slot).map(drop).map_err(|error| Failure::from(error).at(&place))
 }
 

@@ -31,7 +31,9 @@ fn a_token_is_taken_by_label_or_serial_and_the_rest_is_listed() {
     let settings = Settings { label: None, serial: None, ..token.settings() };
 
     let unnamed = words(&settings);
-    assert!(unnamed.contains("token.label or token.serial") && unnamed.contains("\"second\""));
+    assert!(
+        unnamed.contains("token.label or token.serial") && unnamed.contains("\"second\" (slot ")
+    );
     let none = words(&Settings { label: Some("seconds".into()), ..settings.clone() });
     assert!(none.contains("no token with label \"seconds\"") && none.contains("\"second\""));
     let several = words(&Settings { label: Some("twin".into()), ..settings.clone() });

@@ -57,8 +57,8 @@ fn list(present: &[(Slot, TokenInfo)]) -> String {
     if present.is_empty() {
         return "no initialised token".to_owned();
     }
-    let each = |(_, info): &(Slot, TokenInfo)| {
-        format!("\"{}\" (serial {})", info.label(), info.serial_number())
+    let each = |(slot, info): &(Slot, TokenInfo)| {
+        format!("\"{}\" (slot {}, serial {})", info.label(), slot.id(), info.serial_number())
     };
     present.iter().map(each).collect::<Vec<_>>().join(", ")
 }
