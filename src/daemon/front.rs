@@ -84,6 +84,8 @@ impl Front {
         tokio::spawn(sweep(Arc::clone(&self.appliance), config.keys.sweep_seconds));
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.keep_rotating().await });
+        let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.after_start().await });
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }
 }

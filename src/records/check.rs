@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 
-use super::{RecordError, Records, address};
+use super::{RecordError, Records, address, recovery};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, generation_of};
 use crate::key::Name;
@@ -40,6 +40,7 @@ impl Records {
     ) -> Result<Checked, RecordError> {
         let mut checked = Checked::default();
         self.check_store_keys(&mut checked).await?;
+        self.check_recovery(&mut checked).await?;
         let mut versions = HashMap::new();
         let mut after: Option<String> = None;
         while let Some(page) = self.page(Table::Key, &mut after)? {
@@ -101,6 +102,26 @@ impl Records {
             };
             let opened = checked.take(sealed)?;
             checked.store_keys += u64::from(opened.is_some());
+        }
+        Ok(())
+    }
+
+    /// What would open this without its token: every wrap of a store key that is there is the one that was
+    /// kept, and where all were said to be there, none is missing.
+    async fn check_recovery(&self, checked: &mut Checked) -> Result<(), RecordError> {
+        let set = checked.take(self.recovery().await)?.flatten();
+        let home = self.home().ok_or(RecordError::NotInitialised)?;
+        for store_key in &home.store_keys {
+            if home.is_gone(generation_of(&store_key.wrapped)) {
+                continue;
+            }
+            let found = checked.take(self.store_key_recovery(store_key).await)?;
+            let wanted = set.as_ref().filter(|set| set.complete_at.is_some());
+            if let (Some(found), Some(wanted)) = (found, wanted)
+                && found != Some(wanted.fingerprint)
+            {
+                checked.broken.insert(format!("appliance/{}", recovery::at(store_key.id)));
+            }
         }
         Ok(())
     }

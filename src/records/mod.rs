@@ -87,7 +87,7 @@ pub struct Records {
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
     changes: AtomicU64,
-    recovery: RwLock<recovery::Known>,
+    recovery: recovery::Known,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -119,7 +119,7 @@ impl Records {
         let changes = AtomicU64::new(home::read_changes(store.as_ref())?);
         let (opened, seals_per_store_key) = (Opened::new(settings), settings.seals_per_store_key);
         let home = RwLock::new(home);
-        let (behind, recovery) = (Behind::default(), RwLock::new(None));
+        let (behind, recovery) = (Behind::default(), recovery::Known::default());
         let waiting = Waiting::default();
         Ok(Self {
             store,

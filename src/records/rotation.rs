@@ -295,10 +295,11 @@ impl Records {
         let mut census = Census::default();
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let fingerprint = self.recovery().await?.map(|set| set.fingerprint);
+        let unproved = self.prove_store_keys().await?;
         for store_key in &home.store_keys {
-            let wrap = self.store_key_recovery(store_key.id)?;
-            let recoverable = fingerprint.is_some() && recovery_of(&wrap) == fingerprint;
-            census.recoverable_store_keys += u64::from(recoverable);
+            let is_gone = home.is_gone(generation_of(&store_key.wrapped));
+            let recoverable = !is_gone && !unproved.contains(&store_key.id);
+            census.recoverable_store_keys += u64::from(fingerprint.is_some() && recoverable);
             match generation_of(&store_key.wrapped) {
                 Some(generation) => {
                     census.add(generation, format!("store key {}", store_key.id)).store_keys += 1;

@@ -4,6 +4,7 @@
 //! all at once. [`Appliance::perform`] judges it, has its line written, runs it and writes the outcome;
 //! there is no other way to [`Request::run`].
 
+mod after_start;
 mod backup;
 mod binary;
 mod clock;

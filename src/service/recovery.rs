@@ -9,9 +9,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::master::RotationView;
+use crate::audit::{Code, Event, EventNote};
 use crate::custody::{Fingerprint, fingerprint_of};
 use crate::policy::{Action, Permit, Resource};
-use crate::records::{Census, PassRecord, Purpose, RecoveryRecord, Stage};
+use crate::records::{Census, PassRecord, Purpose, RecordError, RecoveryRecord, Stage};
 
 /// How long a look at the state waits for what is not known yet.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -153,10 +154,11 @@ impl Appliance {
 
     async fn recovery_view(&self, census: Option<Census>) -> Result<RecoveryView, Error> {
         let set = self.records.recovery().await?;
+        let unproved = self.records.unproved_store_keys().await?;
         let pass = self.records.rotation()?;
         let pass = pass.map(|pass| RotationView::of(pass, self.rotating.waits_for()));
         Ok(RecoveryView {
-            without_the_token: in_a_sentence(set.as_deref()),
+            without_the_token: in_a_sentence(set.as_deref(), &unproved),
             fingerprint: set.as_ref().map(|set| hex(&set.fingerprint)),
             set_at: set.as_ref().map(|set| set.set_at),
             by: set.as_ref().map(|set| set.by.clone()),
@@ -169,9 +171,31 @@ impl Appliance {
     pub(super) async fn recoverable(&self) -> Option<String> {
         self.records.home()?;
         // What tells how the appliance does never waits for custody.
-        let read = tokio::time::timeout(GLANCE, self.records.recovery()).await;
-        let set = read.ok()?.ok()?;
-        Some(in_a_sentence(set.as_deref()))
+        let read = async {
+            let set = self.records.recovery().await?;
+            Ok::<_, RecordError>((set, self.records.unproved_store_keys().await?))
+        };
+        let (set, unproved) = tokio::time::timeout(GLANCE, read).await.ok()?.ok()?;
+        Some(in_a_sentence(set.as_deref(), &unproved))
+    }
+
+    /// Holds the store keys' recovery wraps against what was kept, at a start: who edits them would take
+    /// the recovery away, and nobody would know before the token is lost.
+    pub(super) async fn check_recovery(&self) -> Result<(), Error> {
+        let set = self.records.recovery().await?;
+        if set.is_none_or(|set| set.complete_at.is_none()) {
+            return Ok(());
+        }
+        let unproved = self.records.unproved_store_keys().await?;
+        if !unproved.is_empty() {
+            tracing::error!(
+                store_keys = ?unproved,
+                "the recovery wraps of store keys were changed outside Strongroom or taken away: what these \
+                 sealed cannot be recovered without the token; `strongroom recovery set` wraps them anew"
+            );
+            self.tell(EventNote::because(Event::StoreEdited, Code("recovery-wrap"))).await;
+        }
+        Ok(())
     }
 }
 
@@ -187,11 +211,17 @@ impl RecoveryCounts {
     }
 }
 
-fn in_a_sentence(set: Option<&RecoveryRecord>) -> String {
+fn in_a_sentence(set: Option<&RecoveryRecord>, unproved: &[u32]) -> String {
     match set {
         None => "nothing can be recovered: no recovery key is set".to_owned(),
         Some(RecoveryRecord { complete_at: None, fingerprint, .. }) => format!(
             "not everything can be recovered: not every key is wrapped to the recovery key {} yet",
+            short(fingerprint)
+        ),
+        Some(RecoveryRecord { fingerprint, .. }) if !unproved.is_empty() => format!(
+            "not everything can be recovered: {} store keys have not the wrap to the recovery key {} that was \
+             kept; `strongroom recovery set` wraps them anew",
+            unproved.len(),
             short(fingerprint)
         ),
         Some(RecoveryRecord { fingerprint, .. }) => {

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::acts::{decrypt, expect_plaintext, put_secret, reveal};
+use crate::acts::{decrypt, expect_plaintext, put_secret, reveal, trail_lines};
 use crate::appliance::{Appliance, wait_until};
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Raw};
 use crate::recovery::{offline, pair, text};
@@ -114,10 +114,7 @@ fn a_store_key_that_cannot_be_recovered_takes_only_what_it_sealed() {
     let store_keys = master(&appliance)["generations"][0]["store_keys"].as_u64().expect("a number");
     appliance.stop();
     // The newest one: without it nothing could be sealed.
-    let raw = Raw::open(&appliance);
-    let at = format!("recovery-store-key/{store_keys:010}");
-    raw.damage(APPLIANCE, &at);
-    drop(raw);
+    Raw::open(&appliance).remove(APPLIANCE, &format!("recovery-store-key/{store_keys:010}"));
     let (resealed, _token) = reseal(&mut appliance, &private);
     let said = text(&resealed);
     assert_eq!(resealed.status.code(), Some(1), "{said}");
@@ -184,4 +181,65 @@ fn a_pass_that_had_not_ended_ends_under_the_new_token() {
         wait_for_rotation(&appliance);
         expect_plaintext(&decrypt(&appliance, "k7", &ciphertext, None), "kept");
     }
+}
+
+#[test]
+fn an_edited_recovery_wrap_of_a_store_key_is_noticed_before_it_is_needed() {
+    let (mut appliance, private, public) = prepared(None);
+    let ciphertext = import_keys(&appliance, 2);
+    set_recovery(&appliance, &public);
+    let sentence = |appliance: &Appliance| {
+        let status = appliance.get("/v1/status").json();
+        status["without_the_token"].as_str().expect("a sentence").to_owned()
+    };
+    assert!(sentence(&appliance).contains("every key can be recovered"));
+    let backup = |appliance: &Appliance, name: &str| {
+        let (file, config) = (appliance.path(name), appliance.config_file());
+        let (file, config) = (file.display().to_string(), config.display().to_string());
+        let create = ["backup", "create", "--to", &file, "--verify", "--config", &config];
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        command.args(create).env("STRONGROOM_SOCKET", appliance.socket());
+        command.envs([appliance.token().environment()]).output().expect("it starts")
+    };
+    let good = backup(&appliance, "good.backup");
+    assert!(good.status.success(), "{}", text(&good));
+    appliance.stop();
+
+    // Behind the fingerprint: one number of the wrap, which stays a wrap to this key.
+    const WRAP: &str = "recovery-store-key/0000000001";
+    let raw = Raw::open(&appliance);
+    let bytes = raw.bytes(APPLIANCE, WRAP);
+    let mut stored: Value = serde_json::from_slice(&bytes[8..]).expect("JSON");
+    let number = stored["wrap"][100].as_u64().expect("a byte");
+    stored["wrap"][100] = json!(number ^ 1);
+    raw.put(APPLIANCE, WRAP, [&bytes[..8], stored.to_string().as_bytes()].concat());
+    drop(raw);
+    for round in 0..2 {
+        appliance.start();
+        appliance.wait_for_state("ready");
+        if round == 1 {
+            break;
+        }
+        assert!(sentence(&appliance).contains("not everything"), "{}", sentence(&appliance));
+        let view = appliance.get("/v1/recovery?counts=true").json();
+        assert_eq!(view["counted"]["store_keys_recoverable"], 0, "{view}");
+        let told =
+            || trail_lines(&appliance.trail()).iter().any(|it| it["code"] == "recovery-wrap");
+        wait_until("the trail to be told", told);
+        let bad = backup(&appliance, "bad.backup");
+        assert!(!bad.status.success(), "{}", text(&bad));
+        assert!(text(&bad).contains(&format!("BAD        appliance/{WRAP}")), "{}", text(&bad));
+        // It is made anew, and holds.
+        set_recovery(&appliance, &public);
+        assert!(sentence(&appliance).contains("every key can be recovered"));
+        appliance.stop();
+    }
+    assert!(sentence(&appliance).contains("every key can be recovered"));
+    appliance.stop();
+    let (resealed, _token) = reseal(&mut appliance, &private);
+    assert!(resealed.status.success(), "{}", text(&resealed));
+    appliance.start();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&decrypt(&appliance, "k1", &ciphertext, None), "kept");
+    assert!(sentence(&appliance).contains("every key can be recovered"));
 }

@@ -115,7 +115,7 @@ impl Offline {
         let at = store_key_at(id);
         let value = encode(&at, &stored)?;
         let batch = Batch::new().put(Table::Appliance, &at, Expect::Absent, value);
-        let batch = put_recovered_store_key(batch, &made, &wrap)?;
+        let batch = put_recovered_store_key(self.store.as_ref(), batch, &made, wrap)?;
         self.store.commit(counted(batch)).await?;
         self.home.store_keys.push(stored);
         self.store_keys.insert(id, made);
