@@ -90,6 +90,8 @@ pub struct Details {
     pub without_token: Option<bool>,
     /// Why, as the caller said it.
     pub reason: Option<Code>,
+    /// SHA-256 of a public key that it is about.
+    pub digest: Option<[u8; 32]>,
     /// How many changes of records the store is known to hold after the deed.
     pub changes: Option<u64>,
 }
@@ -178,6 +180,9 @@ pub enum Event {
     Restored,
     /// The trail that a restored one was put in the place of went on to the line named.
     LeftBehind,
+    /// The store was put under another token with its recovery key, whose fingerprint is the digest: from
+    /// here on another key signs. So many keys, and so much that could not be recovered.
+    Resealed,
 }
 
 impl Event {
@@ -209,6 +214,7 @@ impl Event {
             Event::ClockAgrees => "clock-agrees",
             Event::Restored => "restored",
             Event::LeftBehind => "left-behind",
+            Event::Resealed => "resealed",
         }
     }
 }
@@ -283,6 +289,11 @@ impl EventNote {
         Self { items: Some(items), failed_items: Some(failed_items), ..self }
     }
 
+    /// Adds a SHA-256: of what it was done with.
+    pub fn with_digest(self, digest: [u8; 32]) -> Self {
+        Self { digest: Some(digest), ..self }
+    }
+
     pub fn because(event: Event, code: Code) -> Self {
         Self { code: Some(code), ..Self::new(event) }
     }
@@ -293,9 +304,11 @@ impl EventNote {
     }
 }
 
+type RequestText = [u8; uuid::fmt::Hyphenated::LENGTH];
+
 /// Texts that a line borrows while it is encoded.
 pub(super) struct Texts {
-    request: [u8; uuid::fmt::Hyphenated::LENGTH],
+    request: RequestText,
     hex: Option<Hex>,
     base64: String,
 }
@@ -313,9 +326,9 @@ impl Texts {
 }
 
 impl Subject {
-    fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
+    fn fill<'a>(&'a self, line: Line<'a>, request: &'a mut RequestText) -> Line<'a> {
         Line {
-            request: Some(self.request.as_hyphenated().encode_lower(&mut texts.request)),
+            request: Some(self.request.as_hyphenated().encode_lower(request)),
             caller: Some(plain(&self.caller)),
             uid: self.peer.map(|(uid, _, _)| uid),
             gid: self.peer.map(|(_, gid, _)| gid),
@@ -328,8 +341,10 @@ impl Subject {
 }
 
 impl Details {
-    fn fill<'a>(&'a self, line: Line<'a>) -> Line<'a> {
+    fn fill<'a>(&'a self, line: Line<'a>, hex: &'a mut Option<Hex>) -> Line<'a> {
+        *hex = self.digest.map(|digest| Hash(digest).hex());
         Line {
+            digest: hex.as_ref().map(Hex::as_str),
             key: self.key.as_ref().map(Name::as_str),
             version: self.version,
             generation: self.generation,
@@ -351,7 +366,8 @@ impl Details {
 impl Intent {
     pub(super) fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
         let line = Line { kind: Kind::Intent, ..line };
-        self.details.fill(self.subject.fill(line, texts))
+        let Texts { request, hex, .. } = texts;
+        self.details.fill(self.subject.fill(line, request), hex)
     }
 }
 
@@ -376,7 +392,8 @@ impl Outcome {
             code: code.map(|code| plain(code.0)),
             ..line
         };
-        self.details.fill(subject.fill(line, texts))
+        let Texts { request, hex, .. } = texts;
+        self.details.fill(subject.fill(line, request), hex)
     }
 }
 

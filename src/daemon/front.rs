@@ -52,7 +52,6 @@ impl Front {
         let records = Records::open(Arc::clone(&store), custody.clone(), &config.records)?;
         check_store(&records, &trail, config.audit.on_break).await?;
         let clock = Clock::open(store.as_ref(), config.keys.clock_doubt_hours)?;
-        tell_of_restore(store.as_ref(), &trail).await?;
         let digest = policy_digest(&policy);
         trail.event(EventNote::new(Event::Start)).await?;
         trail.event(EventNote::of(Event::ConfigLoaded, loaded.digest)).await?;
@@ -107,19 +106,6 @@ async fn check_store(
     tracing::error!(%behind, "going on, as the settings say");
     let note = EventNote::because(Event::BreakRecorded, Code("store-behind"));
     Ok(trail.event(note).await?)
-}
-
-/// Tells the trail that store and trail were put back from a backup, if they were.
-async fn tell_of_restore(store: &dyn Store, trail: &Trail) -> Result<(), DaemonError> {
-    let Some(restored) = records::read_restored(store)? else { return Ok(()) };
-    let broken = |_| records::RecordError::Broken("appliance/restored".to_owned());
-    let head = restored.head.parse().map_err(broken)?;
-    trail.event(EventNote::restored(head, restored.digest, restored.created_at)).await?;
-    if let Some(left_behind) = &restored.left_behind {
-        trail.event(EventNote::left_behind(left_behind.parse().map_err(broken)?)).await?;
-    }
-    tracing::warn!(%head, at = %restored.created_at, "store and trail come from a backup");
-    Ok(records::forget_restored(store).await?)
 }
 
 /// The hash of a policy as the trail takes it.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 
-use super::{RecordError, Records, address, recovery};
+use super::{RecordError, Records, ResealedRecord, address, recovery};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, generation_of};
 use crate::key::Name;
@@ -41,6 +41,8 @@ impl Records {
         let mut checked = Checked::default();
         self.check_store_keys(&mut checked).await?;
         self.check_recovery(&mut checked).await?;
+        checked.take(self.rotation().await)?;
+        checked.take(self.note::<ResealedRecord>().await)?;
         let mut versions = HashMap::new();
         let mut after: Option<String> = None;
         while let Some(page) = self.page(Table::Key, &mut after)? {

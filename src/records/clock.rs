@@ -9,8 +9,9 @@ use crate::store::{Batch, Expect, Store, Table};
 
 const CLOCK: &str = "clock";
 
-/// A moment whose time is known. It lies open in the store: whoever can change it there can set the
-/// clock, too.
+/// A moment whose time is known. It lies open in the store, for it is read before custody is there. Whoever
+/// changes it there has destructions wait, which is told as a clock that is ahead or behind; or, together with
+/// the clock of the machine, has one come early: to whom the store is open, no record is safe from that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockRecord {
     /// The kernel's number of the boot that `uptime_ms` counts from; empty where it cannot be had.

@@ -16,7 +16,6 @@ pub(super) const HOME: &str = "home";
 const STORE_KEY: &str = "store-key/";
 const LOCKED: &str = "locked";
 const HEAD: &str = "head";
-const RESTORED: &str = "restored";
 /// Put with every change, so that its revision counts them.
 const CHANGES: &str = "changes";
 
@@ -54,35 +53,6 @@ pub struct MasterRecord {
 pub struct LockRecord {
     pub since: jiff::Timestamp,
     pub by: String,
-}
-
-/// Left by a restore, taken away once the trail has been told of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestoredRecord {
-    /// SHA-256 of the backup's manifest.
-    pub digest: [u8; 32],
-    /// The moment that the backup shows.
-    pub created_at: jiff::Timestamp,
-    /// The backup's last line of the trail: a text that the trail understands.
-    pub head: String,
-    /// The last line of the trail that was in this one's place, if there was one.
-    pub left_behind: Option<String>,
-}
-
-/// The restore that this store comes from, where the trail was not told of it yet.
-pub fn read_restored(store: &dyn Store) -> Result<Option<RestoredRecord>, RecordError> {
-    plain(store, RESTORED)
-}
-
-/// Notes a restore, for the next start.
-pub async fn note_restored(store: &dyn Store, record: &RestoredRecord) -> Result<(), RecordError> {
-    let value = encode(RESTORED, record)?;
-    Ok(store.commit(Batch::new().put(Table::Appliance, RESTORED, Expect::Any, value)).await?)
-}
-
-/// The trail has been told.
-pub async fn forget_restored(store: &dyn Store) -> Result<(), RecordError> {
-    Ok(store.commit(Batch::new().delete(Table::Appliance, RESTORED, Expect::Any)).await?)
 }
 
 impl HomeRecord {

@@ -11,6 +11,7 @@ mod clock;
 pub mod fuzzing;
 mod home;
 mod keys;
+mod notes;
 mod offline;
 mod opened;
 mod recovery;
@@ -34,10 +35,10 @@ use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
-    HomeRecord, LockRecord, MasterRecord, RestoredRecord, forget_restored, keep_head,
-    note_restored, read_head, read_home, read_locked, read_restored,
+    HomeRecord, LockRecord, MasterRecord, keep_head, read_head, read_home, read_locked,
 };
 pub use keys::{KeyRecord, VersionRecord};
+pub use notes::{Note, ResealedRecord, RestoredRecord};
 pub use offline::{Offline, OfflineError, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use recovery::RecoveryRecord;
@@ -88,6 +89,7 @@ pub struct Records {
     seals_per_store_key: u64,
     changes: AtomicU64,
     recovery: recovery::Known,
+    pass: RwLock<rotation::Known>,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -132,6 +134,7 @@ impl Records {
             seals_per_store_key,
             changes,
             recovery,
+            pass: RwLock::new(None),
         })
     }
 

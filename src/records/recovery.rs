@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::home::{encode, plain};
-use super::rotation::put_pass;
 use super::{At, PassRecord, RecordError, Records, address};
 use crate::custody::protocol::{Fault, RecordAddress, StoreKey};
 use crate::custody::{CustodyError, Fingerprint, RecoveredStoreKey, generation_of, recovery_of};
@@ -78,13 +77,19 @@ impl Records {
             None => batch.delete(Table::Appliance, RECOVERY, Expect::Any),
         };
         let batch = match begins {
-            Some(pass) => put_pass(batch, pass)?,
+            Some(pass) => self.with_pass(batch, pass).await?,
             None => batch,
         };
         // Should it be open whether it was kept, it is read again.
         self.know_recovery(None);
+        if begins.is_some() {
+            self.know_pass(None);
+        }
         self.commit(batch).await?;
         self.know_recovery(Some(set.map(Arc::new)));
+        if let Some(pass) = begins {
+            self.know_pass(Some(Some(pass.clone())));
+        }
         Ok(())
     }
 

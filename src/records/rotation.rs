@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::home::{HOME, encode, plain, read_home, store_key_at};
+use super::home::{HOME, encode, read_home, store_key_at};
 use super::{HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
 use crate::custody::protocol::KeyAddress;
 use crate::custody::{Fingerprint, generation_of, recovery_of};
@@ -85,6 +85,18 @@ pub enum Purpose {
     Recovery,
 }
 
+impl PassRecord {
+    /// Whether it can be one of this appliance: a generation is made after all that there were, and what
+    /// is rewrapped lies under the one in use. An older record that was put back is not taken for one.
+    fn fits(&self, home: &HomeRecord) -> bool {
+        match self.stage {
+            Stage::Making => home.masters().iter().all(|known| known.generation < self.generation),
+            Stage::Rewrapping => self.generation == home.generation,
+            Stage::Done => true,
+        }
+    }
+}
+
 /// What lies under a master generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dependents {
@@ -110,15 +122,52 @@ const NAMED: usize = 5;
 /// How many keys are read side by side.
 const ABREAST: usize = 16;
 
+/// What is known of the pass, once it was read.
+pub(super) type Known = Option<Option<PassRecord>>;
+
 impl Records {
     /// The rotation that is under way, or the last one.
-    pub fn rotation(&self) -> Result<Option<PassRecord>, RecordError> {
-        plain(self.store.as_ref(), ROTATION)
+    ///
+    /// # Errors
+    /// [`RecordError::Broken`] where it is none that was kept, or does not fit what the appliance is.
+    pub async fn rotation(&self) -> Result<Option<PassRecord>, RecordError> {
+        if let Some(known) = &*self.pass.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(known.clone());
+        }
+        let found = self.load::<PassRecord>(Table::Appliance, ROTATION).await?;
+        let found = found.map(|at| at.record);
+        if let Some(pass) = &found {
+            let home = read_home(self.store.as_ref())?.ok_or(RecordError::NotInitialised)?;
+            if !pass.fits(&home) {
+                return Err(RecordError::Broken(format!("appliance/{ROTATION}")));
+            }
+        }
+        self.know_pass(Some(found.clone()));
+        Ok(found)
     }
 
     /// Notes how far it is; only one at a time may begin one.
     pub async fn keep_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
-        self.commit(put_pass(Batch::new(), record)?).await
+        let batch = self.with_pass(Batch::new(), record).await?;
+        // Should it be open whether it was kept, it is read again.
+        self.know_pass(None);
+        self.commit(batch).await?;
+        self.know_pass(Some(Some(record.clone())));
+        Ok(())
+    }
+
+    pub(super) fn know_pass(&self, known: Known) {
+        *self.pass.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Notes how far a pass is, in the batch of what goes with it.
+    pub(super) async fn with_pass(
+        &self,
+        batch: Batch,
+        record: &PassRecord,
+    ) -> Result<Batch, RecordError> {
+        let known = self.store.get(Table::Appliance, ROTATION)?.map(|stored| stored.revision);
+        self.sealed_put(batch, Table::Appliance, ROTATION, known, record).await
     }
 
     /// Reads the home record anew: after a commit of which it is open whether it was done.
@@ -137,6 +186,8 @@ impl Records {
         record: &PassRecord,
         now: Timestamp,
     ) -> Result<Arc<HomeRecord>, RecordError> {
+        // Sealed before nothing more is.
+        let batch = self.with_pass(Batch::new(), record).await?;
         let _no_new_store_key = self.count.lock().await;
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let mut next = HomeRecord { generation: record.generation, ..home.as_ref().clone() };
@@ -146,10 +197,12 @@ impl Records {
             created_at: now,
             retired_at: None,
         });
-        let batch = Batch::new().put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
-        let batch = put_pass(batch, record)?;
+        let batch = batch.put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
         let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
-        self.work_with(batch, next).await
+        self.know_pass(None);
+        let home = self.work_with(batch, next).await?;
+        self.know_pass(Some(Some(record.clone())));
+        Ok(home)
     }
 
     /// Rewraps the store keys that lie under another generation than the one in use, as none should;
@@ -361,11 +414,6 @@ impl Records {
             }
         }
     }
-}
-
-/// Notes how far a pass is, in the batch of what goes with it.
-pub(super) fn put_pass(batch: Batch, record: &PassRecord) -> Result<Batch, RecordError> {
-    Ok(batch.put(Table::Appliance, ROTATION, Expect::Any, encode(ROTATION, record)?))
 }
 
 /// How many names are read at once.

@@ -1,6 +1,10 @@
 //! Which store key seals, and how often it has: AES-GCM with random IVs stays safe only for a bounded
 //! number of seals under one key (2^32, NIST SP 800-38D §8.3), so a new one comes long before.
 //!
+//! The count lies open in the store, for it is written where sealing begins. Whoever takes it back has a
+//! store key seal as much again, at most, as it was to: a quarter of the bound, each time, and that many
+//! seals in between. A higher one brings the next store key early, and nothing else.
+//!
 //! Seals are counted ahead, in blocks that are durable before the first of them is used. What was
 //! reserved and not used when the process ended counts as used.
 

@@ -102,7 +102,7 @@ impl Request for RotateMaster {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        appliance.must_not_rotate()?;
+        appliance.must_not_rotate().await?;
         let record = PassRecord {
             generation: appliance.free_generation(&home).await?,
             purpose: Purpose::Rotation,
@@ -164,7 +164,7 @@ impl Request for RetireMaster {
         if home.generation == generation {
             return refuse("it is in use: new keys are wrapped under it".to_owned());
         }
-        appliance.must_not_rewrap()?;
+        appliance.must_not_rewrap().await?;
         let census = appliance.records.census().await?;
         if let Some(what) = needs(&census, generation) {
             return refuse(what);
@@ -200,8 +200,8 @@ fn needs(census: &Census, generation: u32) -> Option<String> {
 }
 
 impl Appliance {
-    pub(super) fn must_not_rotate(&self) -> Result<(), Error> {
-        match self.records.rotation()? {
+    pub(super) async fn must_not_rotate(&self) -> Result<(), Error> {
+        match self.pass().await? {
             Some(running) if !running.is_over() => Err(Error::Rotating(running.generation)),
             _ => Ok(()),
         }
@@ -209,10 +209,10 @@ impl Appliance {
 
     /// What nothing lies under is not needed either while a new master key is still to be made: it may take
     /// the old one's place in a token that is full.
-    fn must_not_rewrap(&self) -> Result<(), Error> {
-        match self.records.rotation()? {
+    async fn must_not_rewrap(&self) -> Result<(), Error> {
+        match self.pass().await? {
             Some(running) if running.stage == Stage::Making => Ok(()),
-            _ => self.must_not_rotate(),
+            _ => self.must_not_rotate().await,
         }
     }
 
@@ -251,7 +251,7 @@ impl Appliance {
             GenerationView::of(known, home.generation, found.map(|facts| &facts.found), &census)
         };
         let generations = masters.iter().map(view).collect();
-        let rotation = self.records.rotation()?;
+        let rotation = self.pass().await.unwrap_or_default();
         let rotation = rotation.map(|record| RotationView::of(record, self.rotating.waits_for()));
         let broken = census.map(|census| census.broken).unwrap_or_default();
         Ok(MasterView { generation: home.generation, generations, broken, rotation })

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::master::RotationView;
-use crate::audit::{Code, Event, EventNote};
+use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::{Fingerprint, fingerprint_of};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{Census, PassRecord, Purpose, RecordError, RecoveryRecord, Stage};
@@ -77,6 +77,11 @@ impl Request for SetRecovery {
         Resource::Appliance
     }
 
+    fn details(&self) -> Details {
+        let digest = fingerprint_of(self.public_key.as_bytes()).ok();
+        Details { digest, ..Details::default() }
+    }
+
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
         let fingerprint = fingerprint_of(self.public_key.as_bytes())
             .map_err(|rule| Error::Invalid { member: "public_key", rule })?;
@@ -132,7 +137,7 @@ impl Appliance {
     ) -> Result<RecoveryView, Error> {
         let _one_at_a_time = self.founding.lock().await;
         let home = self.records.home().ok_or(Error::NotInitialised)?;
-        self.must_not_rotate()?;
+        self.must_not_rotate().await?;
         let pass = PassRecord {
             generation: home.generation,
             purpose: Purpose::Recovery,
@@ -155,7 +160,7 @@ impl Appliance {
     async fn recovery_view(&self, census: Option<Census>) -> Result<RecoveryView, Error> {
         let set = self.records.recovery().await?;
         let unproved = self.records.unproved_store_keys().await?;
-        let pass = self.records.rotation()?;
+        let pass = self.pass().await?;
         let pass = pass.map(|pass| RotationView::of(pass, self.rotating.waits_for()));
         Ok(RecoveryView {
             without_the_token: in_a_sentence(set.as_deref(), &unproved),

@@ -1,6 +1,7 @@
 //! Carries a rotation of the master key on, from wherever it stands, until everything lies under the new
 //! generation. What it has done lies in the store, so it goes on by itself after any end of the process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 use super::error::Error;
 use super::gate::Appliance;
-use crate::audit::{Event, EventNote};
+use crate::audit::{Code, Event, EventNote};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, Fingerprint, NewKey, generation_of};
 use crate::key::Name;
@@ -41,6 +42,8 @@ pub struct Rotating {
     /// Read by whoever has a new key wrapped and kept; written while the generation in use changes.
     wrapping: RwLock<()>,
     waits_for: Mutex<Option<String>>,
+    /// Whether the trail was told of a pass that is none.
+    edit_told: AtomicBool,
 }
 
 impl Rotating {
@@ -113,9 +116,14 @@ impl Appliance {
     pub async fn keep_rotating(&self) {
         let mut pause = PAUSE;
         loop {
-            let result = match self.records.rotation() {
+            let result = match self.pass().await {
                 Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
-                Err(error) => Err(error.into()),
+                // Whether there is one is seen when custody can open it.
+                Err(_) if self.state().0 != "ready" => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(error) => Err(error),
                 Ok(record) => match self.see_to_the_last(record).await {
                     Ok(()) => {
                         self.rotating.wait_for(None);
@@ -146,6 +154,21 @@ impl Appliance {
             ("ready", _) => error.to_string(),
             (state, detail) if detail.is_empty() => state.to_owned(),
             (_, detail) => detail,
+        }
+    }
+
+    /// The pass that is under way, or the last one. One that somebody put there, or put back, is none.
+    pub(super) async fn pass(&self) -> Result<Option<PassRecord>, Error> {
+        match self.records.rotation().await {
+            Err(error @ RecordError::Broken(_)) => {
+                if self.rotating.edit_told.fetch_or(true, Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                tracing::error!(%error, "no rotation goes on by it; `strongroom master rotate` begins one");
+                self.tell(EventNote::because(Event::StoreEdited, Code("rotation"))).await;
+                Ok(None)
+            }
+            found => Ok(found?),
         }
     }
 

@@ -4,8 +4,9 @@
 use serde_json::{Value, json};
 
 use crate::acts::{encrypt, expect_plaintext, put_secret, reveal, trail_lines};
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, wait_until};
 use crate::raw_store::{APPLIANCE, Picture, Raw};
+use crate::rotation::wait_for_rotation;
 
 /// What an edit comes to.
 enum Comes<'a> {
@@ -156,4 +157,130 @@ fn a_lock_that_is_taken_away_in_the_store_still_holds() {
     scene.whole = Raw::open(&scene.appliance).picture();
     let put = |raw: &Raw| raw.put(APPLIANCE, "locked", [&[0; 8], record.as_bytes()].concat());
     scene.round("lock put", put, Comes::State("locked"));
+}
+
+/// The codes of the events that tell of an edit.
+fn edits(appliance: &Appliance) -> Vec<Value> {
+    let lines = trail_lines(&appliance.trail());
+    let told = lines.iter().filter(|line| line["event"] == "store-edited");
+    told.map(|line| line["code"].clone()).collect()
+}
+
+fn pass(stage: &str, generation: u32) -> Value {
+    json!({
+        "generation": generation, "purpose": "rotation", "stage": stage,
+        "started_at": "2026-01-02T03:04:05Z", "by": "unix:0", "after": null,
+        "keys": 1, "keys_done": 0, "rewrapped": 0, "broken": 0, "ended_at": null
+    })
+}
+
+#[test]
+fn nobody_has_a_master_key_made_by_an_edit() {
+    let mut scene = Scene::new();
+    let masters = |scene: &Scene| {
+        let listed = scene.appliance.token().pkcs11_tool(&["--list-objects", "--type", "secrkey"]);
+        listed.matches("strongroom master/").count()
+    };
+    for (round, stage) in ["making", "rewrapping"].into_iter().enumerate() {
+        let raw = Raw::open(&scene.appliance);
+        raw.restore(&scene.whole);
+        raw.put(APPLIANCE, "rotation", [&[0; 8], pass(stage, 2).to_string().as_bytes()].concat());
+        drop(raw);
+        scene.appliance.start();
+        wait_until("the trail to be told", || edits(&scene.appliance).len() == round + 1);
+        assert_eq!(edits(&scene.appliance)[round], "rotation");
+        expect_plaintext(&reveal(&scene.appliance, "s"), "kept");
+        assert_eq!(masters(&scene), 1, "{stage}");
+        let lines = trail_lines(&scene.appliance.trail());
+        assert!(lines.iter().all(|line| line["event"] != "master-in-use"), "{stage}");
+        scene.appliance.stop();
+    }
+    // What is asked for is done all the same.
+    scene.appliance.start();
+    scene.appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&scene.appliance);
+    assert_eq!(masters(&scene), 2);
+    scene.appliance.stop();
+    // Its own record, damaged or gone, begins nothing either.
+    scene.whole = Raw::open(&scene.appliance).picture();
+    scene.round("damaged", |raw| raw.damage(APPLIANCE, "rotation"), Comes::State("ready"));
+    scene.round("taken away", |raw| raw.remove(APPLIANCE, "rotation"), Comes::State("ready"));
+    assert_eq!(masters(&scene), 2);
+}
+
+#[test]
+fn the_trail_is_told_of_nothing_that_never_was() {
+    let mut scene = Scene::new();
+    let restored = json!({
+        "digest": vec![7; 32], "created_at": "2026-01-02T03:04:05Z",
+        "head": format!("1:{}", "0".repeat(64)), "left_behind": null
+    });
+    let resealed = json!({ "generation": 1, "fingerprint": vec![7; 32], "keys": 1, "left": 0 });
+    for (round, (key, record)) in
+        [("restored", restored), ("resealed", resealed)].into_iter().enumerate()
+    {
+        let raw = Raw::open(&scene.appliance);
+        raw.restore(&scene.whole);
+        raw.put(APPLIANCE, key, [&[0; 8], record.to_string().as_bytes()].concat());
+        drop(raw);
+        for _ in 0..2 {
+            scene.appliance.start();
+            scene.appliance.wait_for_state("ready");
+            wait_until("the trail to be told", || edits(&scene.appliance).len() == round + 1);
+            scene.appliance.stop();
+        }
+        assert_eq!(edits(&scene.appliance)[round], key);
+        let lines = trail_lines(&scene.appliance.trail());
+        assert!(lines.iter().all(|line| line["event"] != key), "{key}");
+    }
+}
+
+#[test]
+fn an_edited_clock_or_count_brings_nothing_forward() {
+    let mut scene = Scene::new();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("readable");
+    let clock = |time: &str| {
+        let record = json!({ "boot": boot.trim(), "uptime_ms": 0, "time": time }).to_string();
+        [&[0; 8], record.as_bytes()].concat()
+    };
+    let broken = "appliance/clock was changed outside";
+    let garbage = |raw: &Raw| raw.put(APPLIANCE, "clock", [&[0; 8][..], b"nothing"].concat());
+    scene.round("clock", garbage, Comes::Refused(broken));
+    // Ahead or behind: no destruction is scheduled by it, and it is told.
+    for (time, stands) in [("2020-01-01T00:00:00Z", "ahead"), ("9999-12-30T00:00:00Z", "behind")] {
+        let raw = Raw::open(&scene.appliance);
+        raw.restore(&scene.whole);
+        raw.put(APPLIANCE, "clock", clock(time));
+        drop(raw);
+        scene.appliance.start();
+        scene.appliance.wait_for_state("ready");
+        let status = scene.appliance.get("/v1/status").json();
+        assert_eq!(status["clock"]["state"], stands, "{status}");
+        let told = format!("clock-{stands}");
+        wait_until("the trail to be told", || {
+            trail_lines(&scene.appliance.trail()).iter().any(|line| line["event"] == told)
+        });
+        scene.appliance.create_key(stands);
+        let body = json!({ "waiting_period_days": 1 });
+        let reply = scene.appliance.delete(&format!("/v1/keys/{stands}"), &body);
+        reply.expect_problem(409, "clock-doubted");
+        expect_plaintext(&reveal(&scene.appliance, "s"), "kept");
+        scene.appliance.stop();
+        scene.whole = Raw::open(&scene.appliance).picture();
+    }
+    let seals = |store_key: u32, seals: u64| {
+        let record = json!({ "store_key": store_key, "seals": seals }).to_string();
+        [&[0; 8], record.as_bytes()].concat()
+    };
+    for (what, value) in
+        [("none", seals(1, 0)), ("all", seals(1, u64::MAX)), ("other", seals(9, 5))]
+    {
+        scene.round(what, |raw| raw.put(APPLIANCE, "seals", value), Comes::State("ready"));
+        // The next one seals under whichever store key comes of it.
+        scene.appliance.start();
+        put_secret(&scene.appliance, what, "k", "kept").expect_status(201);
+        expect_plaintext(&reveal(&scene.appliance, what), "kept");
+        scene.appliance.stop();
+        scene.whole = Raw::open(&scene.appliance).picture();
+    }
 }

@@ -33,6 +33,12 @@ fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBuf) {
 fn set_recovery(appliance: &Appliance, public: &Path) {
     let said = appliance.cli(&["recovery", "set", public.to_str().expect("text")]);
     assert!(said.status.success(), "{}", text(&said));
+    // The trail says which key it was.
+    let lines = trail_lines(&appliance.trail());
+    let set = |line: &&Value| line["action"] == "recovery:set" && line["kind"] == "intent";
+    let intent = lines.iter().rfind(set).expect("an intent");
+    let view = appliance.get("/v1/recovery").json();
+    assert_eq!(intent["digest"], view["fingerprint"], "{intent}");
 }
 
 /// The token is lost and the store goes under a new one.
@@ -91,6 +97,14 @@ fn what_cannot_be_recovered_keeps_nothing_else_from_it() {
         assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
     };
     only_those(&appliance);
+    let told = || trail_lines(&appliance.trail()).into_iter().find(|it| it["event"] == "resealed");
+    wait_until("the trail to be told", || told().is_some());
+    let line = told().expect("told");
+    assert_eq!(
+        (&line["generation"], &line["items"], &line["failed_items"]),
+        (&json!(2), &json!(4), &json!(2))
+    );
+    assert!(line["digest"].is_string(), "{line}");
     let status = appliance.get("/v1/status").json();
     let sentence = status["without_the_token"].as_str().expect("a sentence");
     assert!(sentence.contains("not everything"), "{sentence}");

@@ -12,7 +12,7 @@ use super::scratch::Scratch;
 use super::{BackupError, at};
 use crate::audit::{self, Expectations, Head, VerifyKey};
 use crate::backup::{Archive, Damage};
-use crate::records::{self, Checked, HomeRecord, Records};
+use crate::records::{self, Checked, HomeRecord, Records, RestoredRecord};
 use crate::store::sled_store::SledStore;
 use crate::store::{Filling, Store};
 
@@ -51,7 +51,7 @@ impl Examined {
 /// Addresses that are put into the store at once.
 const BATCH: usize = 1024;
 
-/// Unpacks it and looks at everything. What does not hold is in the result.
+/// Unpacks it and looks at everything. What does not hold is in the result. A `note` is left in the store.
 ///
 /// # Errors
 /// Where nothing can be said about it: no token, no room.
@@ -61,6 +61,7 @@ pub fn examine(
     config: &Config,
     places: &Places,
     scratch: &mut Scratch,
+    note: Option<&RestoredRecord>,
 ) -> Result<Examined, DaemonError> {
     let head = archive.manifest.trail.head.parse();
     let head = head.map_err(|_| BackupError::NoAppliance)?;
@@ -77,7 +78,7 @@ pub fn examine(
     for (part, damage) in damages {
         found.find(part, damage.to_string());
     }
-    match look_through(archive, config, places, scratch, &mut found) {
+    match look_through(archive, config, places, scratch, (&mut found, note)) {
         Err(error) if !found.is_good() => {
             found.find("the rest", format!("it cannot be looked through: {error}"));
             found.complete = false;
@@ -92,7 +93,7 @@ fn look_through(
     config: &Config,
     places: &Places,
     scratch: &mut Scratch,
-    found: &mut Examined,
+    (found, note): (&mut Examined, Option<&RestoredRecord>),
 ) -> Result<(), DaemonError> {
     unpack_store(archive, config, &places.store, found)?;
     unpack_trail(archive, &places.trail)?;
@@ -107,7 +108,7 @@ fn look_through(
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    runtime.block_on(open_all(store, &home, config, scratch, found))
+    runtime.block_on(open_all(store, &home, config, scratch, (found, note)))
 }
 
 /// The settings of a store that lies elsewhere.
@@ -197,7 +198,7 @@ async fn open_all(
     home: &HomeRecord,
     config: &Config,
     scratch: &mut Scratch,
-    found: &mut Examined,
+    (found, note): (&mut Examined, Option<&RestoredRecord>),
 ) -> Result<(), DaemonError> {
     let client = scratch.custody(home).await?;
     let opened = Records::open(store, client, &config.records)?;
@@ -205,6 +206,10 @@ async fn open_all(
     let mut shown = Shown::new();
     let checked = opened.check_all(|checked| shown.progress(checked)).await;
     found.time = started.elapsed();
+    // For the trail, where this is to be restored: sealed, and so while there is a custody.
+    if let (Ok(_), Some(note)) = (&checked, note) {
+        opened.leave_note(note).await?;
+    }
     tokio::task::block_in_place(|| scratch.end_custody());
     shown.end();
     let checked = checked.map_err(|error| BackupError::Token(error.to_string()))?;

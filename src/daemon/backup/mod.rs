@@ -82,7 +82,7 @@ pub fn verify_backup(arguments: &Verify) -> Result<(String, bool), DaemonError> 
     come_up(&config)?;
     let (archive, damages) = Archive::open(&arguments.file).map_err(BackupError::from)?;
     let places = Places { store: scratch.path("store"), trail: scratch.path("trail") };
-    let examined = examine::examine(&archive, damages, &config, &places, &mut scratch)?;
+    let examined = examine::examine(&archive, damages, &config, &places, &mut scratch, None)?;
     Ok((told(&archive, &examined, &arguments.file), examined.is_good()))
 }
 

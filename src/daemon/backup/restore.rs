@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::DaemonError;
 use super::super::config::Config;
-use super::examine::{self, Examined, Places};
+use super::examine::{self, Places};
 use super::plan::{Plan, beside, sync_parent};
 use super::scratch::Scratch;
 use super::{BackupError, at, come_up, told};
@@ -14,8 +14,8 @@ use crate::audit::{self, AuditError};
 use crate::backup::Archive;
 use crate::cli::Restore;
 use crate::records::{self, RestoredRecord};
+use crate::store::StoreError;
 use crate::store::sled_store::{self, SledStore};
-use crate::store::{Store, StoreError};
 
 /// Restores a backup, or finishes a restore; the text for people, and whether it was done.
 pub fn restore_backup(arguments: &Restore) -> Result<(String, bool), DaemonError> {
@@ -49,7 +49,15 @@ fn restore(
     let (archive, damages) = Archive::open(file).map_err(BackupError::from)?;
     let target = Target::claim(&config, &archive, arguments)?;
     let building = Building::begin(&target)?;
-    let examined = examine::examine(&archive, damages, &config, &building.places, &mut scratch)?;
+    let left_behind = target.left_behind(&archive)?;
+    let places = &building.places;
+    let note = RestoredRecord {
+        digest: archive.digest(),
+        created_at: archive.manifest.created_at,
+        head: archive.manifest.trail.head.clone(),
+        left_behind: left_behind.as_ref().map(ToString::to_string),
+    };
+    let examined = examine::examine(&archive, damages, &config, places, &mut scratch, Some(&note))?;
     let mut text = told(&archive, &examined, file);
     if !examined.complete || !(examined.is_good() || arguments.accept_broken) {
         text.push_str(match examined.complete {
@@ -58,8 +66,6 @@ fn restore(
         });
         return Ok((text, false));
     }
-    let left_behind = target.left_behind(&archive, &examined);
-    note(&config, &building.places.store, &archive, &examined, left_behind.as_ref())?;
     for place in [&building.places.store, &building.places.trail] {
         hand_over(place, target.owner)?;
         sync_parent(place)?;
@@ -130,10 +136,12 @@ impl Target {
     }
 
     /// The last line of the trail that is there, where it goes on behind the backup's.
-    fn left_behind(&self, archive: &Archive, examined: &Examined) -> Option<audit::Head> {
-        let there = audit::last_head(&self.trail).ok().flatten()?;
-        let same = there.0 == archive.manifest.trail.id;
-        (same && there.1.seq > examined.head.seq).then_some(there.1)
+    fn left_behind(&self, archive: &Archive) -> Result<Option<audit::Head>, BackupError> {
+        let head: audit::Head =
+            archive.manifest.trail.head.parse().map_err(|_| BackupError::NoAppliance)?;
+        let there = audit::last_head(&self.trail).ok().flatten();
+        let there = there.filter(|(id, _)| *id == archive.manifest.trail.id);
+        Ok(there.map(|(_, there)| there).filter(|there| there.seq > head.seq))
     }
 
     fn plan(&self, building: &Building) -> Result<Plan, BackupError> {
@@ -214,26 +222,6 @@ fn appliance_at(config: &Config) -> Result<Option<String>, DaemonError> {
             Ok(None)
         }
     }
-}
-
-/// Leaves word in the restored store, for the trail.
-fn note(
-    config: &Config,
-    path: &Path,
-    archive: &Archive,
-    examined: &Examined,
-    left_behind: Option<&audit::Head>,
-) -> Result<(), DaemonError> {
-    let store = SledStore::open(&examine::settings(config, path))?;
-    let record = RestoredRecord {
-        digest: archive.digest(),
-        created_at: archive.manifest.created_at,
-        head: examined.head.to_string(),
-        left_behind: left_behind.map(ToString::to_string),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(super::super::io("starting the runtime"))?;
-    Ok(runtime.block_on(records::note_restored(&store as &dyn Store, &record))?)
 }
 
 fn has_something(path: &Path) -> Result<bool, BackupError> {

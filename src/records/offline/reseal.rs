@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::super::home::{HOME, counted, encode, plain, store_key_at};
 use super::super::keys::{stored_parts, version_key};
+use super::super::notes::RESEALED;
 use super::super::recovery::{RECOVERY, put_recovered_store_key};
 use super::super::rotation::{PassRecord, ROTATION, Stage};
 use super::super::sealing::seals_after;
-use super::super::{HomeRecord, MasterRecord, RecordError, RecoveryRecord, VersionRecord, address};
+use super::super::{
+    HomeRecord, MasterRecord, RecordError, RecoveryRecord, ResealedRecord, VersionRecord, address,
+};
 use super::{Offline, OfflineError};
 use crate::custody::generation_of;
 use crate::custody::protocol::KeyAddress;
@@ -66,7 +69,7 @@ impl Offline {
                 None => break,
             }
         }
-        self.end_reseal(token, generation, now, &left).await?;
+        self.end_reseal(token, generation, now, (done, &left)).await?;
         Ok(Resealed { generation, left })
     }
 
@@ -218,7 +221,7 @@ impl Offline {
         token: &dyn Token,
         generation: u32,
         now: jiff::Timestamp,
-        left: &[String],
+        (keys, left): (u64, &[String]),
     ) -> Result<(), OfflineError> {
         let home = self.home_under(token, generation, now)?;
         let mut batch = Batch::new()
@@ -233,7 +236,16 @@ impl Offline {
         }
         let batch = self.go_over_all_again(batch, generation)?;
         let batch = self.not_complete(batch, left)?;
-        let batch = self.with_seals(batch, 1)?;
+        let note = ResealedRecord {
+            generation,
+            fingerprint: self.recoverer.fingerprint(),
+            keys,
+            left: left.len() as u64,
+        };
+        let known = self.store.get(Table::Appliance, RESEALED)?.map(|stored| stored.revision);
+        let note = encode(RESEALED, &note)?;
+        let batch = self.put(batch, Table::Appliance, RESEALED, known, &note)?;
+        let batch = self.with_seals(batch, 3)?;
         Ok(self.store.commit(counted(batch)).await?)
     }
 
@@ -263,11 +275,11 @@ impl Offline {
     /// A pass that had not ended goes over all keys from the first, for the generation that is in use now:
     /// the one that it was for is not in this token.
     fn go_over_all_again(&self, batch: Batch, generation: u32) -> Result<Batch, OfflineError> {
-        let pass = plain::<PassRecord>(self.store.as_ref(), ROTATION);
-        let Ok(Some(pass)) = pass else { return Ok(batch) };
-        if pass.stage == Stage::Done {
-            return Ok(batch);
-        }
+        let Some(stored) = self.store.get(Table::Appliance, ROTATION)? else { return Ok(batch) };
+        let revision = stored.revision;
+        let opened = self.open_value(Table::Appliance, ROTATION, stored).ok();
+        let pass = opened.and_then(|value| serde_json::from_slice::<PassRecord>(&value).ok());
+        let Some(pass) = pass.filter(|pass| pass.stage != Stage::Done) else { return Ok(batch) };
         let pass = PassRecord {
             generation,
             stage: Stage::Rewrapping,
@@ -278,7 +290,7 @@ impl Offline {
             ..pass
         };
         let value = encode(ROTATION, &pass)?;
-        Ok(batch.put(Table::Appliance, ROTATION, Expect::Any, value))
+        self.put(batch, Table::Appliance, ROTATION, Some(revision), &value)
     }
 
     /// Where something was left, not every key can be recovered, and it is not said any more.
@@ -288,11 +300,9 @@ impl Offline {
             return Ok(batch);
         }
         let revision = stored.revision;
-        let opened = self.open_value(Table::Appliance, RECOVERY, stored);
-        let Ok(Ok(set)) = opened.map(|value| serde_json::from_slice::<RecoveryRecord>(&value))
-        else {
-            return Ok(batch);
-        };
+        let opened = self.open_value(Table::Appliance, RECOVERY, stored).ok();
+        let set = opened.and_then(|value| serde_json::from_slice::<RecoveryRecord>(&value).ok());
+        let Some(set) = set else { return Ok(batch) };
         let value = encode(RECOVERY, &RecoveryRecord { complete_at: None, ..set })?;
         self.put(batch, Table::Appliance, RECOVERY, Some(revision), &value)
     }
