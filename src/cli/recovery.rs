@@ -78,7 +78,11 @@ pub struct Drill {
   systemctl stop strongroom strongroom-custody
   openssl pkey -in recovery.key | strongroom recovery reseal \\
       --config /etc/strongroom/strongroom.toml --private-key -
-  systemctl start strongroom")]
+  systemctl start strongroom
+
+As root, what it writes to the store goes to the owner of the store's directory. Files that the token's
+module makes, as SoftHSM does, are root's: run it with `runuser -u USER --` as custody's user, who must be
+able to write the store then, or give them back: chown -R USER: /var/lib/softhsm/tokens")]
 pub struct Reseal {
     /// The configuration: its [store] and its [token], which is the new one
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -86,6 +90,9 @@ pub struct Reseal {
     /// The private half, unencrypted PEM; `-` is stdin
     #[arg(long, value_name = "FILE", value_parser = Source::of, value_hint = ValueHint::FilePath)]
     pub private_key: Source,
+    /// Where to read the token's PIN from, in place of what the configuration says
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub pin_file: Option<PathBuf>,
 }
 
 /// What is done with the private half, without a daemon.

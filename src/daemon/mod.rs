@@ -10,6 +10,7 @@ mod front;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hand_over;
 mod house;
 mod inspect;
 pub mod logging;

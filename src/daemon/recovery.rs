@@ -3,9 +3,11 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use super::config::Config;
+use super::hand_over::hand_over;
 use super::{DaemonError, io};
 use crate::cli::{OfflineRecovery, RecoverySource};
 use crate::records::{Offline, OfflineError, Resealed};
@@ -28,23 +30,36 @@ pub fn recover(work: &OfflineRecovery) -> Result<(String, bool), DaemonError> {
             drill_all(&offline)
         }
         OfflineRecovery::Reseal(reseal) => {
-            let config = Config::load(&reseal.config)?.config;
-            shut_in(&config.custody.arena)?;
-            let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into);
-            let credentials: Option<std::path::PathBuf> = credentials;
-            let mut offline = open(&config.store, &reseal.private_key)?;
-            let pin = read_pin(&config.token, credentials.as_deref())
-                .map_err(|error| io("reading the PIN")(std::io::Error::other(error)))?;
-            let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .build()
-                .map_err(io("starting the runtime"))?;
-            let now = jiff::Timestamp::now();
-            let resealed = runtime.block_on(offline.reseal(&token, now, show))?;
-            let _ = writeln!(std::io::stderr());
+            let mut config = Config::load(&reseal.config)?.config;
+            config.use_pin_file(reseal.pin_file.as_deref());
+            let store = config.store.path.clone();
+            let owner = store.symlink_metadata().map_err(io("looking at the store"))?;
+            let resealed = reseal_all(&config, &reseal.private_key);
+            // Also what was cut off: the next one may be run by the owner.
+            if owner.uid() != nix::unistd::geteuid().as_raw() {
+                hand_over(&store, (owner.uid(), owner.gid()))
+                    .map_err(io("giving the store back to its owner"))?;
+            }
+            let resealed = resealed?;
             Ok((told(&resealed), resealed.left.is_empty()))
         }
     }
+}
+
+/// Puts the store under the token that the configuration names; the store is closed when it is done.
+fn reseal_all(config: &Config, private_key: &RecoverySource) -> Result<Resealed, DaemonError> {
+    shut_in(&config.custody.arena)?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+    let mut offline = open(&config.store, private_key)?;
+    let pin = read_pin(&config.token, credentials.as_deref())
+        .map_err(|error| io("reading the PIN")(std::io::Error::other(error)))?;
+    let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map_err(io("starting the runtime"))?;
+    let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
+    let _ = writeln!(std::io::stderr());
+    Ok(resealed)
 }
 
 /// What came of a reseal, for people.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::DaemonError;
 use super::super::config::Config;
+use super::super::hand_over::hand_over;
 use super::examine::{self, Places};
 use super::plan::{Plan, beside, sync_parent};
 use super::scratch::Scratch;
@@ -67,7 +68,7 @@ fn restore(
         return Ok((text, false));
     }
     for place in [&building.places.store, &building.places.trail] {
-        hand_over(place, target.owner)?;
+        hand_over(place, target.owner).map_err(at(place))?;
         sync_parent(place)?;
     }
     let plan = target.plan(&building)?;
@@ -237,18 +238,4 @@ fn owner_of(store: &Path) -> Result<(u32, u32), BackupError> {
     let parent = store.parent().unwrap_or(Path::new("/"));
     let found = store.metadata().or_else(|_| parent.metadata()).map_err(at(parent))?;
     Ok((found.uid(), found.gid()))
-}
-
-/// Gives all of a directory to its owner, where we are somebody else, and has it on disk.
-fn hand_over(path: &Path, (uid, gid): (u32, u32)) -> Result<(), BackupError> {
-    let metadata = path.symlink_metadata().map_err(at(path))?;
-    if (metadata.uid(), metadata.gid()) != (uid, gid) {
-        std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(at(path))?;
-    }
-    if metadata.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(at(path))? {
-            hand_over(&entry.map_err(at(path))?.path(), (uid, gid))?;
-        }
-    }
-    File::open(path).and_then(|file| file.sync_all()).map_err(at(path))
 }
