@@ -4,6 +4,7 @@
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
 mod behind;
+mod census;
 mod check;
 mod clock;
 #[cfg(any(test, fuzzing))]
@@ -32,6 +33,7 @@ use crate::custody::{Client, CustodyError};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
+pub use census::{Census, Dependents};
 pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
@@ -42,7 +44,7 @@ pub use notes::{Note, ResealedRecord, RestoredRecord};
 pub use offline::{Offline, OfflineError, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use recovery::RecoveryRecord;
-pub use rotation::{Census, Dependents, Line, PassRecord, Purpose, Stage};
+pub use rotation::{Line, PassRecord, Purpose, Stage};
 pub use secrets::SecretRecord;
 
 use behind::Behind;
