@@ -27,7 +27,7 @@ use std::sync::{Arc, RwLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::custody::protocol::RecordAddress;
+use crate::custody::protocol::{RecordAddress, StoreKey};
 use crate::custody::store_key_of;
 use crate::custody::{Client, CustodyError};
 use crate::key::Name;
@@ -213,6 +213,17 @@ impl Records {
         known: Option<u64>,
         record: &T,
     ) -> Result<Batch, RecordError> {
+        let store_key = self.key_to_seal().await?;
+        self.put_sealed_under(&store_key, batch, (table, key, known), record).await
+    }
+
+    async fn put_sealed_under<T: Serialize>(
+        &self,
+        store_key: &StoreKey,
+        batch: Batch,
+        (table, key, known): (Table, &str, Option<u64>),
+        record: &T,
+    ) -> Result<Batch, RecordError> {
         self.must_not_be_behind(table, key)?;
         let (revision, expect) = match known {
             Some(known) => (known + 1, Expect::Revision(known)),
@@ -224,7 +235,7 @@ impl Records {
         let value = serde_json::to_vec(record)
             .map_err(|_| RecordError::Broken(format!("{}/{key}", table.as_str())))?;
         let address = address(table, key, revision);
-        let sealed = self.custody.seal_record(&self.key_to_seal().await?, address, value).await?;
+        let sealed = self.custody.seal_record(store_key, address, value).await?;
         Ok(batch.put(table, key, expect, sealed))
     }
 

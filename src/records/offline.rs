@@ -26,6 +26,8 @@ pub enum OfflineError {
     PrivateKey(#[from] KeyError),
     #[error("{0} has no recovery wrap: it was made before a recovery key was set")]
     NoWrap(String),
+    #[error("{0}: its recovery wrap was changed outside Strongroom")]
+    Changed(String),
     #[error("{what}: {fault}")]
     NotOpened { what: String, fault: Fault },
     #[error("{0}")]
@@ -48,7 +50,8 @@ impl OfflineError {
     /// Whether it is about what was to be recovered alone: all else can be, all the same.
     fn is_of_one(&self) -> bool {
         match self {
-            OfflineError::NoWrap(_) | OfflineError::Record(RecordError::Broken(_)) => true,
+            OfflineError::NoWrap(_) | OfflineError::Changed(_) => true,
+            OfflineError::Record(RecordError::Broken(_)) => true,
             OfflineError::NotOpened { fault, .. } => {
                 matches!(fault, Fault::SealBroken | Fault::Recovery(_) | Fault::BadKey(_))
             }
@@ -164,10 +167,15 @@ fn open_store_key(
     id: u32,
 ) -> Result<RecoveredStoreKey, OfflineError> {
     let what = || format!("store key {id}");
-    let wrap = read_store_key_recovery(store, id)?;
+    let wrap = match read_store_key_recovery(store, id) {
+        Err(RecordError::Broken(_)) => return Err(OfflineError::Changed(what())),
+        found => found?,
+    };
     if wrap.is_empty() {
         return Err(OfflineError::NoWrap(what()));
     }
-    let opened = recoverer.store_key(id, &wrap);
-    opened.map_err(|fault| OfflineError::NotOpened { what: what(), fault })
+    recoverer.store_key(id, &wrap).map_err(|fault| match fault {
+        Fault::SealBroken => OfflineError::Changed(what()),
+        fault => OfflineError::NotOpened { what: what(), fault },
+    })
 }

@@ -140,7 +140,9 @@ impl Records {
         record: &PassRecord,
     ) -> Result<Batch, RecordError> {
         let known = self.store.get(Table::Appliance, ROTATION)?.map(|stored| stored.revision);
-        self.sealed_put(batch, Table::Appliance, ROTATION, known, record).await
+        let at = (Table::Appliance, ROTATION, known);
+        let store_key = self.key_for_pass().await?;
+        self.put_sealed_under(&store_key, batch, at, record).await
     }
 
     /// Reads the home record anew: after a commit of which it is open whether it was done.

@@ -72,10 +72,22 @@ impl Records {
     /// The store key for one more seal, counted. Whoever comes while the store keys change waits no longer
     /// than for custody itself.
     pub(super) async fn key_to_seal(&self) -> Result<StoreKey, RecordError> {
+        self.counted_key(true).await
+    }
+
+    /// The same for a pass over all keys, which waits for no other store key: it may be what brings a
+    /// token or a recovery key with which one can be made. Its seals count, and go a little over the bound
+    /// of one store key.
+    pub(super) async fn key_for_pass(&self) -> Result<StoreKey, RecordError> {
+        self.counted_key(false).await
+    }
+
+    async fn counted_key(&self, may_be_next: bool) -> Result<StoreKey, RecordError> {
         let until = Instant::now() + self.custody.deadline();
         let mut count = timeout_at(until, self.count.lock()).await.map_err(|_| busy())?;
         let mut home = self.home().ok_or(RecordError::NotInitialised)?;
-        if count.store_key == home.newest_store_key().id && count.used >= self.seals_per_store_key {
+        let is_full = count.used >= self.seals_per_store_key;
+        if may_be_next && count.store_key == home.newest_store_key().id && is_full {
             home = self.next_store_key(&home, until).await?;
         }
         let newest = home.newest_store_key();
@@ -83,7 +95,8 @@ impl Records {
             *count = Count { store_key: newest.id, used: 0, reserved: 0 };
         }
         if count.used >= count.reserved {
-            let seals = (count.reserved + BLOCK).min(self.seals_per_store_key);
+            let most = self.seals_per_store_key.max(count.used + 1);
+            let seals = (count.reserved + BLOCK).min(most);
             let value = encode(SEALS, &Reserved { store_key: newest.id, seals })?;
             let batch = Batch::new().put(Table::Appliance, SEALS, Expect::Any, value);
             self.store.commit(batch).await?;

@@ -166,6 +166,9 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
         let found = rounds.map(|round| base64(format!("{name} {round}"))).any(|p| p == plaintext);
         assert!(found, "{name} is as acknowledged or newer");
     }
+    wait_until("the trail to be told", || {
+        events(&restored.trail()).iter().any(|event| event == "restored")
+    });
     // A deleted secret goes on counting where it was.
     let put = put_secret(&restored, "deleted", "k", "again").expect_status(201).json();
     assert_eq!(put["revision"], 3);
@@ -177,8 +180,12 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
     let head = of_restore["line"].as_u64().expect("a line");
     let interrupted = |line: &&serde_json::Value| line["result"] == "interrupted";
     let between = lines.iter().skip(head as usize).take_while(|line| line["event"] != "restored");
-    let of_the_start =
-        ["segment", "start", "config-loaded", "policy-loaded", "token-lost", "token-back"];
+    // A rotation that was under way goes on as soon as custody is there, which the note is opened with.
+    let of_the_start = [
+        ["segment", "start", "config-loaded", "policy-loaded"],
+        ["token-lost", "token-back", "master-in-use", "rotation-done"],
+    ]
+    .concat();
     for line in between {
         let of_the_start = of_the_start.iter().any(|event| line["event"] == *event);
         assert!(interrupted(&line) || of_the_start, "{line}");
@@ -324,6 +331,9 @@ fn what_runs_or_lies_there_is_kept_and_what_was_done_since_is_told() {
     appliance.start();
     appliance.get("/v1/keys/later").expect_problem(404, "not-found");
     appliance.get("/v1/keys/k").expect_status(200);
+    wait_until("the trail to be told", || {
+        events(&appliance.trail()).iter().any(|event| event == "left-behind")
+    });
     appliance.stop();
     expect_sound_trail(&appliance, &public_key);
     let lines = trail_lines(&appliance.trail());

@@ -127,8 +127,32 @@ fn a_store_key_that_cannot_be_recovered_takes_only_what_it_sealed() {
     }
     let store_keys = master(&appliance)["generations"][0]["store_keys"].as_u64().expect("a number");
     appliance.stop();
+    // Whatever is changed in it, and where nothing is left of it, it is named alike.
+    let at = format!("recovery-store-key/{store_keys:010}");
+    let whole = Raw::open(&appliance).bytes(APPLIANCE, &at);
+    let text_of = String::from_utf8_lossy(&whole[8..]).into_owned();
+    let first_number = text_of.find("\"wrap\":[").expect("it is there") + 8 + 8;
+    let (digit, comma) =
+        (300..600).fold((0, 0), |(digit, comma), at| match whole[first_number + at] {
+            b',' => (digit, first_number + at),
+            b'0'..=b'8' => (first_number + at, comma),
+            _ => (digit, comma),
+        });
+    for place in [digit, comma] {
+        let raw = Raw::open(&appliance);
+        raw.flip(APPLIANCE, &at, place);
+        drop(raw);
+        let (store, private) = (appliance.path("store"), private.display().to_string());
+        let store = store.display().to_string();
+        let arguments = ["recovery", "drill", "--store", &store, "--private-key", &private];
+        let drilled = text(&offline(&appliance, appliance.token(), &arguments));
+        let named =
+            format!("CANNOT be recovered: store key {store_keys}: its recovery wrap was changed");
+        assert!(drilled.contains(&named), "{drilled}");
+        Raw::open(&appliance).put(APPLIANCE, &at, whole.clone());
+    }
     // The newest one: without it nothing could be sealed.
-    Raw::open(&appliance).remove(APPLIANCE, &format!("recovery-store-key/{store_keys:010}"));
+    Raw::open(&appliance).remove(APPLIANCE, &at);
     let (resealed, _token) = reseal(&mut appliance, &private);
     let said = text(&resealed);
     assert_eq!(resealed.status.code(), Some(1), "{said}");
