@@ -156,6 +156,9 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
     expect_done(&backup(&restored, &["restore", text(&file)]));
     restored.start();
     assert_eq!(restored.get("/v1/status").json()["state"], "ready");
+    wait_until("the trail to be told", || {
+        events(&restored.trail()).iter().any(|event| event == "restored")
+    });
     expect_plaintext(&decrypt(&restored, "k", &of_first, Some(1)), "of version 1");
     assert_eq!(restored.get("/v1/keys/old").json()["state"], "compromised");
     restored.get("/v1/secrets/deleted").expect_problem(404, "not-found");
@@ -166,9 +169,6 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
         let found = rounds.map(|round| base64(format!("{name} {round}"))).any(|p| p == plaintext);
         assert!(found, "{name} is as acknowledged or newer");
     }
-    wait_until("the trail to be told", || {
-        events(&restored.trail()).iter().any(|event| event == "restored")
-    });
     // A deleted secret goes on counting where it was.
     let put = put_secret(&restored, "deleted", "k", "again").expect_status(201).json();
     assert_eq!(put["revision"], 3);
