@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::client::LinkState;
+use super::link_state::LinkState;
 use super::protocol::{Outage, Reason, TokenFacts};
 
 /// What is told.
@@ -14,6 +14,8 @@ use super::protocol::{Outage, Reason, TokenFacts};
 pub enum Turn {
     /// Service by the token has stopped.
     Lost(Outage),
+    /// The outage turned out to be one that an operator has to end.
+    Turned(Outage),
     /// It is back, or there for the first time.
     Back(TokenFacts),
 }
@@ -26,6 +28,8 @@ pub struct Breaker {
 
 struct Inside {
     stand: Stand,
+    /// The reasons that were told in this outage.
+    told: Vec<Reason>,
     listener: Option<UnboundedReceiver<Turn>>,
 }
 
@@ -43,7 +47,7 @@ enum Stand {
 impl Breaker {
     pub fn new() -> Self {
         let (turns, listener) = unbounded_channel();
-        let inside = Inside { stand: Stand::Unknown, listener: Some(listener) };
+        let inside = Inside { stand: Stand::Unknown, told: Vec::new(), listener: Some(listener) };
         Self { inside: Mutex::new(inside), turns }
     }
 
@@ -62,25 +66,39 @@ impl Breaker {
 
     /// Takes notice of a state. A lock is no outage, and does not end one.
     pub fn see(&self, state: &LinkState) {
-        let outage = match state {
-            LinkState::Unlocked { token, .. } => return self.back(token),
-            LinkState::Locked => return,
-            LinkState::Down(outage) | LinkState::BrownOut { outage, .. } => outage.clone(),
-            LinkState::PinRefused(why) => Outage::new(Reason::PinRefused, why.clone()),
-            LinkState::Unfit(why) => Outage::new(Reason::MasterUnfit, why.clone()),
-        };
+        if let LinkState::Unlocked { token, .. } = state {
+            return self.back(token);
+        }
+        let Some(outage) = state.outage() else { return };
         // Before custody was there for the first time, that it is not there tells nothing.
         if self.inside().stand != Stand::Unknown || !outage.reason.is_about_the_link() {
             self.lost(outage);
         }
     }
 
-    /// Service by the token is away, whatever was known before.
+    /// Service by the token is away, whatever was known before. What is known of the token is not
+    /// forgotten because nobody answers; what an operator has to end is told once in an outage.
     pub fn lost(&self, outage: Outage) {
         let mut inside = self.inside();
-        if !matches!(inside.stand, Stand::Away { .. }) {
-            inside.stand = Stand::Away { since: Timestamp::now(), reason: outage.reason };
-            let _ = self.turns.send(Turn::Lost(outage));
+        let reason = outage.reason;
+        match &mut inside.stand {
+            Stand::Away { reason: known, .. } if reason == *known => return,
+            Stand::Away { reason: known, .. }
+                if reason.is_about_the_link() && !known.is_about_the_link() =>
+            {
+                return;
+            }
+            Stand::Away { reason: known, .. } => *known = reason,
+            stand => {
+                *stand = Stand::Away { since: Timestamp::now(), reason };
+                inside.told = vec![reason];
+                let _ = self.turns.send(Turn::Lost(outage));
+                return;
+            }
+        }
+        if reason.needs_operator() && !inside.told.contains(&reason) {
+            inside.told.push(reason);
+            let _ = self.turns.send(Turn::Turned(outage));
         }
     }
 
@@ -113,11 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn each_outage_is_told_once_with_its_first_reason() {
+    fn each_outage_is_told_once_and_again_where_an_operator_has_to_act() {
         let breaker = Breaker::new();
         let mut turns = breaker.turns().unwrap();
         let mut told = || match turns.try_recv().ok() {
             Some(Turn::Lost(outage)) => outage.reason.as_str(),
+            Some(Turn::Turned(outage)) => {
+                assert_eq!(outage.reason, Reason::MasterUnfit);
+                "turned"
+            }
             Some(Turn::Back(_)) => "back",
             None => "nothing",
         };
@@ -131,12 +153,16 @@ mod tests {
             breaker.see(&down(Reason::TokenAbsent));
             breaker.see(&LinkState::Unfit("why".to_owned()));
         }
+        breaker.see(&down(Reason::CustodyGone));
+        let known = breaker.away().map(|(_, reason)| reason);
+        assert_eq!(known, Some(Reason::MasterUnfit), "what was known last of the token");
         breaker.see(&LinkState::Locked);
         assert!(breaker.away().is_some(), "a lock is not its end");
         breaker.see(&unlocked());
         breaker.see(&LinkState::Locked);
         breaker.see(&unlocked());
-        assert_eq!([told(), told(), told()], ["token-failed", "back", "nothing"]);
+        let all = [told(), told(), told(), told()];
+        assert_eq!(all, ["token-failed", "turned", "back", "nothing"]);
         assert_eq!(breaker.away(), None);
     }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::custodian::Custodian;
 use super::faults::outage_of;
 use super::probe::Unseen;
-use super::protocol::{Fault, Outage, Reply};
+use super::protocol::{Fault, Outage, Reason, Reply};
 
 /// How this process stands to its token.
 #[derive(Debug, Clone, Default)]
@@ -48,16 +48,26 @@ impl Custodian {
         if !matches!(*self.stand(), Stand::Well) {
             return;
         }
-        let outage = outage_of(fault);
+        let mut outage = outage_of(fault);
         // A token that never opened is for the front to tell of: it may be the hundredth try.
         let Some(opened) = self.opened() else {
             *self.stand() = Stand::PastUse(outage);
             return;
         };
+        let may_serve_on = opened.allowed() > 0;
+        let look = match may_serve_on || outage.reason.is_vague() {
+            true => self.probe.look(),
+            false => Ok(()),
+        };
+        if let Err(Unseen::Absent(found)) = &look
+            && (outage.reason.is_vague() && found.reason == Reason::TokenAbsent)
+        {
+            outage =
+                Outage::new(found.reason, format!("{}; before that: {}", found.why, outage.why));
+        }
         let (reason, why) = (outage.reason.as_str(), outage.why.clone());
-        let look = if opened.allowed() > 0 { self.probe.look() } else { Ok(()) };
         // Where nobody can look, nobody would see it come back.
-        if let Err(Unseen::Absent(_)) = look {
+        if may_serve_on && matches!(look, Err(Unseen::Absent(_))) {
             let keys = opened.lose_token(Instant::now());
             *self.stand() = Stand::BrownOut(outage.clone());
             tracing::error!(reason, why, keys, "the token is away; some keys serve without it");

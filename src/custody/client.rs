@@ -16,9 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use super::breaker::{Breaker, Turn};
 use super::connection::Connection;
 use super::link::keep_link;
-use super::protocol::{
-    Answer, Fault, Home, Outage, Passing, Reason, Reply, SignerFacts, Status, TokenFacts, Verb,
-};
+use super::link_state::LinkState;
+use super::protocol::{Answer, Fault, Home, Outage, Passing, Reason, Reply, Status, Verb};
 use super::turning::Locks;
 use super::wire::WireError;
 use crate::secret::Pin;
@@ -31,7 +30,7 @@ pub enum CustodyError {
     Fault(#[from] Fault),
     /// Nobody answered in time.
     #[error("custody cannot be reached: {0}")]
-    Away(String),
+    Away(Outage),
     /// It ended before it answered.
     #[error("custody has gone")]
     Gone,
@@ -39,23 +38,6 @@ pub enum CustodyError {
     TooLong,
     #[error("custody answered something else than was asked")]
     Confused,
-}
-
-/// What the front knows of custody at the moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkState {
-    /// Not connected, or connected and not unlocked yet; with the reason.
-    Down(Outage),
-    /// Locked, because an operator said so.
-    Locked,
-    /// The token refused the PIN: an operator has to act, it is not tried again.
-    PinRefused(String),
-    /// The token answers, and does not hold the master key that it should.
-    Unfit(String),
-    /// The token is away, and what custody holds open serves on where it may.
-    BrownOut { outage: Outage, token: TokenFacts },
-    /// Ready to work.
-    Unlocked { token: TokenFacts, signer: Option<SignerFacts> },
 }
 
 /// How the front reaches custody.
@@ -100,6 +82,9 @@ pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// What an answer is given at least, however long the request has waited for custody.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long an unlock waits for the successor of a custody that ends.
+const SUCCESSION: Duration = Duration::from_secs(10);
+
 /// Before a call that failed is tried again with a token that is well.
 const NEXT_TRY: Duration = Duration::from_millis(50);
 
@@ -137,9 +122,9 @@ impl Client {
         self.shared.breaker.turns()
     }
 
-    /// Since when service by the token has stopped, if it has, and the word for why.
-    pub fn token_away(&self) -> Option<(Timestamp, &'static str)> {
-        self.shared.breaker.away().map(|(since, reason)| (since, reason.as_str()))
+    /// Since when service by the token has stopped, if it has, and why, as it is known now.
+    pub fn token_away(&self) -> Option<(Timestamp, Reason)> {
+        self.shared.breaker.away()
     }
 
     /// When custody last said something; it is asked every second.
@@ -182,12 +167,17 @@ impl Client {
     /// Asks custody whether or not it is unlocked, once.
     pub async fn ask_any(&self, verb: &Verb) -> Result<Reply, CustodyError> {
         let until = Instant::now() + self.shared.settings.deadline;
+        let connection = self.connected(until).await?;
+        let answer = connection.ask(verb, self.patience(verb, until)).await;
+        self.read(&connection, answer)
+    }
+
+    /// The link, unlocked or not, as soon as there is one.
+    async fn connected(&self, until: Instant) -> Result<Arc<Connection>, CustodyError> {
         let mut connections = self.shared.connection.subscribe();
         let found = async { connections.wait_for(Option::is_some).await.ok()?.clone() };
         let connection = timeout_at(until, found).await.ok().flatten();
-        let connection = connection.ok_or_else(|| self.away())?;
-        let answer = connection.ask(verb, self.patience(verb, until)).await;
-        self.read(&connection, answer)
+        connection.ok_or_else(|| self.away())
     }
 
     /// What custody is like if it answers at once; what tells how the appliance does never waits.
@@ -213,15 +203,19 @@ impl Client {
         let pin = pin.map(Passing::new);
         let (appliance, by_operator) = (home.clone(), true);
         let verb = Verb::Unlock { appliance, pin, by_operator, look_first: false };
-        let asked = self.shared.connection.borrow().clone();
-        let answer = match (self.ask_any(&verb).await, asked) {
-            // One that was started while the token was away may not see it; the next one does.
-            (Err(CustodyError::Fault(Fault::TokenUnavailable(_))), Some(asked)) => {
-                let until = Instant::now() + self.shared.settings.deadline;
-                self.see_the_end_of(&asked, until).await;
-                self.ask_any(&verb).await
+        let until = Instant::now() + self.shared.settings.deadline.max(SUCCESSION);
+        let connection = self.connected(until).await?;
+        let asked = connection.ask(&verb, LONG_PATIENCE).await;
+        let answer = match self.read(&connection, asked) {
+            // One that was started while the token was away may not see it, or another PIN file in the
+            // place of the one that it knew; the next one does. No PIN was tried.
+            Err(CustodyError::Fault(Fault::TokenUnavailable(_))) => {
+                self.see_the_end_of(&connection, until).await;
+                let next = self.connected(until).await?;
+                let asked = next.ask(&verb, LONG_PATIENCE).await;
+                self.read(&next, asked)
             }
-            (answer, _) => answer,
+            answer => answer,
         };
         let state = match answer {
             Ok(Reply::Unlocked { token, signer }) => Some(LinkState::Unlocked { token, signer }),
@@ -283,7 +277,7 @@ impl Client {
         loop {
             let is_settled = |state: &LinkState| !matches!(state, LinkState::Down(_));
             let refusal = match timeout_at(until, states.wait_for(is_settled)).await {
-                Ok(Ok(state)) => refusal(&state),
+                Ok(Ok(state)) => state.refusal(),
                 _ => return Err(self.away()),
             };
             match (refusal, self.ready()) {
@@ -310,8 +304,8 @@ impl Client {
 
     fn away(&self) -> CustodyError {
         match self.state() {
-            LinkState::Down(outage) => CustodyError::Away(outage.why),
-            _ => CustodyError::Away("it has just ended".to_owned()),
+            LinkState::Down(outage) => CustodyError::Away(outage),
+            _ => CustodyError::Away(Outage::new(Reason::CustodyGone, "it has just ended")),
         }
     }
 
@@ -327,7 +321,9 @@ impl Client {
                 Ok(answer?)
             }
             Err(WireError::TooLong) => Err(CustodyError::TooLong),
-            Err(error @ WireError::Silent) => Err(CustodyError::Away(error.to_string())),
+            Err(error @ WireError::Silent) => {
+                Err(CustodyError::Away(Outage::new(Reason::CustodySilent, error.to_string())))
+            }
             Err(_) => Err(CustodyError::Gone),
         }
     }
@@ -362,15 +358,4 @@ fn may_be_repeated(verb: &Verb) -> bool {
             | Verb::MakeMaster { .. }
             | Verb::DestroyMaster { .. }
     )
-}
-
-/// What a request is told in a state in which custody does not work; `None` where it does.
-fn refusal(state: &LinkState) -> Option<Fault> {
-    match state {
-        LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => None,
-        LinkState::Locked => Some(Fault::Locked),
-        LinkState::PinRefused(why) => Some(Fault::PinRefused(why.clone())),
-        LinkState::Unfit(why) => Some(Fault::Master(why.clone())),
-        LinkState::Down(outage) => Some(Fault::TokenUnavailable(outage.clone())),
-    }
 }

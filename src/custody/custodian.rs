@@ -181,7 +181,13 @@ impl Custodian {
         };
         match &answer {
             Err(fault @ Fault::TokenUnavailable(_)) => self.lose_token(fault),
-            Err(Fault::PinRefused(_) | Fault::Unlocked | Fault::TokenAbsent(_)) | Ok(_) => {}
+            Err(
+                Fault::PinRefused(_)
+                | Fault::PinUnavailable(_)
+                | Fault::Unlocked
+                | Fault::TokenAbsent(_),
+            )
+            | Ok(_) => {}
             Err(fault) if unlocking => self.lose_token(fault),
             Err(_) => {}
         }
@@ -201,7 +207,7 @@ impl Custodian {
             return Ok(());
         }
         Err(match unseen {
-            Unseen::Absent(why) => Fault::TokenAbsent(Outage::new(Reason::TokenAbsent, why)),
+            Unseen::Absent(outage) => Fault::TokenAbsent(outage),
             // The next process has another to look; of the token this says nothing.
             Unseen::Lost(why) => Fault::TokenUnavailable(Outage::new(Reason::CustodyGone, why)),
         })

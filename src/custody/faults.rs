@@ -35,8 +35,10 @@ impl From<TokenError> for Fault {
 /// The outage that a fault amounts to.
 pub fn outage_of(fault: &Fault) -> Outage {
     match fault {
-        Fault::TokenUnavailable(outage) => outage.clone(),
-        Fault::Master(why) => Outage::new(Reason::KeyLost, why.clone()),
+        Fault::TokenUnavailable(outage) | Fault::TokenAbsent(outage) => outage.clone(),
+        Fault::Master(why) => Outage::new(Reason::MasterUnfit, why.clone()),
+        Fault::PinRefused(why) => Outage::new(Reason::PinRefused, why.clone()),
+        Fault::PinUnavailable(why) => Outage::new(Reason::PinUnavailable, why.clone()),
         other => Outage::new(Reason::TokenFailed, other.to_string()),
     }
 }
@@ -44,7 +46,8 @@ pub fn outage_of(fault: &Fault) -> Outage {
 /// What a fault that only a new process gets over is about.
 fn reason_of(cause: &Cause) -> Reason {
     match cause {
-        Cause::Answer(_) => Reason::KeyLost,
+        // A key that was there is not found any more.
+        Cause::Answer(_) => Reason::MasterUnfit,
         Cause::Code(row, _) => match row.name {
             "CKR_USER_NOT_LOGGED_IN" => Reason::LoginLost,
             "CKR_TOKEN_NOT_PRESENT" | "CKR_DEVICE_REMOVED" | "CKR_SLOT_ID_INVALID" => {

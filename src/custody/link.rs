@@ -4,8 +4,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::client::{LONG_PATIENCE, LinkState, Shared, Wanted};
+use super::client::{LONG_PATIENCE, Shared, Wanted};
 use super::connection::Connection;
+use super::link_state::LinkState;
 use super::protocol::{Answer, Fault, Home, Outage, Reason, Reply, Verb};
 use super::wire::WireError;
 
@@ -140,6 +141,7 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
     let state = match connection.ask(&verb, LONG_PATIENCE).await {
         Ok(Ok(Reply::Unlocked { token, signer })) => LinkState::Unlocked { token, signer },
         Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
+        Ok(Err(Fault::PinUnavailable(why))) => LinkState::PinUnavailable(why),
         Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
         Ok(Err(Fault::TokenUnavailable(outage) | Fault::TokenAbsent(outage))) => {
             LinkState::Down(outage)
@@ -204,7 +206,7 @@ impl Shared {
     pub fn down(&self, outage: Outage) {
         self.breaker.see(&LinkState::Down(outage.clone()));
         self.state.send_if_modified(|state| match state {
-            LinkState::Locked | LinkState::PinRefused(_) | LinkState::Unfit(_) => false,
+            state if state.is_settled() => false,
             LinkState::Down(known) if *known == outage => false,
             LinkState::Down(known)
                 if outage.reason.is_about_the_link() && !known.reason.is_about_the_link() =>
@@ -291,7 +293,7 @@ mod tests {
         assert!(client.ask(Verb::RecoveryKey).await.is_err());
         let state = client.state();
         assert!(matches!(&state, LinkState::BrownOut { outage, .. } if *outage == away()));
-        assert_eq!(client.token_away().map(|(_, reason)| reason), Some("token-absent"));
+        assert_eq!(client.token_away().map(|(_, reason)| reason), Some(Reason::TokenAbsent));
     }
 
     #[tokio::test]

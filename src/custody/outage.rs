@@ -30,8 +30,6 @@ pub enum Reason {
     TokenFailed,
     /// Somebody logged out, or the session died.
     LoginLost,
-    /// A key that was there is not found any more.
-    KeyLost,
     /// The module cannot be loaded, or cannot do what is needed.
     ModuleFailed,
     /// A call into the module did not come back.
@@ -42,25 +40,51 @@ pub enum Reason {
     CustodySilent,
     /// The token refused the PIN.
     PinRefused,
-    /// The token does not hold this appliance's master key.
+    /// There is no PIN to be had: the file or credential is missing, or lies open to others.
+    PinUnavailable,
+    /// The token does not hold this appliance's keys, or not as they should be.
     MasterUnfit,
 }
 
 impl Reason {
+    pub const ALL: [Reason; 10] = [
+        Reason::TokenAbsent,
+        Reason::TokenFailed,
+        Reason::LoginLost,
+        Reason::ModuleFailed,
+        Reason::ModuleHung,
+        Reason::CustodyGone,
+        Reason::CustodySilent,
+        Reason::PinRefused,
+        Reason::PinUnavailable,
+        Reason::MasterUnfit,
+    ];
+
     /// The word in the trail: `token-absent`.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::TokenAbsent => "token-absent",
             Reason::TokenFailed => "token-failed",
             Reason::LoginLost => "login-lost",
-            Reason::KeyLost => "key-lost",
             Reason::ModuleFailed => "module-failed",
             Reason::ModuleHung => "module-hung",
             Reason::CustodyGone => "custody-gone",
             Reason::CustodySilent => "custody-silent",
             Reason::PinRefused => "pin-refused",
+            Reason::PinUnavailable => "pin-unavailable",
             Reason::MasterUnfit => "master-unfit",
         }
+    }
+
+    /// Whether it stays until an operator has acted.
+    pub fn needs_operator(self) -> bool {
+        matches!(self, Reason::PinRefused | Reason::PinUnavailable | Reason::MasterUnfit)
+    }
+
+    /// Whether another process may know better: that a call failed, or found no key, may be because the
+    /// whole token is gone.
+    pub fn is_vague(self) -> bool {
+        matches!(self, Reason::TokenFailed | Reason::MasterUnfit)
     }
 
     /// Whether it says nothing of the token: only that nobody answers.

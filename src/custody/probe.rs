@@ -16,8 +16,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::process::StartError;
+use super::protocol::{Outage, Reason};
 use crate::sandbox::{self, Needs};
-use crate::token::{self, pkcs11};
+use crate::token::{self, TokenError, pkcs11};
 
 /// How long a look may take: a module that hangs is as good as none.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ pub struct Probe(Mutex<Option<UnixStream>>);
 #[derive(Debug)]
 pub enum Unseen {
     /// It is not there, or its module does not do its work.
-    Absent(String),
+    Absent(Outage),
     /// The process that looks is gone or stuck: nobody looks any more, as long as this process lives.
     Lost(String),
 }
@@ -83,10 +84,21 @@ impl Probe {
         }
         match answer {
             Ok(why) if why.is_empty() => Ok(()),
-            Ok(why) => Err(Unseen::Absent(why)),
+            Ok(told) => Err(Unseen::Absent(understood(&told))),
             Err(error) => Err(lost(&error.to_string())),
         }
     }
+}
+
+/// An outage in an answer: its word, a blank and why.
+fn told(reason: Reason, why: &str) -> String {
+    format!("{} {why}", reason.as_str())
+}
+
+fn understood(told: &str) -> Outage {
+    let (word, why) = told.split_once(' ').unwrap_or(("", told));
+    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
+    Outage::new(reason.unwrap_or(Reason::TokenFailed), why)
 }
 
 fn ask(stream: &mut UnixStream) -> io::Result<String> {
@@ -107,7 +119,7 @@ fn serve(mut line: UnixStream, look: impl Fn() -> String) {
         left = still_left(left);
         let answer = match left < MOST_LEFT {
             true => in_a_child(&look, &mut left),
-            false => "whoever looks for the token hangs".to_owned(),
+            false => told(Reason::ModuleHung, "whoever looks for the token hangs"),
         };
         if tell(&mut line, &answer).is_err() {
             return;
@@ -129,9 +141,25 @@ fn still_left(mut left: usize) -> usize {
 /// An empty text where the token is there, else why it is not.
 fn look(token: &token::Settings, sandbox: &sandbox::Settings, needs: &Needs) -> String {
     if let Err(error) = sandbox::enter(sandbox, needs) {
-        return error.to_string();
+        return told(Reason::TokenFailed, &error.to_string());
     }
-    pkcs11::look(token).err().map_or_else(String::new, |error| error.to_string())
+    let Err(error) = pkcs11::look(token) else { return String::new() };
+    let why = error.to_string();
+    // SoftHSM does not even initialise itself where the directory of its tokens is not there.
+    let is_found = |fault: &token::Fault| fault.call == "C_OpenSession";
+    let reason = match &error {
+        TokenError::Module { .. } => Reason::ModuleFailed,
+        TokenError::Unavailable(fault)
+        | TokenError::Fatal(fault)
+        | TokenError::Operator(fault)
+        | TokenError::Unsupported(fault)
+            if is_found(fault) =>
+        {
+            Reason::TokenFailed
+        }
+        _ => Reason::TokenAbsent,
+    };
+    told(reason, &why)
 }
 
 fn tell(line: &mut UnixStream, text: &str) -> io::Result<()> {
@@ -146,11 +174,14 @@ fn tell(line: &mut UnixStream, text: &str) -> io::Result<()> {
 #[allow(unsafe_code)] // fork(2)
 fn in_a_child(look: &impl Fn() -> String, left: &mut usize) -> String {
     let Ok((mut ours, mut theirs)) = UnixStream::pair() else {
-        return "no process could be made to look for it".to_owned();
+        return told(Reason::TokenFailed, "no process could be made to look for it");
     };
     // SAFETY: this process has one thread.
     match unsafe { fork() } {
-        Err(errno) => format!("no process could be made to look for it: {errno}"),
+        Err(errno) => {
+            let why = format!("no process could be made to look for it: {errno}");
+            told(Reason::TokenFailed, &why)
+        }
         Ok(ForkResult::Child) => {
             let _ = prctl::set_pdeathsig(Signal::SIGKILL);
             let sent = tell(&mut theirs, &look());
@@ -160,7 +191,7 @@ fn in_a_child(look: &impl Fn() -> String, left: &mut usize) -> String {
             drop(theirs);
             let Some(status) = reap(child) else {
                 *left += 1;
-                return "the module hung when the token was looked for".to_owned();
+                return told(Reason::ModuleHung, "the module hung when the token was looked for");
             };
             // Whatever it said is here by now; nobody waits for what somebody else may still hold open.
             let mut answer = Vec::new();
@@ -169,7 +200,7 @@ fn in_a_child(look: &impl Fn() -> String, left: &mut usize) -> String {
                 (WaitStatus::Exited(_, 0), Some(text)) => {
                     String::from_utf8_lossy(text).into_owned()
                 }
-                _ => "the module crashed when the token was looked for".to_owned(),
+                _ => told(Reason::ModuleFailed, "the module crashed when the token was looked for"),
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The longest packet, in bytes: below the kernel's default socket buffer.
 pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");
@@ -330,6 +330,9 @@ pub enum Fault {
     TokenCall(String),
     #[error("the token refused the PIN: {0}")]
     PinRefused(String),
+    /// The configured PIN cannot be read, so none was tried.
+    #[error("there is no PIN: {0}")]
+    PinUnavailable(String),
     /// The token answers, and its master key is missing, doubtful or not fit.
     #[error("the master key is not usable: {0}")]
     Master(String),

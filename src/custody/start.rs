@@ -105,10 +105,10 @@ fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted
                 match sandbox::entered().is_some() && file.is_replaced() {
                     // The next process can open it.
                     true => Fault::TokenUnavailable(Outage::new(
-                        Reason::PinRefused,
+                        Reason::PinUnavailable,
                         format!("{error}; custody starts anew for it"),
                     )),
-                    false => Fault::PinRefused(error.to_string()),
+                    false => Fault::PinUnavailable(error.to_string()),
                 }
             })?,
         };

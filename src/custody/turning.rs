@@ -3,7 +3,8 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use super::client::{Client, LinkState, Shared, Wanted};
+use super::client::{Client, Shared, Wanted};
+use super::link_state::LinkState;
 use super::protocol::Home;
 
 /// How often custody was locked, as it stood when something began.

@@ -40,6 +40,15 @@ pub async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
                 away = Some(Instant::now());
                 EventNote::because(Event::TokenLost, Code(reason))
             }
+            Some(Turn::Turned(outage)) => {
+                let reason = outage.reason.as_str();
+                tracing::error!(
+                    reason,
+                    why = outage.why,
+                    "the token is away until an operator acts"
+                );
+                EventNote::because(Event::TokenLost, Code(reason))
+            }
             Some(Turn::Back(token)) => {
                 let seconds = away.map(|since| since.elapsed().as_secs());
                 tracing::info!(

@@ -20,6 +20,11 @@ struct State {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Away {
+    reason: &'static str,
+}
+
 /// The whole page; made anew at every scrape, from counts that are kept anyway.
 pub fn render(view: &MetricsView) -> String {
     let mut registry = Registry::with_prefix("strongroom");
@@ -31,6 +36,11 @@ pub fn render(view: &MetricsView) -> String {
     let state = Family::<State, Gauge>::default();
     state.get_or_create(&State { state: view.state }).set(1);
     registry.register("state", "1 at the state that the appliance is in", state);
+    let away = Family::<Away, Gauge>::default();
+    if let Some(reason) = view.token_away {
+        away.get_or_create(&Away { reason }).set(1);
+    }
+    registry.register("token_away", "1 at the reason why service by the token has stopped", away);
     let mut gauge = |name, help, value: u64| {
         let gauge = Gauge::<i64>::default();
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));

@@ -47,7 +47,7 @@ const PROBLEMS: [(&str, &str); 14] = [
     ("500", "internal, record-broken, outcome-unrecorded"),
     (
         "503",
-        "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, master-key, token-unavailable, \
+        "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, pin-unavailable, master-key, token-unavailable, \
          trail-unavailable, store-unavailable, store-full; with Retry-After",
     ),
 ];

@@ -193,13 +193,20 @@ impl Problem {
     }
 }
 
+/// Seconds after which to ask again where an operator has to act before.
+const NEEDS_OPERATOR: u32 = 10;
+
 impl From<&Error> for Problem {
     fn from(error: &Error) -> Self {
         let (status, next) = status_and_next(error);
         let problem = Self::new(status, error.code(), error.public_text(), next);
         match error {
             Error::TooManyRefusals { seconds } => problem.retry(*seconds),
-            _ if status == StatusCode::SERVICE_UNAVAILABLE => problem.retry(1),
+            // It may be over soon, or needs somebody who acts.
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => {
+                let passes = error.cause().is_none_or(|cause| cause.row().passes);
+                problem.retry(if passes { 1 } else { NEEDS_OPERATOR })
+            }
             _ => problem,
         }
     }
@@ -215,6 +222,9 @@ impl From<NoTurn> for Problem {
 
 fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
     use StatusCode as S;
+    if let Some(cause) = error.cause() {
+        return (S::SERVICE_UNAVAILABLE, cause.row().next);
+    }
     match error.code() {
         "denied" => (
             S::FORBIDDEN,
@@ -254,23 +264,6 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             "check that it was made for this key and version, with the same label, and not changed",
         ),
         "bad-key" => (S::UNPROCESSABLE_ENTITY, "export the key again, as unencrypted PKCS#8 PEM"),
-        "pin-refused" => (
-            S::SERVICE_UNAVAILABLE,
-            "check the PIN by hand, then `strongroom unlock`; a further wrong PIN may lock the token",
-        ),
-        "not-initialised" => (S::SERVICE_UNAVAILABLE, "run `strongroom init`"),
-        "locked" => (S::SERVICE_UNAVAILABLE, "an operator unlocks it with `strongroom unlock`"),
-        "master-key" | "token-unavailable" => {
-            (S::SERVICE_UNAVAILABLE, "try again; an operator sees why with `strongroom doctor`")
-        }
-        "store-full" => (
-            S::SERVICE_UNAVAILABLE,
-            "nothing was changed; once an operator has freed room on the store's disk, send it again",
-        ),
-        "trail-unavailable" | "store-unavailable" => (
-            S::SERVICE_UNAVAILABLE,
-            "try again; an operator sees why in the journal: a full disk, or permissions",
-        ),
         "outcome-unrecorded" => (
             S::INTERNAL_SERVER_ERROR,
             "do not repeat it; show what it was about to see it as it is now",

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::home::{encode, plain, put_store_key};
 use super::{HomeRecord, RecordError, Records};
-use crate::custody::protocol::{Fault, StoreKey};
+use crate::custody::protocol::{Fault, Outage, Reason, StoreKey};
 use crate::custody::{CustodyError, generation_of};
 use crate::store::{Batch, Expect, Store, Table};
 
@@ -134,7 +134,8 @@ impl Records {
             let batch = self.put_store_key_recovery(batch, &store_key, recovery).await?;
             Ok((batch, store_key))
         };
-        let too_late = |_| CustodyError::Away("custody did not answer in time".to_owned());
+        let why = "custody did not answer in time";
+        let too_late = |_| CustodyError::Away(Outage::new(Reason::CustodySilent, why));
         let (batch, store_key) = timeout_at(until, made).await.map_err(too_late)??;
         self.store.commit(batch).await?;
         next.store_keys.push(store_key);

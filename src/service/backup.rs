@@ -17,7 +17,7 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use crate::audit::{AuditError, Details, Head, Trail};
 use crate::backup::{Facts, TrailPart, Writer};
-use crate::custody::{Client, CustodyError};
+use crate::custody::{Client, CustodyError, Outage, Reason};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{HomeRecord, MasterRecord, RecordError};
 use crate::store::Store;
@@ -144,7 +144,10 @@ fn gone(error: io::Error) -> Error {
 /// Without the token there is no signature, and the trail is not to blame.
 fn unsigned(error: AuditError) -> Error {
     match error {
-        AuditError::NotSigned(why) => Error::Custody(CustodyError::Away(why.to_string())),
+        AuditError::NotSigned(why) => {
+            let outage = Outage::new(Reason::TokenFailed, why.to_string());
+            CustodyError::Away(outage).into()
+        }
         other => other.into(),
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::cause::Cause;
 use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
@@ -50,11 +51,12 @@ impl Request for Doctor {
             }],
         };
         let (state, detail) = appliance.state();
+        let (cause, _) = appliance.trouble(&appliance.custody.state());
         if !matches!(state, "ready" | "locked") {
             // Custody only knows that it is not open; the front knows why.
             checks.retain(|check| check.name != "token" || check.verdict == Verdict::Ok);
         }
-        checks.extend(check_of_state(state, detail));
+        checks.extend(check_of_state(state, detail, cause));
         checks.push(check_of_clock(&appliance.clock_view()));
         checks.extend((appliance.house)());
         Ok(DoctorView {
@@ -64,20 +66,12 @@ impl Request for Doctor {
 }
 
 /// What is wrong with the state, in the words of its cause; nothing when it is ready.
-fn check_of_state(state: &str, detail: String) -> Option<Check> {
-    let (verdict, remedy) = match state {
-        "ready" => return None,
-        "not-initialised" => (Verdict::Warn, "`strongroom init`"),
-        "locked" => (Verdict::Fail, "`strongroom unlock`"),
-        "pin-refused" => {
-            (Verdict::Fail, "[token] pin_file or pin_credential, then `strongroom unlock`")
-        }
-        "brown-out" => (Verdict::Warn, "the token; what may serve without it does"),
-        "token-unavailable" | "master-unfit" => {
-            (Verdict::Fail, "[token] module, label or serial, and the module's own environment")
-        }
-        "changes-refused" => (Verdict::Fail, "room on the store's disk, or [store] reserve_bytes"),
-        _ => (Verdict::Fail, "the disk; see the journal"),
+fn check_of_state(state: &str, detail: String, cause: Option<Cause>) -> Option<Check> {
+    let (verdict, remedy) = match (state, cause) {
+        ("brown-out", _) => (Verdict::Warn, "the token; what may serve without it does"),
+        (_, None) => return None,
+        (_, Some(cause @ Cause::NotInitialised)) => (Verdict::Warn, cause.row().mends),
+        (_, Some(cause)) => (Verdict::Fail, cause.row().mends),
     };
     let found = if detail.is_empty() { state.to_owned() } else { format!("{state}: {detail}") };
     Some(Check { name: "state".to_owned(), verdict, found, remedy: remedy.to_owned() })

@@ -1,8 +1,9 @@
 //! Why a request was not done: what lies below, wrapped; `http::problem` alone turns it into codes.
 
+use super::cause::Cause;
 use crate::audit::AuditError;
-use crate::custody::CustodyError;
 use crate::custody::protocol::Fault;
+use crate::custody::{CustodyError, Reason};
 use crate::key::{LabelsError, RotateError, TransitionError, UseError, WaitingPeriodError};
 use crate::policy::Denied;
 use crate::records::RecordError;
@@ -58,6 +59,9 @@ pub enum Error {
     NotLocked,
     #[error("the token refused the PIN: {0}")]
     PinRefused(String),
+    /// No PIN was tried. Only who asked for an unlock is told why.
+    #[error("there is no PIN: {why}")]
+    PinUnavailable { why: String, told: bool },
     #[error("the master key is not usable: {0}")]
     Master(String),
     /// There is one rotation of the master key at a time.
@@ -109,6 +113,9 @@ impl From<CustodyError> for Error {
             CustodyError::Fault(Fault::Locked) => Error::Locked,
             CustodyError::Fault(Fault::NotInitialised) => Error::NotInitialised,
             CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused(why),
+            CustodyError::Fault(Fault::PinUnavailable(why)) => {
+                Error::PinUnavailable { why, told: false }
+            }
             CustodyError::Fault(Fault::Master(why)) => Error::Master(why),
             CustodyError::Fault(Fault::BadKey(why)) => Error::BadKey(why),
             CustodyError::Fault(Fault::Exists(what)) => Error::AlreadyInitialised(what),
@@ -120,8 +127,41 @@ impl From<CustodyError> for Error {
 }
 
 impl Error {
+    /// What keeps the appliance from doing it, where it is the appliance.
+    pub fn cause(&self) -> Option<Cause> {
+        Some(match self {
+            Error::NotInitialised => Cause::NotInitialised,
+            Error::Locked => Cause::Locked,
+            Error::PinRefused(_) => Cause::Token(Reason::PinRefused),
+            Error::PinUnavailable { .. } => Cause::Token(Reason::PinUnavailable),
+            Error::Master(_) => Cause::Token(Reason::MasterUnfit),
+            Error::Audit(_) => Cause::Trail,
+            Error::Record(RecordError::Broken(_)) => return None,
+            Error::Record(RecordError::Store(StoreError::Scarce(_) | StoreError::Full)) => {
+                Cause::Room
+            }
+            Error::Record(_) => Cause::Store,
+            Error::Custody(
+                CustodyError::Away(outage)
+                | CustodyError::Fault(
+                    Fault::TokenUnavailable(outage)
+                    | Fault::TokenAbsent(outage)
+                    | Fault::BrownOut(outage),
+                ),
+            ) => Cause::Token(outage.reason),
+            Error::Custody(CustodyError::Gone) => Cause::Token(Reason::CustodyGone),
+            Error::Custody(CustodyError::Fault(Fault::TokenCall(_))) => {
+                Cause::Token(Reason::TokenFailed)
+            }
+            _ => return None,
+        })
+    }
+
     /// The stable code of the wire and the trail.
     pub fn code(&self) -> &'static str {
+        if let Some(cause) = self.cause() {
+            return cause.row().code;
+        }
         match self {
             Error::Denied(_) => "denied",
             Error::TooManyRefusals { .. } => "too-many-refusals",
@@ -137,70 +177,42 @@ impl Error {
             Error::TooLong { .. } => "plaintext-too-long",
             Error::DecryptionFailed => "decryption-failed",
             Error::BadKey(_) => "bad-key",
-            Error::NotInitialised => "not-initialised",
             Error::AlreadyInitialised(_) => "already-initialised",
-            Error::Locked => "locked",
             Error::NotLocked => "not-locked",
-            Error::PinRefused(_) => "pin-refused",
-            Error::Master(_) => "master-key",
             Error::Recovery(_) => "recovery-key",
             Error::Rotating(_) => "rotation-running",
             Error::StillNeeded { .. } => "master-needed",
             Error::ClockDoubted(_) => "clock-doubted",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
-            Error::Audit(_) => "trail-unavailable",
             Error::OutcomeOwed(_) => "outcome-unrecorded",
-            Error::Record(RecordError::Broken(_)) => "record-broken",
-            Error::Record(RecordError::Store(StoreError::Scarce(_) | StoreError::Full)) => {
-                "store-full"
+            Error::Record(_) | Error::Custody(CustodyError::Fault(Fault::SealBroken)) => {
+                "record-broken"
             }
-            Error::Record(_) => "store-unavailable",
-            Error::Custody(
-                CustodyError::Away(_)
-                | CustodyError::Gone
-                | CustodyError::Fault(
-                    Fault::TokenUnavailable(_)
-                    | Fault::TokenAbsent(_)
-                    | Fault::BrownOut(_)
-                    | Fault::TokenCall(_),
-                ),
-            ) => "token-unavailable",
-            Error::Custody(CustodyError::Fault(Fault::SealBroken)) => "record-broken",
-            Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal",
+            _ => "internal",
         }
     }
 
     /// What a caller is told: all of it where the caller can act on it, and of the appliance's own
     /// troubles only their kind.
     pub fn public_text(&self) -> String {
-        match self {
-            Error::Audit(_) => "the audit trail cannot be written, so nothing is done".to_owned(),
-            Error::OutcomeOwed(_) => {
+        match (self, self.cause()) {
+            (Error::Record(RecordError::Store(error @ StoreError::Scarce(_))), _) => {
+                error.to_string()
+            }
+            (Error::PinUnavailable { told: true, .. }, _) => self.to_string(),
+            (_, Some(cause)) => cause.row().text.to_owned(),
+            (Error::OutcomeOwed(_), _) => {
                 "it is done; the audit trail could not be told of its outcome \
-                 yet, and is told as soon as it can be written"
+                                           yet, and is told as soon as it can be written"
                     .to_owned()
             }
-            Error::Record(RecordError::Broken(_)) => {
+            (Error::Record(_), _) => {
                 "a stored record does not hold together; it is not served".to_owned()
             }
-            Error::Record(RecordError::Store(
-                error @ (StoreError::Scarce(_) | StoreError::Full),
-            )) => error.to_string(),
-            Error::Record(_) => "the store cannot be used at the moment".to_owned(),
-            Error::Custody(
-                CustodyError::Away(_)
-                | CustodyError::Gone
-                | CustodyError::Fault(
-                    Fault::TokenUnavailable(_)
-                    | Fault::TokenAbsent(_)
-                    | Fault::BrownOut(_)
-                    | Fault::TokenCall(_),
-                ),
-            ) => "the token cannot be used at the moment".to_owned(),
-            Error::PinRefused(_) => "the token refused the PIN; an operator has to act".to_owned(),
-            Error::Master(_) => "the master key cannot be used; an operator has to act".to_owned(),
-            Error::Custody(_) | Error::Arena(_) | Error::Abandoned => "internal error".to_owned(),
-            other => other.to_string(),
+            (Error::Custody(_) | Error::Arena(_) | Error::Abandoned, _) => {
+                "internal error".to_owned()
+            }
+            (other, _) => other.to_string(),
         }
     }
 

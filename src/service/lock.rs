@@ -95,7 +95,11 @@ impl Request for Unlock {
             None => None,
         };
         let home = appliance.records.home().map(|home| home.for_custody());
-        appliance.custody.unlock(locks, home, pin).await?;
+        let unlocked = appliance.custody.unlock(locks, home, pin).await;
+        unlocked.map_err(|error| match error.into() {
+            Error::PinUnavailable { why, .. } => Error::PinUnavailable { why, told: true },
+            other => other,
+        })?;
         let _no_lock_begins = appliance.locking.lock().await;
         if appliance.custody.locks() != locks {
             return Err(Error::Locked);

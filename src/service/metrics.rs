@@ -14,6 +14,8 @@ pub struct MetricsView {
     pub requests: BTreeMap<(&'static str, &'static str), u64>,
     /// The same word as in the status.
     pub state: &'static str,
+    /// Why service by the token has stopped: the same word as in the status.
+    pub token_away: Option<&'static str>,
     /// Seconds since when service by the token has stopped; 0 while it serves.
     pub token_away_seconds: u64,
     pub uptime_seconds: u64,
@@ -39,6 +41,7 @@ impl Request for ReadMetrics {
         Ok(MetricsView {
             requests: appliance.standing.counts(),
             state: appliance.state().0,
+            token_away: appliance.reason_away(),
             token_away_seconds: appliance.custody.token_away().map_or(0, |(since, _)| {
                 let seconds = appliance.now().as_second() - since.as_second();
                 u64::try_from(seconds).unwrap_or(0).max(1)

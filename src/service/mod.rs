@@ -7,6 +7,7 @@
 mod after_start;
 mod backup;
 mod binary;
+mod cause;
 mod clock;
 mod crypt;
 mod doctor;
@@ -33,6 +34,7 @@ mod view;
 
 pub use backup::{BackupMade, CreateBackup};
 pub use binary::{Binary, Disclosed, SecretBinary};
+pub use cause::{Cause, Row};
 pub use clock::{Clock, ClockView, ConfirmClock};
 pub use crypt::{
     Decrypt, DecryptBody, DecryptItem, DecryptReply, Decrypted, Encrypt, EncryptBody, Encrypted,

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::cause::Cause;
 use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
@@ -18,13 +19,17 @@ pub struct Status;
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StatusView {
     pub version: &'static str,
-    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `token-unavailable`, `master-unfit`,
-    /// `store-unavailable`, `trail-unavailable`, `brown-out` (the token is away, and keys that may serve
+    /// `ready`, `not-initialised`, `locked`, `pin-refused`, `pin-unavailable`, `token-unavailable`,
+    /// `master-unfit`, `store-unavailable`, `trail-unavailable`, `brown-out` (the token is away, and keys that may serve
     /// without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// What to do about it; absent when ready.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    #[schema(required = false)]
+    pub next: &'static str,
     /// Since when service by the token has stopped, and why; absent while it serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_away: Option<AwayView>,
@@ -63,7 +68,7 @@ pub struct SandboxView {
 pub struct AwayView {
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
-    /// The same word as in the trail's event, like `token-absent`.
+    /// The word of the trail's event, like `token-absent`; the newest, where more than one was told.
     pub reason: &'static str,
 }
 
@@ -129,41 +134,59 @@ impl Appliance {
 
     /// The state in a word, and what an operator should know of it.
     pub fn state(&self) -> (&'static str, String) {
-        match self.custody.state() {
-            LinkState::Down(outage) => ("token-unavailable", outage.why),
-            LinkState::Locked => {
-                ("locked", "an operator locked it: `strongroom unlock`".to_owned())
+        self.state_at(&self.custody.state())
+    }
+
+    fn state_at(&self, link: &LinkState) -> (&'static str, String) {
+        let word = |cause: Option<Cause>| cause.map_or("ready", |cause| cause.row().state);
+        match (link, self.trouble(link)) {
+            (LinkState::BrownOut { outage, .. }, (None | Some(Cause::Room), _)) => {
+                ("brown-out", outage.why.clone())
             }
-            LinkState::PinRefused(why) => ("pin-refused", why),
-            LinkState::Unfit(why) => ("master-unfit", why),
-            LinkState::Unlocked { .. } => self.state_of_disks(),
-            LinkState::BrownOut { outage, .. } => match self.state_of_disks() {
-                ("ready" | "changes-refused", _) => ("brown-out", outage.why),
-                worse => worse,
-            },
+            (_, (cause, detail)) => (word(cause), detail),
         }
     }
 
-    fn state_of_disks(&self) -> (&'static str, String) {
+    /// What keeps it from all of its work, worst first, and why. In a brown-out the token does not count.
+    pub(super) fn trouble(&self, link: &LinkState) -> (Option<Cause>, String) {
+        if matches!(link, LinkState::Locked) {
+            return (Some(Cause::Locked), "an operator locked it".to_owned());
+        }
+        if let Some(outage) = link.outage().filter(|_| !matches!(link, LinkState::BrownOut { .. }))
+        {
+            return (Some(Cause::Token(outage.reason)), outage.why);
+        }
         if let Err(error) = self.store.health() {
-            return ("store-unavailable", error.to_string());
+            return (Some(Cause::Store), error.to_string());
         }
         if self.records.home().is_none() {
-            let next = "generate the master key: `strongroom init`";
-            return ("not-initialised", next.to_owned());
+            let why = "there is no master key yet";
+            return (Some(Cause::NotInitialised), why.to_owned());
         }
         if let Some(error) = self.trail.status().failure {
-            return ("trail-unavailable", error.to_string());
+            return (Some(Cause::Trail), error.to_string());
         }
         match self.store.room().filter(Room::is_scarce) {
-            Some(room) => ("changes-refused", room.to_string()),
-            None => ("ready", String::new()),
+            Some(room) => (Some(Cause::Room), room.to_string()),
+            None => (None, String::new()),
         }
     }
 
     /// Whether the store takes changes: the rest of the appliance may work without.
     pub fn takes_changes(&self) -> bool {
         self.store.health().is_ok() && !self.store.room().is_some_and(|room| room.is_scarce())
+    }
+
+    /// The state's own reason: what was known before is known to the trail.
+    fn token_away_at(&self, link: &LinkState) -> Option<AwayView> {
+        let (since, known) = self.custody.token_away()?;
+        let reason = link.outage().map_or(known, |outage| outage.reason).as_str();
+        Some(AwayView { since, reason })
+    }
+
+    /// Why service by the token has stopped, if it has.
+    pub(super) fn reason_away(&self) -> Option<&'static str> {
+        self.token_away_at(&self.custody.state()).map(|away| away.reason)
     }
 
     fn store_view(&self) -> StoreView {
@@ -176,8 +199,12 @@ impl Appliance {
     }
 
     pub(super) async fn status(&self) -> StatusView {
-        let (state, detail) = self.state();
-        let custody = match self.custody.state() {
+        let link = self.custody.state();
+        let (state, detail) = self.state_at(&link);
+        let away = || link.outage().map(|outage| Cause::Token(outage.reason));
+        let next = self.trouble(&link).0.or_else(away).map_or("", |cause| cause.row().next);
+        let token_away = self.token_away_at(&link);
+        let custody = match link {
             LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => self.custody.glance().await,
             _ => None,
         };
@@ -190,7 +217,8 @@ impl Appliance {
             version: env!("CARGO_PKG_VERSION"),
             state,
             detail,
-            token_away: self.custody.token_away().map(|(since, reason)| AwayView { since, reason }),
+            next,
+            token_away,
             uptime_seconds: self.standing.uptime_seconds(),
             appliance: home.as_ref().map(|home| home.appliance.clone()),
             generation: home.as_ref().map(|home| home.generation),

@@ -16,7 +16,7 @@ fn the_appliance_tells_how_it_does() {
     let keys = json!({"name": "early", "algorithm": "RSA-2048"});
     let early = appliance.post("/v1/keys", &keys);
     early.expect_problem(503, "not-initialised");
-    assert_eq!(early.header("retry-after").as_deref(), Some("1"));
+    assert_eq!(early.header("retry-after").as_deref(), Some("10"), "an operator has to act");
     for (method, path) in [
         ("GET", "/v1/keys/early"),
         ("POST", "/v1/keys/early/rotate"),

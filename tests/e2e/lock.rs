@@ -86,7 +86,9 @@ fn an_operators_pin_unlocks_and_a_wrong_one_does_not() {
     appliance.post("/v1/lock", &json!({})).expect_status(200);
     // The configured PIN is out of the game.
     std::fs::remove_file(appliance.token().pin_file()).unwrap();
-    appliance.post("/v1/unlock", &json!({})).expect_problem(503, "pin-refused");
+    let missing = appliance.post("/v1/unlock", &json!({}));
+    missing.expect_problem(503, "pin-unavailable");
+    assert!(missing.text().contains("No such file"), "{}", missing.text());
     let tries = tries(&appliance);
     let output = appliance.cli_with(&["unlock", "--pin-file", "-"], WRONG.as_bytes());
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
@@ -143,7 +145,9 @@ fn a_pin_that_lies_open_is_not_used() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let before = tries(&appliance);
     appliance.start();
-    appliance.wait_for_state("pin-refused");
+    appliance.wait_for_state("pin-unavailable");
+    let away = appliance.get("/v1/status").json()["token_away"]["reason"].clone();
+    assert_eq!(away, "pin-unavailable");
     let detail = appliance.get("/v1/status").json()["detail"].to_string();
     assert!(detail.contains("has mode 0644: chmod 0600 it"), "{detail}");
     assert!(detail.contains(&file.display().to_string()), "{detail}");
@@ -196,4 +200,34 @@ fn no_pin_was_told(appliance: &Appliance) {
             assert!(!told.contains(pin) && !told.contains(&base64(pin)));
         }
     }
+}
+
+#[test]
+fn a_pin_file_that_was_put_in_another_s_place_is_seen_by_the_first_unlock() {
+    let mut appliance = Appliance::new();
+    let file = appliance.token().pin_file();
+    let replace = |pin: &str| {
+        let new = file.with_extension("new");
+        write_private(&new, pin);
+        std::fs::rename(new, &file).expect("renamed");
+    };
+    appliance.stop();
+    replace(WRONG);
+    appliance.start();
+    appliance.wait_for_state("pin-refused");
+    replace(PIN);
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    // The same where there was none, and with one that is wrong: that is tried once, and once only.
+    appliance.stop();
+    std::fs::remove_file(&file).expect("removed");
+    appliance.start();
+    appliance.post("/v1/unlock", &json!({}));
+    replace(WRONG);
+    let before = tries(&appliance);
+    appliance.post("/v1/unlock", &json!({})).expect_problem(503, "pin-refused");
+    assert!(tries(&appliance) > before && one_try_was_wrong(&appliance));
+    let before = tries(&appliance);
+    replace(PIN);
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    assert!(tries(&appliance) > before && !one_try_was_wrong(&appliance));
 }

@@ -103,7 +103,7 @@ fn a_token_directory_that_goes_and_comes_back_is_one_outage() {
     wait_until("the trail's account of it", || turns(&appliance).len() >= before.len() + 2);
     let turns = turns(&appliance);
     let [lost, back] = &turns[before.len()..] else { panic!("{turns:?}") };
-    assert!(lost.starts_with("token-lost token-"), "{lost}");
+    assert_eq!(lost, "token-lost token-absent");
     assert_eq!(back, "token-back");
 }
 
@@ -183,6 +183,7 @@ fn another_token_in_its_place_is_recognised_and_never_used() {
     appliance.token().initialise_another(appliance.token().label());
     appliance.wait_for_state("master-unfit");
     tells_its_state(&appliance, "master-unfit");
+    agree(&appliance, "master-unfit");
     decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "master-key");
     // The same with keys of the right names in it.
     let keys =
@@ -200,6 +201,24 @@ fn another_token_in_its_place_is_recognised_and_never_used() {
     works_again(&appliance, &ciphertext);
 }
 
+/// State, reason, metrics and the trail's newest word of an outage that waits for an operator agree.
+fn agree(appliance: &Appliance, word: &str) {
+    wait_until("the trail's word", || {
+        turns(appliance).last().is_some_and(|turn| *turn == format!("token-lost {word}"))
+    });
+    let status = appliance.get("/v1/status").json();
+    assert_eq!((&status["state"], &status["token_away"]["reason"]), (&json!(word), &json!(word)));
+    assert!(
+        status["next"].as_str().is_some_and(|next| next.starts_with("an operator")),
+        "{status}"
+    );
+    let metrics = appliance.get("/metrics").text();
+    assert!(
+        metrics.contains(&format!("strongroom_token_away{{reason=\"{word}\"}} 1")),
+        "{metrics}"
+    );
+}
+
 #[test]
 fn a_deleted_master_key_is_missed_and_welcomed_back() {
     let (appliance, ciphertext) = watchful();
@@ -213,7 +232,11 @@ fn a_deleted_master_key_is_missed_and_welcomed_back() {
         "strongroom master/1",
     ]);
     appliance.wait_for_state("master-unfit");
-    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "master-key");
+    agree(&appliance, "master-unfit");
+    let refused = decrypt(&appliance, "k", &ciphertext, None);
+    refused.expect_problem(503, "master-key");
+    assert!(!refused.text().contains("try again"), "{}", refused.text());
+    assert_ne!(refused.header("retry-after").as_deref(), Some("1"));
     let status = appliance.get("/v1/status").json();
     assert!(status["detail"].as_str().unwrap().contains("never makes a new one"), "{status}");
     move_back(&appliance, &copy);
@@ -240,6 +263,7 @@ fn a_pin_that_became_wrong_waits_for_an_operator_and_no_longer() {
     kill(Pid::from_raw(appliance.custody_pid() as i32), Signal::SIGKILL).expect("killed");
     appliance.wait_for_state("pin-refused");
     tells_its_state(&appliance, "pin-refused");
+    agree(&appliance, "pin-refused");
     let refused = decrypt(&appliance, "k", &ciphertext, None);
     refused.expect_problem(503, "pin-refused");
     assert!(turns(&appliance).last().is_some_and(|turn| turn.starts_with("token-lost")));

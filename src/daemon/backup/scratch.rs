@@ -89,7 +89,9 @@ async fn opened(client: &Client) -> Result<(), DaemonError> {
         loop {
             match &*states.borrow_and_update() {
                 LinkState::Unlocked { .. } => return Ok(()),
-                LinkState::PinRefused(why) | LinkState::Unfit(why) => return Err(why.clone()),
+                LinkState::PinRefused(why)
+                | LinkState::PinUnavailable(why)
+                | LinkState::Unfit(why) => return Err(why.clone()),
                 LinkState::Locked => return Err("custody is locked".to_owned()),
                 LinkState::Down(why) | LinkState::BrownOut { outage: why, .. } => {
                     last = why.to_string();

@@ -1,0 +1,171 @@
+//! What keeps the appliance from all or a part of its work: one table of causes, and for each what status,
+//! health, metrics, trail and callers are told. The word of the trail's `token-lost` is the reason's.
+
+use crate::custody::Reason;
+
+/// Why it does not do all of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Service by the token has stopped.
+    Token(Reason),
+    Locked,
+    NotInitialised,
+    Store,
+    /// The store has too little room for changes.
+    Room,
+    Trail,
+}
+
+/// What is said of a cause.
+pub struct Row {
+    cause: Cause,
+    /// The state in `status` and `metrics`.
+    pub state: &'static str,
+    /// The code of the problem document.
+    pub code: &'static str,
+    /// What callers are told.
+    pub text: &'static str,
+    /// What to do about it.
+    pub next: &'static str,
+    /// The setting or the thing that `doctor` names.
+    pub mends: &'static str,
+    /// Whether it may pass by itself, so that callers should try again soon.
+    pub passes: bool,
+}
+
+impl Cause {
+    /// Its row; every cause has one.
+    pub fn row(self) -> &'static Row {
+        let [first, ..] = &TABLE;
+        TABLE.iter().find(|row| row.cause == self).unwrap_or(first)
+    }
+}
+
+const AWAY: Row = Row {
+    cause: Cause::Token(Reason::TokenAbsent),
+    state: "token-unavailable",
+    code: "token-unavailable",
+    text: "the token cannot be used at the moment",
+    next: "try again: it is looked for until it is back; if it stays away, an operator sees why with \
+           `strongroom doctor`",
+    mends: "[token] module, label or serial, and the module's own environment",
+    passes: true,
+};
+
+const CUSTODY: Row = Row {
+    cause: Cause::Token(Reason::CustodyGone),
+    next: "try again: custody is started anew; if it stays away, an operator sees why in the journal of \
+           strongroom-custody",
+    mends: "[custody] socket; `systemctl status strongroom-custody`",
+    ..AWAY
+};
+
+static TABLE: [Row; 15] = [
+    AWAY,
+    Row { cause: Cause::Token(Reason::TokenFailed), ..AWAY },
+    Row { cause: Cause::Token(Reason::LoginLost), ..AWAY },
+    Row { cause: Cause::Token(Reason::ModuleFailed), ..AWAY },
+    Row { cause: Cause::Token(Reason::ModuleHung), ..AWAY },
+    CUSTODY,
+    Row { cause: Cause::Token(Reason::CustodySilent), ..CUSTODY },
+    Row {
+        cause: Cause::Token(Reason::PinRefused),
+        state: "pin-refused",
+        code: "pin-refused",
+        text: "the token refused the PIN; an operator has to act",
+        next: "an operator checks the PIN by hand, then `strongroom unlock`; a further wrong PIN may lock \
+               the token",
+        mends: "[token] pin_file or pin_credential, then `strongroom unlock`",
+        passes: false,
+    },
+    Row {
+        cause: Cause::Token(Reason::PinUnavailable),
+        state: "pin-unavailable",
+        code: "pin-unavailable",
+        text: "there is no PIN for the token; an operator has to act",
+        next: "an operator sees with `strongroom status` what is wrong with [token] pin_file or \
+               pin_credential, mends it, then `strongroom unlock`; no PIN was tried",
+        mends: "[token] pin_file or pin_credential, then `strongroom unlock`",
+        passes: false,
+    },
+    Row {
+        cause: Cause::Token(Reason::MasterUnfit),
+        state: "master-unfit",
+        code: "master-key",
+        text: "the master key cannot be used; an operator has to act",
+        next: "an operator puts back the token that this appliance was initialised with, or that token's \
+               own backup, and it goes on by itself; `strongroom status` says what was found instead",
+        mends: "[token] label or serial: the token with this appliance's master key, or its backup",
+        passes: false,
+    },
+    Row {
+        cause: Cause::Locked,
+        state: "locked",
+        code: "locked",
+        text: "the appliance is locked",
+        next: "an operator unlocks it with `strongroom unlock`",
+        mends: "`strongroom unlock`",
+        passes: false,
+    },
+    Row {
+        cause: Cause::NotInitialised,
+        state: "not-initialised",
+        code: "not-initialised",
+        text: "this appliance is not initialised",
+        next: "an operator runs `strongroom init`",
+        mends: "`strongroom init`",
+        passes: false,
+    },
+    Row {
+        cause: Cause::Store,
+        state: "store-unavailable",
+        code: "store-unavailable",
+        text: "the store cannot be used at the moment",
+        next: "try again; an operator sees why with `strongroom status`: the disk, or permissions",
+        mends: "the disk of [store] path; see the journal",
+        passes: true,
+    },
+    Row {
+        cause: Cause::Room,
+        state: "changes-refused",
+        code: "store-full",
+        text: "the store has too little room, so nothing is changed",
+        next: "nothing was changed; once an operator has freed room on the store's disk, send it again",
+        mends: "room on the disk of [store] path, or [store] reserve_bytes",
+        passes: true,
+    },
+    Row {
+        cause: Cause::Trail,
+        state: "trail-unavailable",
+        code: "trail-unavailable",
+        text: "the audit trail cannot be written, so nothing is done",
+        next: "try again; an operator sees why with `strongroom status`: a full disk, or permissions",
+        mends: "the disk of [audit] directory; see the journal",
+        passes: true,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_its_row_and_whoever_must_act_is_named() {
+        use Cause::{Locked, NotInitialised, Room, Store, Trail};
+        let others = [Locked, NotInitialised, Store, Room, Trail];
+        let causes: Vec<Cause> = Reason::ALL.into_iter().map(Cause::Token).chain(others).collect();
+        assert_eq!(causes.len(), TABLE.len());
+        for cause in causes {
+            let row = cause.row();
+            assert_eq!(row.cause, cause);
+            assert!(row.passes || row.next.starts_with("an operator "), "{}", row.next);
+            if let Cause::Token(reason) = cause {
+                assert_eq!(row.passes, !reason.needs_operator(), "{reason:?}");
+                // Where state and reason are of one kind they are one word.
+                let own =
+                    if reason.needs_operator() { reason.as_str() } else { "token-unavailable" };
+                assert_eq!(row.state, own);
+            }
+        }
+    }
+}
