@@ -160,3 +160,38 @@ fn man_pages_to_stdout_and_into_a_directory() {
     }
     assert!(Path::new(&man).read_dir().unwrap().count() >= 40);
 }
+
+/// A daemon with too many callers answers before it was asked, and closes.
+#[test]
+fn an_answer_that_comes_before_the_question_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("crowded.sock");
+    let long = dir.path().join("long.pem");
+    std::fs::write(&long, vec![b'a'; 16_000]).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let rounds = 24;
+    let server = std::thread::spawn(move || {
+        let problem = r#"{"title":"Too many connections","code":"too-many-connections"}"#;
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n{problem}",
+            problem.len()
+        );
+        for _ in 0..rounds {
+            listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    for round in 0..rounds {
+        let mut command = strongroom();
+        command.arg("--socket").arg(&socket);
+        match round % 2 {
+            0 => command.arg("status"),
+            _ => command.args(["recovery", "set"]).arg(&long),
+        };
+        let output = command.output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("Too many connections"), "{said}");
+    }
+    server.join().unwrap();
+}

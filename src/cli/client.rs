@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::line::Line;
 use super::problem::{Failure, Problem};
 
 /// The longest answer that is read, in bytes; lists come in pages far below it.
@@ -116,7 +117,7 @@ impl Client {
             .await
             .map_err(|error| no_connection(&self.socket, &error))?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
+            http1::handshake(TokioIo::new(Line::new(stream))).await.map_err(|_| cut_off())?;
         tokio::spawn(connection);
         let answer = sender.send_request(request).await.map_err(|_| cut_off())?;
         Ok((sender, answer))
@@ -152,7 +153,7 @@ impl Client {
             .await
             .map_err(|error| no_connection(&self.socket, &error))?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
+            http1::handshake(TokioIo::new(Line::new(stream))).await.map_err(|_| cut_off())?;
         let driver = tokio::spawn(connection);
         let answer = sender.send_request(request).await.map_err(|_| cut_off())?;
         let status = answer.status();

@@ -16,6 +16,7 @@ mod house;
 mod input;
 mod key;
 mod key_state;
+mod line;
 mod master;
 mod offline;
 mod output;
