@@ -11,8 +11,20 @@ use crate::sandbox;
 use crate::secret::ArenaKind;
 use crate::token::{self, Token, read_pin};
 
-/// Makes all of them. `token` is the open one, or why it is not open.
+/// Makes all of them in custody itself. `token` is the open one, or why it is not open.
 pub fn examine(
+    settings: &token::Settings,
+    credentials: Option<&Path>,
+    arena: &crate::secret::ArenaReport,
+    token: Result<OpenToken<'_>, &str>,
+) -> Vec<Check> {
+    let mut checks = look(settings, credentials, arena, token);
+    checks.push(core_limit());
+    checks
+}
+
+/// Those that do not judge the process that makes them.
+fn look(
     settings: &token::Settings,
     credentials: Option<&Path>,
     arena: &crate::secret::ArenaReport,
@@ -21,19 +33,15 @@ pub fn examine(
     let mut checks = vec![module(settings), pin(settings, credentials)];
     match token {
         Ok((token, generation)) => checks.extend(open_token(token, generation)),
-        Err(why) => checks.push(fail(
-            "token",
-            why.to_owned(),
-            "[token] of the configuration, or `strongroom unlock`",
-        )),
+        Err(why) => checks.push(fail("token", why.to_owned(), "[token], or `strongroom unlock`")),
     }
     checks.push(locked_memory(arena));
-    checks.push(core_limit());
     checks.extend(sandbox::entered().map(|entered| sandboxed("sandbox of custody", entered)));
     checks
 }
 
-/// All of them in a process that is not custody: the token is opened for it, with one try of the PIN.
+/// In a process that is not custody: the token is opened for it, with one try of the PIN. The limit of core
+/// files is that of whoever typed it and says nothing of the daemon, which sets its own to zero.
 pub fn examine_locked(
     settings: &token::Settings,
     credentials: Option<&Path>,
@@ -52,7 +60,7 @@ pub fn examine_locked(
         }
         Err(why) => Err(why.as_str()),
     };
-    examine(settings, credentials, arena, token)
+    look(settings, credentials, arena, token)
 }
 
 fn module(settings: &token::Settings) -> Check {
