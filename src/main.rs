@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use strongroom::cli::{self, Backup, Config, House, Policy, Work};
+use strongroom::cli::{self, Backup, Config, Global, House, Policy, Work};
 use strongroom::daemon;
 use strongroom::secret::WipingHeap;
-use strongroom::token::ckr;
 
 /// Buffers of the libraries that speak HTTP and JSON hold secrets for a moment, too.
 #[global_allocator]
@@ -14,37 +13,35 @@ static HEAP: WipingHeap = WipingHeap;
 fn main() -> ExitCode {
     let (global, work) = cli::parse().work();
     match work {
-        Work::Recovery(work) => daemon::told(daemon::recover(&work)),
+        Work::Recovery(work) => daemon::told(&global, daemon::recover(&work)),
         Work::Errand(errand) => cli::run(&global, errand),
         Work::House(House::Doctor(doctor)) if doctor.pkcs11_return_values => {
-            daemon::told(Ok((ckr::in_words(), true)))
+            daemon::told(&global, Ok(daemon::return_values()))
         }
         Work::House(House::Doctor(doctor)) if doctor.config.is_none() => cli::doctor(&global),
         Work::House(House::Backup(Backup::Create(create))) => {
-            let created = cli::create_backup(&global, &create);
-            if created == ExitCode::SUCCESS { daemon::verify_created(&create) } else { created }
+            match cli::create_backup(&global, &create) {
+                Ok(made) => daemon::verify_created(&global, &create, made),
+                Err(ended) => ended,
+            }
         }
-        Work::House(house) => keep(house),
+        Work::House(house) => keep(&global, house),
     }
 }
 
 /// What the floor of the daemon does itself.
-fn keep(house: House) -> ExitCode {
-    let sound = |result: Result<String, _>| daemon::told(result.map(|text| (text, true)));
-    let ended = |result: Result<(), _>| daemon::told(result.map(|()| (String::new(), true)));
-    match house {
-        House::Serve(serve) => ended(daemon::serve(&serve)),
-        House::Custody(custody) => ended(daemon::custody(&custody)),
-        House::Doctor(doctor) => {
-            let path = doctor.config.unwrap_or_default();
-            daemon::told(daemon::doctor(&path))
-        }
-        House::Backup(Backup::Create(create)) => daemon::verify_created(&create),
-        House::Backup(Backup::Verify(verify)) => daemon::told(daemon::verify_backup(&verify)),
-        House::Backup(Backup::Restore(restore)) => daemon::told(daemon::restore_backup(&restore)),
-        House::Policy(Policy::Check(from)) => sound(daemon::check_policy(&from)),
-        House::Policy(Policy::Explain(asked)) => daemon::told(daemon::explain(&asked)),
-        House::Config(Config::Check { config }) => sound(daemon::check_config(&config)),
-        House::Config(Config::Show { config }) => sound(daemon::show_config(config.as_deref())),
-    }
+fn keep(global: &Global, house: House) -> ExitCode {
+    let report = match house {
+        House::Serve(serve) => return daemon::ended(global, daemon::serve(&serve)),
+        House::Custody(custody) => return daemon::ended(global, daemon::custody(&custody)),
+        House::Doctor(doctor) => daemon::doctor(&doctor.config.unwrap_or_default()),
+        House::Backup(Backup::Create(create)) => daemon::verify_backup(&create.verification()),
+        House::Backup(Backup::Verify(verify)) => daemon::verify_backup(&verify),
+        House::Backup(Backup::Restore(restore)) => daemon::restore_backup(&restore),
+        House::Policy(Policy::Check(from)) => daemon::check_policy(&from),
+        House::Policy(Policy::Explain(asked)) => daemon::explain(&asked),
+        House::Config(Config::Check { config }) => daemon::check_config(&config),
+        House::Config(Config::Show { config }) => daemon::show_config(config.as_deref()),
+    };
+    daemon::told(global, report)
 }

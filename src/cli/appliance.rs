@@ -10,6 +10,7 @@ use super::input::{self, Source};
 use super::key_state::Why;
 use super::output::{cell, facts, plain, table};
 use super::problem::Failure;
+use crate::service::CheckView;
 
 /// Make the master key and the trail's signing key in the token, and the store key
 ///
@@ -129,6 +130,12 @@ pub(super) fn doctor(session: &Session) -> Result<(), Failure> {
     if checks.iter().any(|check| mark(check) == "FAIL") { Err(Failure::Told) } else { Ok(()) }
 }
 
+/// The lines of a doctor's report, for people.
+pub fn doctors_lines(checks: &[CheckView]) -> String {
+    let values: Vec<Value> = checks.iter().map(|check| json!(check)).collect();
+    checks_text(&values)
+}
+
 /// The lines of a doctor's report from `{name, result, detail, setting, file}` objects.
 fn checks_text(checks: &[Value]) -> String {
     let text = |check: &Value, name: &str| check.get(name).map_or(String::new(), |v| cell(name, v));
@@ -138,7 +145,7 @@ fn checks_text(checks: &[Value]) -> String {
             let mends = match (text(check, "setting"), text(check, "file")) {
                 (setting, _) if setting.is_empty() => String::new(),
                 (setting, file) if file.is_empty() => format!("  → {setting}"),
-                (setting, file) => format!("  → {setting} in {file}"),
+                (setting, file) => format!("  → in {file}: {setting}"),
             };
             let detail = format!("{}{mends}", text(check, "detail"));
             vec![mark(check).to_owned(), text(check, "name"), detail]

@@ -6,6 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Session;
 use super::problem::Failure;
@@ -95,8 +97,40 @@ pub struct Restore {
     pub by: By,
 }
 
+/// A backup that was made.
+#[derive(Serialize)]
+pub struct Made {
+    file: PathBuf,
+    appliance: String,
+    created_at: jiff::Timestamp,
+    addresses: u64,
+    /// The last line of the trail in it, and its hash.
+    trail_head: String,
+    bytes: u64,
+}
+
+/// The same with what became of its verification, for programs.
+#[derive(Serialize)]
+pub struct Created {
+    #[serde(flatten)]
+    made: Made,
+    /// What `backup verify` says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Value>,
+    /// Why it was not verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_verified: Option<String>,
+}
+
+impl Created {
+    /// Nothing is known of it yet.
+    pub fn of(made: Made) -> Self {
+        Self { made, verification: None, not_verified: None }
+    }
+}
+
 /// How the token is reached, and where there is room.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct By {
     /// The configuration that names token, store and trail
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG, value_hint = ValueHint::FilePath)]
@@ -110,7 +144,12 @@ pub struct By {
 }
 
 impl Create {
-    pub(super) fn run(&self, session: &Session) -> Result<(), Failure> {
+    /// The verification that follows.
+    pub fn verification(&self) -> Verify {
+        Verify { file: self.to.clone(), by: self.by.clone() }
+    }
+
+    pub(super) fn run(&self, session: &Session) -> Result<Made, Failure> {
         if self.to.exists() {
             let what = format!("{} is there already", self.to.display());
             return Err(Failure::failed(what, "nothing is overwritten: give another name"));
@@ -128,15 +167,32 @@ impl Create {
         }
         part.keep(&self.to).map_err(unwritable)?;
         let manifest = &archive.manifest;
-        session.out.text(&format!(
+        let made = Made {
+            file: self.to.clone(),
+            appliance: manifest.appliance.clone(),
+            created_at: manifest.created_at,
+            addresses: manifest.addresses,
+            trail_head: manifest.trail.head.clone(),
+            bytes: archive.bytes,
+        };
+        if !session.out.is_json() {
+            session.out.text(&made.text())?;
+        }
+        Ok(made)
+    }
+}
+
+impl Made {
+    fn text(&self) -> String {
+        format!(
             "{}: appliance {}, {:.0}, {} addresses, trail up to line {}, {} KiB\n",
-            self.to.display(),
-            manifest.appliance,
-            manifest.created_at,
-            manifest.addresses,
-            manifest.trail.head.split(':').next().unwrap_or_default(),
-            archive.bytes.div_ceil(1024),
-        ))
+            self.file.display(),
+            self.appliance,
+            self.created_at,
+            self.addresses,
+            self.trail_head.split(':').next().unwrap_or_default(),
+            self.bytes.div_ceil(1024),
+        )
     }
 }
 

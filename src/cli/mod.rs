@@ -24,8 +24,10 @@ mod pages;
 mod problem;
 mod progress;
 mod recovery;
+mod report;
 mod secret;
 mod terminal;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +37,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use backup::By;
+pub use appliance::doctors_lines;
+pub use backup::{By, Created, Made};
 pub use house::{
     Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy, PolicyFrom, Restore,
     Serve, Verify,
@@ -44,6 +47,7 @@ pub use input::Source as RecoverySource;
 pub use output::Format;
 pub use problem::{Failure, Message};
 pub use recovery::{Drill, OfflineRecovery, Reseal};
+pub use report::{Report, told};
 
 use crate::secret as secret_memory;
 use client::{Client, Reply};
@@ -161,7 +165,7 @@ impl Cli {
 
 /// Reads the process's arguments; wrong use ends the process with code 2, `--help` with 0.
 pub fn parse() -> Cli {
-    Cli::parse()
+    Cli::try_parse().unwrap_or_else(|error| usage::leave(&error))
 }
 
 /// The whole command line as clap sees it, for completions and man pages.
@@ -183,9 +187,10 @@ pub fn doctor(global: &Global) -> ExitCode {
     finish(global, appliance::doctor(&Session::of(global)))
 }
 
-/// Has the daemon make a backup: the first half of `strongroom backup create`.
-pub fn create_backup(global: &Global, create: &CreateBackup) -> ExitCode {
-    finish(global, create.run(&Session::of(global)))
+/// Has the daemon make a backup: the first half of `strongroom backup create`. Where there is none, the
+/// code to end with.
+pub fn create_backup(global: &Global, create: &CreateBackup) -> Result<Made, ExitCode> {
+    create.run(&Session::of(global)).map_err(|failure| finish(global, Err(failure)))
 }
 
 /// Tells a failure in the chosen format and turns it into its exit code.

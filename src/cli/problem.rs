@@ -93,7 +93,7 @@ impl Failure {
         match self {
             Failure::Refused(problem) => problem.text(),
             Failure::Failed(said) | Failure::WrongUse(said) | Failure::Unreachable(said) => {
-                format!("strongroom: {}\n  next: {}\n", plain(&said.what), plain(&said.next))
+                format!("strongroom: {}\n  next: {}\n", lines(&said.what), lines(&said.next))
             }
             Failure::Told => String::new(),
             Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -120,6 +120,12 @@ impl Failure {
             Failure::Told | Failure::Output(_) => self.text(),
         }
     }
+}
+
+/// Text of several lines, each made harmless, all but the first moved in.
+fn lines(text: &str) -> String {
+    let lines: Vec<String> = text.trim_end().lines().map(plain).collect();
+    lines.join("\n  ")
 }
 
 impl From<ArenaError> for Failure {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
+use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
@@ -74,6 +75,14 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// What keeps custody from starting as these settings say, found before it is tried.
+    pub fn fault(&self) -> Option<StartError> {
+        let path = self.socket.clone();
+        UnixAddr::new(&self.socket).is_err().then_some(StartError::LongPath { path })
+    }
+}
+
 /// Who starts custody.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,6 +109,8 @@ pub enum StartError {
     Wire(#[from] WireError),
     #[error("the socket {path} could not be opened: {cause}")]
     Socket { path: PathBuf, cause: io::Error },
+    #[error("[custody] socket = {}: a socket's path has at most 107 bytes", path.display())]
+    LongPath { path: PathBuf },
     #[error("[custody] front_user or custody_user = {0:?}: no such user")]
     User(String),
     #[error("a thread could not be started: {0}")]

@@ -34,6 +34,14 @@ pub fn fingerprint_of(public: &[u8]) -> Result<Fingerprint, String> {
     Ok(RecoveryKey::of(public)?.fingerprint)
 }
 
+/// The fingerprint of the recovery key in a file, as custody reads it.
+///
+/// # Errors
+/// Why it is none, in words that name setting and file.
+pub fn recovery_key_of(path: &Path) -> Result<Fingerprint, String> {
+    Ok(RecoveryKey::read(path)?.fingerprint)
+}
+
 impl RecoveryKey {
     /// Reads the key of a file; a text says why there is none.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
@@ -45,7 +53,10 @@ impl RecoveryKey {
     fn of(bytes: &[u8]) -> Result<Self, String> {
         let key = PublicKey::from_any(bytes).map_err(|error| error.to_string())?;
         if key.algorithm() != Algorithm::Rsa4096 {
-            return Err("a recovery key must be an RSA key of 4096 bits".to_owned());
+            return Err(format!(
+                "a recovery key must be an RSA key of 4096 bits; this one has {}",
+                key.algorithm().bits()
+            ));
         }
         let fingerprint = Sha256::digest(key.spki_der()).into();
         Ok(Self { key, fingerprint })

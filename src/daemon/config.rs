@@ -85,7 +85,8 @@ impl Config {
             ));
         }
         let listen = self.listen.fault().map(|fault| fault.to_string());
-        listen.or_else(|| self.out_of_bounds())
+        let custody = || self.custody.fault().map(|fault| fault.to_string());
+        listen.or_else(custody).or_else(|| self.out_of_bounds())
     }
 
     /// The first number that no daemon could work with.
@@ -173,6 +174,8 @@ mod tests {
             ("[custody]\ndeadline_ms = 0", "deadline_ms"),
             ("[custody.arena]\nsize_bytes = 99999999999", "size_bytes"),
             ("[audit]\ncheckpoint_lines = 0", "checkpoint_lines"),
+            (&format!("[listen]\nsocket = \"/{}\"", "s".repeat(107)), "[listen] socket"),
+            (&format!("[custody]\nsocket = \"/{}\"", "s".repeat(107)), "[custody] socket"),
             ("[keys]\nclock_doubt_hours = 0", "clock_doubt_hours"),
         ] {
             let config: Config = toml::from_str(text).unwrap();

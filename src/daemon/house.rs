@@ -1,9 +1,11 @@
 //! The checks of `doctor` that are the front's: directories, clock, limits.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
@@ -40,7 +42,7 @@ pub fn checks(path: &Path, config: &Config) -> HouseChecks {
     })
 }
 
-fn directory(name: &str, path: &Path, setting: &str) -> Check {
+pub(super) fn directory(name: &str, path: &Path, setting: &str) -> Check {
     let shown = path.display();
     match std::fs::metadata(path) {
         Ok(found) if !found.is_dir() => {
@@ -51,8 +53,27 @@ fn directory(name: &str, path: &Path, setting: &str) -> Check {
             check(name, Verdict::Fail, format!("{shown} has mode {mode:03o}"), "chmod 700")
         }
         Ok(_) => check(name, Verdict::Ok, format!("{shown}, its owner's alone"), ""),
+        Err(error) if error.kind() == ErrorKind::NotFound => not_there(name, path, setting),
         Err(error) => check(name, Verdict::Fail, format!("{shown}: {error}"), setting),
     }
+}
+
+/// Names the first directory on the way that is missing: only the last one is made by the daemon.
+fn not_there(name: &str, path: &Path, setting: &str) -> Check {
+    let mut missing = path;
+    while let Some(parent) = missing.parent().filter(|parent| !parent.as_os_str().is_empty())
+        && !parent.exists()
+    {
+        missing = parent;
+    }
+    let found = format!("{} is not there", missing.display());
+    let remedy = if missing == path {
+        format!("{setting}: put it back; where it never was, the daemon's start makes it")
+    } else {
+        let parent = path.parent().unwrap_or(path).display();
+        format!("{setting}: mkdir -p {parent}, and give it to the daemon's user")
+    };
+    check(name, Verdict::Fail, found, &remedy)
 }
 
 /// `reserve` is what changes are refused below.
@@ -64,7 +85,11 @@ fn room_for(what: &str, path: &Path, setting: &str, reserve: u64) -> Check {
             let (verdict, found) = judge_room(free, reserve);
             check(&name, verdict, found, &format!("free room on the disk of {setting}"))
         }
-        Err(error) => check(&name, Verdict::Fail, error.to_string(), setting),
+        Err(Errno::ENOENT) => not_there(&name, path, setting),
+        Err(error) => {
+            let found = format!("{}: {}", path.display(), error.desc());
+            check(&name, Verdict::Fail, found, setting)
+        }
     }
 }
 
@@ -116,16 +141,14 @@ fn open_files(connections: usize) -> Check {
     }
 }
 
-fn roles(config: &Config) -> Check {
-    let (roles, setting) = (&config.policy.roles, "[policy.roles] of the configuration");
-    let text = match toml::Value::try_from(roles) {
-        Ok(toml::Value::Table(table)) => table.keys().cloned().collect::<Vec<_>>().join(", "),
-        _ => String::new(),
-    };
-    if text.is_empty() {
-        check("roles", Verdict::Warn, "nobody has a role".to_owned(), setting)
+pub(super) fn roles(config: &Config) -> Check {
+    let bound = config.policy.roles.iter();
+    let bound = bound.filter(|(_, who)| !(who.users.is_empty() && who.groups.is_empty()));
+    let names: Vec<&str> = bound.map(|(name, _)| name.as_str()).collect();
+    if names.is_empty() {
+        check("roles", Verdict::Warn, "nobody has a role".to_owned(), "[policy.roles]")
     } else {
-        check("roles", Verdict::Ok, text, "")
+        check("roles", Verdict::Ok, names.join(", "), "")
     }
 }
 

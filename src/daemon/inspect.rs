@@ -1,43 +1,46 @@
 //! Commands over the daemon's own files, without a daemon: configuration, policy, doctor.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use nix::unistd::{User, getgrouplist};
+use serde::Serialize;
 
 use super::config::Config;
-use super::{DaemonError, house, needs};
-use crate::cli::{Explain, PolicyFrom};
+use super::{DaemonError, house};
+use crate::cli::{self, Explain, PolicyFrom, Report};
+use crate::custody::examine_locked;
 use crate::custody::protocol::{Check, Verdict};
 use crate::identity::{Caller, UnixPeer};
 use crate::key::Labels;
 use crate::policy::{self, Context, Policy, Resource};
-
-/// Reads and checks a configuration with its policy.
-pub fn check_config(path: &Path) -> Result<String, DaemonError> {
-    let config = Config::load(path)?.config;
-    let policy = Policy::load(&config.policy)?;
-    let mut text = format!("{}: sound, with {} policies\n", path.display(), policy.count());
-    if let Some(warning) = needs::in_the_way(path, &config) {
-        text.push_str(&format!("warning: {warning}\n"));
-    }
-    Ok(text)
-}
+use crate::secret::{self, Use};
+use crate::service::{CheckView, DoctorView};
+use crate::token::ckr;
 
 /// Every setting with the value in force, as TOML.
-pub fn show_config(path: Option<&Path>) -> Result<String, DaemonError> {
+pub fn show_config(path: Option<&Path>) -> Result<Report, DaemonError> {
     let config = match path {
         Some(path) => Config::load(path)?.config,
         None => Config::default(),
     };
-    toml::to_string_pretty(&config).map_err(|error| DaemonError::Io {
+    let text = toml::to_string_pretty(&config).map_err(|error| DaemonError::Io {
         during: "writing the configuration",
         cause: std::io::Error::other(error),
-    })
+    })?;
+    Ok(Report::new(text, &config, true))
+}
+
+/// Policy files that are sound; those that are not are an error.
+#[derive(Serialize)]
+struct PolicyChecked<'a> {
+    directory: &'a Path,
+    verdict: &'static str,
+    policies: usize,
+    warnings: &'a [policy::Finding],
 }
 
 /// Reads and checks policy files.
-pub fn check_policy(from: &PolicyFrom) -> Result<String, DaemonError> {
+pub fn check_policy(from: &PolicyFrom) -> Result<Report, DaemonError> {
     let settings = match (&from.config, &from.dir) {
         (Some(config), _) => Config::load(config)?.config.policy,
         (None, Some(directory)) => {
@@ -46,39 +49,59 @@ pub fn check_policy(from: &PolicyFrom) -> Result<String, DaemonError> {
         (None, None) => policy::Settings::default(),
     };
     let policy = Policy::load(&settings)?;
-    let mut text =
-        format!("{}: {} policies, sound\n", settings.directory.display(), policy.count());
-    for warning in policy.warnings() {
+    let (directory, policies, warnings) =
+        (settings.directory.as_path(), policy.count(), policy.warnings());
+    let mut text = format!("{}: {policies} policies, sound\n", directory.display());
+    for warning in warnings {
         text.push_str(&format!("warning: {warning}\n"));
     }
-    Ok(text)
+    let checked = PolicyChecked { directory, verdict: "sound", policies, warnings };
+    Ok(Report::new(text, &checked, true))
+}
+
+/// An answer, and what has to be known to read it.
+#[derive(Serialize)]
+struct Explained<'a> {
+    #[serde(flatten)]
+    explanation: &'a policy::Explanation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remark: Option<&'static str>,
 }
 
 /// Would this user be permitted, and by what? The exit code says it, too.
-pub fn explain(asked: &Explain) -> Result<(String, bool), DaemonError> {
+pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
     let config = Config::load(&asked.config)?.config;
     let policy = Policy::load(&config.policy)?;
     let caller = Caller::Unix(peer(&asked.user)?);
-    let Some(action) = asked.action() else { return Ok((String::new(), false)) };
+    let said = |what, next| DaemonError::Said { what, next };
+    let unknown = || said(format!("there is no action {}", asked.action), "--help lists them");
+    let action = asked.action().ok_or_else(unknown)?;
     let mut labels = Labels::default();
     for (name, value) in &asked.labels {
-        let failed = |error| super::io("reading --label")(std::io::Error::other(error));
+        let failed = |error| said(format!("--label {name}={value}: {error}"), "correct the label");
         labels.insert(name, value).map_err(failed)?;
     }
     let is_key = matches!(asked.resource, Resource::Key(_));
     let context = Context { labels: is_key.then_some(&labels) };
     let explanation = policy.explain(&caller, action, &asked.resource, context);
-    let remark = match is_key && policy.reads_labels() && asked.labels.is_empty() {
-        true => "for a key without labels: policies look at them, and --label says which it has\n",
-        false => "",
-    };
-    Ok((format!("{explanation}\n{remark}"), explanation.permitted))
+    let remark = (is_key && policy.reads_labels() && asked.labels.is_empty()).then_some(
+        "for a key without labels: policies look at them, and --label says which it has",
+    );
+    let permitted = explanation.permitted;
+    let mut text = format!("{explanation}\n");
+    if let Some(remark) = remark {
+        text.push_str(&format!("{remark}\n"));
+    }
+    Ok(Report::new(text, &Explained { explanation: &explanation, remark }, permitted))
 }
 
 /// The user as the kernel would name it on the socket, with its groups.
 fn peer(user: &str) -> Result<UnixPeer, DaemonError> {
     let failed = |cause: std::io::Error| DaemonError::Io { during: "looking up the user", cause };
-    let unknown = || failed(std::io::Error::other(format!("there is no user {user:?}")));
+    let unknown = || DaemonError::Said {
+        what: format!("there is no user {user:?}"),
+        next: "name a user of this machine: `getent passwd` lists them",
+    };
     let found = match user.parse() {
         Ok(uid) => User::from_uid(nix::unistd::Uid::from_raw(uid)),
         Err(_) => User::from_name(user),
@@ -95,10 +118,8 @@ fn peer(user: &str) -> Result<UnixPeer, DaemonError> {
 }
 
 /// The checks that can be made without a daemon, in this process and as this user: what keeps a daemon
-/// from starting. The text, and whether all is well.
-pub fn doctor(path: &Path) -> Result<(String, bool), DaemonError> {
-    use crate::custody::examine_locked;
-    use crate::secret::{self, Use};
+/// from starting.
+pub fn doctor(path: &Path) -> Result<Report, DaemonError> {
     let config = Config::load(path)?.config;
     let arena = secret::start(&config.custody.arena, Use::Custody)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -110,32 +131,38 @@ pub fn doctor(path: &Path) -> Result<(String, bool), DaemonError> {
         checks.push(Check { name, verdict: Verdict::Fail, found, remedy });
     }
     let well = checks.iter().all(|check| check.verdict != Verdict::Fail);
-    let lines = checks.iter().map(|check| {
-        let mark = match check.verdict {
-            Verdict::Ok => "ok  ",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-        };
-        let mends = match check.remedy.as_str() {
-            "" => String::new(),
-            setting if setting.starts_with('[') => format!("  → {setting} in {}", path.display()),
-            other => format!("  → {other}"),
-        };
-        format!("{mark}  {:<20}  {}{mends}\n", check.name, check.found)
-    });
-    Ok((lines.collect(), well))
+    let file = path.display().to_string();
+    let views = checks.into_iter().map(|check| CheckView::of(check, &file)).collect();
+    let view = DoctorView { checks: views };
+    Ok(Report::new(cli::doctors_lines(&view.checks), &view, well))
 }
 
-/// What a command ends with: its text on stdout, or its error on stderr.
-pub fn told(result: Result<(String, bool), DaemonError>) -> ExitCode {
-    match result {
-        Ok((text, well)) => {
-            print!("{text}");
-            ExitCode::from(u8::from(!well))
-        }
-        Err(error) => {
-            eprintln!("strongroom: {error}");
-            ExitCode::FAILURE
-        }
-    }
+/// A return value of PKCS#11, for programs.
+#[derive(Serialize)]
+struct ReturnValue {
+    code: u64,
+    name: &'static str,
+    kind: &'static str,
+    restart: bool,
+    meaning: &'static str,
+    next: &'static str,
+}
+
+#[derive(Serialize)]
+struct ReturnValues {
+    return_values: Vec<ReturnValue>,
+}
+
+/// Every return value of PKCS#11 with what it means.
+pub fn return_values() -> Report {
+    let value = |row: &ckr::Ckr| ReturnValue {
+        code: row.code,
+        name: row.name,
+        kind: row.class.as_str(),
+        restart: row.restart,
+        meaning: row.meaning,
+        next: row.next,
+    };
+    let return_values = ckr::rows().iter().map(value).collect();
+    Report::new(ckr::in_words(), &ReturnValues { return_values }, true)
 }

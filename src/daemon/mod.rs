@@ -1,8 +1,10 @@
 //! The daemon's two processes, put together from their parts: start, signals, reload, graceful stop.
 
+mod advice;
 mod backup;
 mod child;
 mod config;
+mod config_check;
 mod custody;
 mod descriptors;
 mod footprint;
@@ -22,9 +24,11 @@ mod supervisor;
 mod token_watch;
 mod trail_keeping;
 
+pub use advice::{ended, told};
 pub use backup::{restore_backup, verify_backup, verify_created};
+pub use config_check::check_config;
 pub use custody::custody;
-pub use inspect::{check_config, check_policy, doctor, explain, show_config, told};
+pub use inspect::{check_policy, doctor, explain, return_values, show_config};
 pub use recovery::recover;
 pub use start::serve;
 
@@ -41,9 +45,9 @@ pub enum DaemonError {
     Logging(#[from] logging::LoggingError),
     #[error("{0}")]
     Custody(#[from] crate::custody::StartError),
-    #[error("{0}; see [store] of the configuration")]
+    #[error("{0}")]
     Store(#[from] crate::store::StoreError),
-    #[error("{0}. Look at its disk, then start the front again; what was acknowledged is there")]
+    #[error("{0}")]
     StoreLost(crate::store::StoreError),
     #[error("{0}")]
     Recovery(#[from] crate::records::OfflineError),
@@ -51,13 +55,12 @@ pub enum DaemonError {
     Records(#[from] crate::records::RecordError),
     #[error(
         "the store holds {found} changes, and the trail knows of {known}: it lost its end, or an older \
-         copy was put back. Put the right one at [store] path of the configuration, or accept it as it \
-         is with [audit] on_break = \"record\""
+         copy was put back"
     )]
     StoreBehind { found: u64, known: u64 },
-    #[error("{0}; {advice}", advice = trail_advice(.0))]
+    #[error("{0}")]
     Trail(#[from] crate::audit::AuditError),
-    #[error("{0}; see [policy] of the configuration, and try `strongroom policy check`")]
+    #[error("{0}")]
     Policy(#[from] crate::policy::PolicyError),
     #[error("{0}")]
     Listen(#[from] crate::http::ListenError),
@@ -73,22 +76,10 @@ pub enum DaemonError {
     Unsupervised,
     #[error("nobody is let in any more; the front ends, to be started anew")]
     Closed,
+    #[error("{what}")]
+    Said { what: String, next: &'static str },
     #[error("{during}: {cause}")]
     Io { during: &'static str, cause: std::io::Error },
-}
-
-/// What to do about a trail that could not be opened.
-fn trail_advice(error: &crate::audit::AuditError) -> &'static str {
-    use crate::audit::AuditError;
-    match error {
-        AuditError::CutTail { .. } | AuditError::RolledBack { .. } | AuditError::Damaged { .. } => {
-            "put the trail back from a copy; only if that cannot be, it is accepted as it is with \
-             [audit] on_break = \"record\", and its line says so"
-        }
-        AuditError::InUse => "stop the other one first",
-        AuditError::Mode { .. } => "chmod 700 the directory",
-        _ => "see [audit] directory of the configuration and the disk that it lies on",
-    }
 }
 
 /// Turns an I/O error into ours.

@@ -6,10 +6,12 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::config::Config;
 use super::hand_over::hand_over;
 use super::{DaemonError, io};
-use crate::cli::{OfflineRecovery, RecoverySource};
+use crate::cli::{OfflineRecovery, RecoverySource, Report};
 use crate::records::{Offline, OfflineError, Resealed};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
 use crate::store::sled_store::{Settings, SledStore};
@@ -20,8 +22,12 @@ use crate::token::read_pin;
 /// The longest text of a private key, in bytes: RSA-4096 has about 3 300 as PEM.
 const LONGEST: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 
-/// Does it; the text for stdout, and whether all is well.
-pub fn recover(work: &OfflineRecovery) -> Result<(String, bool), DaemonError> {
+/// Where the PIN of the new token may come from.
+const NAME_PIN: &str =
+    "put the new token's PIN where [token] pin_file says, or name it with --pin-file";
+
+/// Does it.
+pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
     match work {
         OfflineRecovery::Drill(drill) => {
             shut_in(&arena::Settings::default())?;
@@ -41,7 +47,7 @@ pub fn recover(work: &OfflineRecovery) -> Result<(String, bool), DaemonError> {
                     .map_err(io("giving the store back to its owner"))?;
             }
             let resealed = resealed?;
-            Ok((told(&resealed), resealed.left.is_empty()))
+            Ok(told(&resealed))
         }
     }
 }
@@ -52,7 +58,7 @@ fn reseal_all(config: &Config, private_key: &RecoverySource) -> Result<Resealed,
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
     let mut offline = open(&config.store, private_key)?;
     let pin = read_pin(&config.token, credentials.as_deref())
-        .map_err(|error| io("reading the PIN")(std::io::Error::other(error)))?;
+        .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
     let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -62,8 +68,17 @@ fn reseal_all(config: &Config, private_key: &RecoverySource) -> Result<Resealed,
     Ok(resealed)
 }
 
-/// What came of a reseal, for people.
-fn told(resealed: &Resealed) -> String {
+/// What came of a reseal, for programs.
+#[derive(Serialize)]
+struct ResealTold<'a> {
+    generation: u32,
+    verdict: &'static str,
+    /// What could not be recovered, and why.
+    lost: &'a [String],
+}
+
+/// What came of a reseal.
+fn told(resealed: &Resealed) -> Report {
     let Resealed { generation, left } = resealed;
     let mut text = String::new();
     for line in left {
@@ -78,7 +93,8 @@ fn told(resealed: &Resealed) -> String {
     };
     text += ", which signs the trail from now on\nnext: start the daemon, `strongroom doctor`, fetch the \
              trail's new public key (strongroom audit export --public-key), and make a backup\n";
-    text
+    let verdict = if left.is_empty() { "recovered" } else { "not-all-recovered" };
+    Report::new(text, &ResealTold { generation: *generation, verdict, lost: left }, left.is_empty())
 }
 
 /// As custody does before there is anything to hide.
@@ -91,8 +107,10 @@ fn shut_in(settings: &arena::Settings) -> Result<(), DaemonError> {
 fn open(settings: &Settings, private_key: &RecoverySource) -> Result<Offline, DaemonError> {
     // A mistyped path must not make a new, empty store.
     if !settings.path.join("db").is_file() {
-        let why = format!("{} holds no store", settings.path.display());
-        return Err(io("opening the store")(std::io::Error::other(why)));
+        return Err(DaemonError::Said {
+            what: format!("{} holds no store", settings.path.display()),
+            next: "name the directory of a store, as [store] path of a configuration does",
+        });
     }
     let private = read_private(private_key)?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open(settings)?);
@@ -118,8 +136,21 @@ fn read_private(source: &RecoverySource) -> Result<SecretBytes, DaemonError> {
     Ok(taken?)
 }
 
+/// What a drill found, for programs.
+#[derive(Serialize)]
+struct DrillTold<'a> {
+    appliance: &'a str,
+    verdict: &'static str,
+    store_keys: usize,
+    keys: u64,
+    versions: u64,
+    secrets: u64,
+    /// What could not be recovered, and why.
+    lost: Vec<&'a String>,
+}
+
 /// Proves every key and every record; names each that cannot be recovered.
-fn drill_all(offline: &Offline) -> Result<(String, bool), DaemonError> {
+fn drill_all(offline: &Offline) -> Result<Report, DaemonError> {
     let (mut keys, mut versions, mut secrets, mut bad) = (0_u64, 0, 0_u64, Vec::new());
     every(offline, Table::Key, |name| {
         match offline.prove_key(name) {
@@ -133,17 +164,22 @@ fn drill_all(offline: &Offline) -> Result<(String, bool), DaemonError> {
         Ok(()) => secrets += 1,
         Err(error) => bad.push(format!("secret/{name}: {error}")),
     })?;
-    let _ = writeln!(std::io::stderr());
-    let store_keys = offline.store_keys();
+    if std::io::stderr().is_terminal() {
+        let _ = writeln!(std::io::stderr());
+    }
+    let (store_keys, appliance) = (offline.store_keys(), &offline.home().appliance);
+    let lost: Vec<&String> = offline.lost().iter().chain(&bad).collect();
     let mut text = format!(
-        "appliance {}: {store_keys} store keys, {versions} versions of {keys} keys, {secrets} secrets \
-         can be recovered without the token\n",
-        offline.home().appliance
+        "appliance {appliance}: {store_keys} store keys, {versions} versions of {keys} keys, {secrets} \
+         secrets can be recovered without the token\n"
     );
-    for line in offline.lost().iter().chain(&bad) {
+    for line in &lost {
         text += &format!("CANNOT be recovered: {line}\n");
     }
-    Ok((text, bad.is_empty() && offline.lost().is_empty()))
+    let well = lost.is_empty();
+    let verdict = if well { "recoverable" } else { "not-all-recoverable" };
+    let told = DrillTold { appliance, verdict, store_keys, keys, versions, secrets, lost };
+    Ok(Report::new(text, &told, well))
 }
 
 fn every(offline: &Offline, table: Table, mut work: impl FnMut(&str)) -> Result<(), DaemonError> {

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::UnixAddr;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, chown};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,11 @@ pub enum ListenError {
     InUse(PathBuf),
     #[error("{0} is there and is not a socket; remove it or set [listen] socket")]
     NotASocket(PathBuf),
+    #[error(
+        "[listen] socket = {}: a socket's path has at most 107 bytes, and its directory at most 98",
+        .0.display()
+    )]
+    TooLong(PathBuf),
     #[error("[listen] socket = {path}: {cause}")]
     Io { path: PathBuf, cause: io::Error },
 }
@@ -53,8 +59,19 @@ impl Settings {
     /// What keeps a socket from being bound as these settings say, found before it is tried.
     pub fn fault(&self) -> Option<ListenError> {
         let group = self.group.as_deref().map(resolve).transpose();
-        parse_mode(&self.mode).err().or(group.err())
+        let longest = unfinished(&self.socket, LONGEST_PID);
+        let fits = [&self.socket, &longest].into_iter().all(|path| UnixAddr::new(path).is_ok());
+        let path = (!fits).then(|| ListenError::TooLong(self.socket.clone()));
+        parse_mode(&self.mode).err().or(group.err()).or(path)
     }
+}
+
+/// The highest process id that Linux knows (proc(5), pid_max).
+const LONGEST_PID: u32 = 4_194_304;
+
+/// Where the socket of a process is bound before it is renamed into place.
+fn unfinished(socket: &Path, pid: u32) -> PathBuf {
+    socket.with_file_name(format!(".{pid}"))
 }
 
 /// Binds the socket that the settings describe.
@@ -65,7 +82,7 @@ pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     let failed = |cause| ListenError::Io { path: path.clone(), cause };
     make_parent(path).map_err(failed)?;
     refuse_occupied(path)?;
-    let unfinished = path.with_extension(format!("{}.new", std::process::id()));
+    let unfinished = unfinished(path, std::process::id());
     let _ = std::fs::remove_file(&unfinished);
     let before = umask(Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(&unfinished);

@@ -91,13 +91,20 @@ fn check_of_clock(clock: &ClockView) -> Check {
 
 impl Appliance {
     fn view_of(&self, check: Check) -> CheckView {
+        CheckView::of(check, &self.config_file)
+    }
+}
+
+impl CheckView {
+    /// A check of an appliance with this configuration.
+    pub fn of(check: Check, config_file: &str) -> Self {
         let result = match check.verdict {
             Verdict::Ok => "ok",
             Verdict::Warn => "warn",
             Verdict::Fail => "fail",
         };
-        let file = check.remedy.starts_with('[').then(|| self.config_file.clone());
-        CheckView { name: check.name, result, detail: check.found, setting: check.remedy, file }
+        let file = check.remedy.starts_with('[').then(|| config_file.to_owned());
+        Self { name: check.name, result, detail: check.found, setting: check.remedy, file }
     }
 }
 

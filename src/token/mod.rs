@@ -8,6 +8,7 @@
 pub mod ckr;
 mod error;
 pub mod fault;
+mod module;
 mod pin;
 pub mod pkcs11;
 mod settings;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::secret::DataKey;
 
 pub use error::{Cause, Fault, KeyName, Place, TokenError};
+pub use module::{ModuleFault, look_at_module};
 pub use pin::{PinError, read_pin};
 pub use settings::Settings;
 

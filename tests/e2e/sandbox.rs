@@ -309,7 +309,7 @@ fn a_pin_beside_the_configuration_is_warned_of() {
     appliance.change_config(|config| {
         config["token"]["pin_file"] = pin.display().to_string().into();
     });
-    let warning = format!("warning: {} lies beneath", pin.display());
+    let warning = format!("warning: [token] pin_file: {} lies beneath", pin.display());
     assert!(check(&appliance).contains(&warning), "{}", check(&appliance));
     appliance.start();
     let doctor = appliance.get("/v1/doctor").expect_status(200).json();

@@ -3,6 +3,7 @@
 
 mod examine;
 mod plan;
+mod report;
 mod restore;
 mod scratch;
 
@@ -14,9 +15,10 @@ pub use restore::restore_backup;
 use super::DaemonError;
 use super::config::Config;
 use crate::backup::{Archive, ArchiveError};
-use crate::cli::{CreateBackup, Verify};
+use crate::cli::{self, CreateBackup, Created, Global, Made, Report, Verify};
 use crate::secret::{self, Use, arena};
-use examine::{Examined, Places};
+use examine::Places;
+use report::Told;
 use scratch::Scratch;
 
 /// Why a backup was not verified or put back.
@@ -28,30 +30,25 @@ pub enum BackupError {
     NoAppliance,
     #[error("the token cannot open this backup: {0}")]
     Token(String),
-    #[error("Strongroom is running here ({} is locked): stop it first", .0.display())]
+    #[error("Strongroom is running here ({} is locked)", .0.display())]
     Running(PathBuf),
-    #[error(
-        "{} is not empty: --replace moves what is there aside, under a dated name", .0.display()
-    )]
+    #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
     #[error(
-        "another appliance lies here ({there}; the backup is of {backup}): is it the right place? \
-         --replace --other-appliance moves it aside"
+        "another appliance lies here ({there}; the backup is of {backup}): is it the right place?"
     )]
     Other { there: String, backup: String },
     #[error(
-        "a restore was cut off while it was put in its place: finish it with \
-         `strongroom backup restore --finish` ({})", .0.display()
+        "a restore was cut off while it was put in its place ({})", .0.display()
     )]
     CutOff(PathBuf),
     #[error(
-        "a restore was begun and never put in its place: restore again, or remove {} to go on without it",
-        .0.display()
+        "a restore was begun and never put in its place: {} is there", .0.display()
     )]
     Begun(PathBuf),
-    #[error("there is no restore to finish; restore again with the backup's name")]
+    #[error("there is no restore to finish")]
     NothingToFinish,
-    #[error("{} and {} are both there: one of them has to be moved away by hand", from.display(), to.display())]
+    #[error("{} and {} are both there", from.display(), to.display())]
     Both { from: PathBuf, to: PathBuf },
     #[error("the plan {} cannot be read", .0.display())]
     Plan(PathBuf),
@@ -74,8 +71,8 @@ pub fn unfinished_restore(store: &Path) -> Result<(), BackupError> {
     if begun.exists() { Err(BackupError::Begun(begun)) } else { Ok(()) }
 }
 
-/// Verifies a backup; the text for people, and whether it is good.
-pub fn verify_backup(arguments: &Verify) -> Result<(String, bool), DaemonError> {
+/// Verifies a backup.
+pub fn verify_backup(arguments: &Verify) -> Result<Report, DaemonError> {
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let mut scratch = Scratch::make(&arguments.by.scratch, &config)?;
@@ -83,26 +80,41 @@ pub fn verify_backup(arguments: &Verify) -> Result<(String, bool), DaemonError> 
     let (archive, damages) = Archive::open(&arguments.file).map_err(BackupError::from)?;
     let places = Places { store: scratch.path("store"), trail: scratch.path("trail") };
     let examined = examine::examine(&archive, damages, &config, &places, &mut scratch, None)?;
-    Ok((told(&archive, &examined, &arguments.file), examined.is_good()))
+    let told = Told::of(&archive, &examined, &arguments.file);
+    Ok(Report::new(told.text(), &told, examined.is_good()))
 }
 
 /// The second half of `strongroom backup create`: verifies what was made, where this user may.
-pub fn verify_created(create: &CreateBackup) -> ExitCode {
-    let (file, by) = (create.to.display(), &create.by);
-    if let (false, Some(why)) = (create.verify, obstacle(create)) {
-        eprintln!(
-            "not verified ({why}): it is good once this says so:\n  strongroom backup verify {file} \
-             --config {}",
-            by.config.display()
-        );
-        return ExitCode::SUCCESS;
-    }
-    let by = crate::cli::By {
-        config: by.config.clone(),
-        pin_file: by.pin_file.clone(),
-        scratch: by.scratch.clone(),
+pub fn verify_created(global: &Global, create: &CreateBackup, made: Made) -> ExitCode {
+    let (mut created, wants_json) = (Created::of(made), global.output == cli::Format::Json);
+    let obstacle = if create.verify { None } else { obstacle(create) };
+    let verified = match obstacle {
+        Some(why) => {
+            let (file, config) = (create.to.display(), create.by.config.display());
+            if !wants_json {
+                eprintln!(
+                    "not verified ({why}): it is good once this says so:\n  strongroom backup verify \
+                     {file} --config {config}"
+                );
+            }
+            created.not_verified = Some(why);
+            Ok(Report::new("", &created, true))
+        }
+        None => verify_backup(&create.verification()),
     };
-    super::told(verify_backup(&Verify { file: create.to.clone(), by }))
+    match verified {
+        Ok(report) if created.not_verified.is_none() && wants_json => {
+            let well = report.is_well();
+            created.verification = Some(report.into_document());
+            super::told(global, Ok(Report::new("", &created, well)))
+        }
+        Err(error) if wants_json => {
+            created.not_verified = Some(error.to_string());
+            let made = super::told(global, Ok(Report::new("", &created, true)));
+            if made == ExitCode::SUCCESS { super::told(global, Err(error)) } else { made }
+        }
+        verified => super::told(global, verified),
+    }
 }
 
 /// What keeps this user from verifying.
@@ -133,36 +145,4 @@ fn come_up(config: &Config) -> Result<(), DaemonError> {
     let arena = arena::Settings { size_bytes: 1024 * 1024, ..config.custody.arena.clone() };
     secret::start(&arena, Use::Front)?;
     Ok(secret::harden_process()?)
-}
-
-/// What was found, for people.
-fn told(archive: &Archive, examined: &Examined, file: &Path) -> String {
-    let (manifest, checked) = (&archive.manifest, &examined.checked);
-    let mut text = format!(
-        "appliance  {}\nmade       {:.0}, by version {}\ntrail      {} lines in {} files, {} checkpoints\n",
-        manifest.appliance,
-        manifest.created_at,
-        manifest.program,
-        examined.lines,
-        examined.files,
-        examined.checkpoints,
-    );
-    text.push_str(&format!(
-        "opened     {} store keys, {} keys with {} versions ({} destroyed), {} secrets, in {:.1} s\n",
-        checked.store_keys,
-        checked.keys,
-        checked.versions + checked.destroyed,
-        checked.destroyed,
-        checked.secrets,
-        examined.time.as_secs_f64(),
-    ));
-    for (what, why) in &examined.bad {
-        text.push_str(&format!("BAD        {what}: {why}\n"));
-    }
-    let verdict = match examined.bad.len() {
-        0 => "GOOD: every key in it was opened".to_owned(),
-        count => format!("NOT GOOD: {count} of what is in it do not hold"),
-    };
-    text.push_str(&format!("{}: {verdict}\n", file.display()));
-    text
 }

@@ -4,22 +4,32 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::super::DaemonError;
 use super::super::config::Config;
 use super::super::hand_over::hand_over;
 use super::examine::{self, Places};
 use super::plan::{Plan, beside, sync_parent};
+use super::report::{Restored, Told, Undone};
 use super::scratch::Scratch;
-use super::{BackupError, at, come_up, told};
+use super::{BackupError, at, come_up};
 use crate::audit::{self, AuditError};
 use crate::backup::Archive;
-use crate::cli::Restore;
+use crate::cli::{Report, Restore};
 use crate::records::{self, RestoredRecord};
 use crate::store::StoreError;
 use crate::store::sled_store::{self, SledStore};
 
-/// Restores a backup, or finishes a restore; the text for people, and whether it was done.
-pub fn restore_backup(arguments: &Restore) -> Result<(String, bool), DaemonError> {
+/// A restore that had been cut off, for programs.
+#[derive(Serialize)]
+struct Finished {
+    finished: bool,
+    store: PathBuf,
+}
+
+/// Restores a backup, or finishes a restore.
+pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let store = std::path::absolute(&config.store.path).map_err(at(&config.store.path))?;
@@ -27,7 +37,8 @@ pub fn restore_backup(arguments: &Restore) -> Result<(String, bool), DaemonError
     match (&arguments.file, pending) {
         (None, Some(plan)) => {
             plan.carry_out(&store)?;
-            Ok(("the restore that was cut off is finished\n".to_owned(), true))
+            let text = "the restore that was cut off is finished\n";
+            Ok(Report::new(text, &Finished { finished: true, store }, true))
         }
         (None, None) => Err(BackupError::NothingToFinish.into()),
         (Some(_), Some(_)) => Err(BackupError::CutOff(super::plan::path(&store)).into()),
@@ -40,11 +51,7 @@ pub fn sibling(path: &Path) -> PathBuf {
     beside(path, ".restoring")
 }
 
-fn restore(
-    arguments: &Restore,
-    file: &Path,
-    config: Config,
-) -> Result<(String, bool), DaemonError> {
+fn restore(arguments: &Restore, file: &Path, config: Config) -> Result<Report, DaemonError> {
     let mut scratch = Scratch::make(&arguments.by.scratch, &config)?;
     come_up(&config)?;
     let (archive, damages) = Archive::open(file).map_err(BackupError::from)?;
@@ -59,13 +66,21 @@ fn restore(
         left_behind: left_behind.as_ref().map(ToString::to_string),
     };
     let examined = examine::examine(&archive, damages, &config, places, &mut scratch, Some(&note))?;
-    let mut text = told(&archive, &examined, file);
+    let mut told = Told::of(&archive, &examined, file);
+    let mut restored = Restored {
+        done: false,
+        why: "",
+        store: target.store.clone(),
+        moved_aside: Vec::new(),
+        undone: None,
+    };
     if !examined.complete || !(examined.is_good() || arguments.accept_broken) {
-        text.push_str(match examined.complete {
-            true => "nothing was restored; --accept-broken restores it as it is\n",
-            false => "nothing was restored: it could not be looked through\n",
-        });
-        return Ok((text, false));
+        restored.why = match examined.complete {
+            true => "; --accept-broken restores it as it is",
+            false => ": it could not be looked through",
+        };
+        told.restored = Some(restored);
+        return Ok(Report::new(told.text(), &told, false));
     }
     for place in [&building.places.store, &building.places.trail] {
         hand_over(place, target.owner).map_err(at(place))?;
@@ -75,18 +90,12 @@ fn restore(
     plan.write(&target.store)?;
     building.keep();
     plan.carry_out(&target.store)?;
-    for (_, aside) in &plan.aside {
-        text.push_str(&format!("what was there is in {}\n", aside.display()));
-    }
-    if let Some(head) = left_behind {
-        text.push_str(&format!(
-            "the trail there goes on from line {} to line {}: what these say was done is undone\n",
-            examined.head.seq + 1,
-            head.seq
-        ));
-    }
-    text.push_str(&format!("restored to {}: start Strongroom\n", target.store.display()));
-    Ok((text, true))
+    let undone = |head: audit::Head| Undone { from_line: examined.head.seq + 1, to_line: head.seq };
+    restored.done = true;
+    restored.moved_aside = plan.aside.iter().map(|(_, aside)| aside.clone()).collect();
+    restored.undone = left_behind.map(undone);
+    told.restored = Some(restored);
+    Ok(Report::new(told.text(), &told, true))
 }
 
 /// The place that a backup goes to, closed to daemons for as long as this lives.

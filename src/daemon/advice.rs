@@ -1,0 +1,178 @@
+//! What to do next, for every way in which a command of the daemon's own can fail.
+
+use std::process::ExitCode;
+
+use super::DaemonError;
+use super::backup::BackupError;
+use super::config::ConfigError;
+use crate::audit::AuditError;
+use crate::cli::{self, Failure, Global, Report};
+use crate::policy::PolicyError;
+use crate::records::OfflineError;
+use crate::store::StoreError;
+use crate::token::TokenError;
+
+/// What a command ends with: its report on stdout, or its error on stderr.
+pub fn told(global: &Global, result: Result<Report, DaemonError>) -> ExitCode {
+    cli::told(global, result.map_err(|error| error.failure()))
+}
+
+/// The same for a process that says nothing where it ends well.
+pub fn ended(global: &Global, result: Result<(), DaemonError>) -> ExitCode {
+    cli::finish(global, result.map_err(|error| error.failure()))
+}
+
+impl DaemonError {
+    fn failure(&self) -> Failure {
+        Failure::failed(self.to_string(), self.next())
+    }
+
+    /// The next step of whoever reads the error.
+    pub(super) fn next(&self) -> String {
+        let own = match self {
+            Self::Config(error) => return of_config(error),
+            Self::Said { next, .. } => next,
+            Self::Backup(error) => of_backup(error),
+            Self::Store(error) => of_store(error),
+            Self::Trail(error) => of_trail(error),
+            Self::Policy(error) => of_policy(error),
+            Self::Recovery(error) => of_recovery(error),
+            Self::StoreBehind { .. } => {
+                "put the right one at [store] path of the configuration, or accept it as it is with \
+                 [audit] on_break = \"record\""
+            }
+            Self::StoreLost(_) => {
+                "look at its disk, then start the front again; what was acknowledged is there"
+            }
+            Self::Logging(_) => "see [log] target of the configuration",
+            Self::Custody(_) => "see [custody] of the configuration, and the limits of its unit",
+            Self::Records(_) => {
+                "restore a backup, or name the right store at [store] path of the configuration"
+            }
+            Self::Listen(_) => "see [listen] of the configuration",
+            Self::Arena(_) => {
+                "raise the limit of locked memory: LimitMEMLOCK= of the unit, `ulimit -l` of a shell"
+            }
+            Self::Harden(_) => "run it where the process may set its own limits",
+            Self::Sandbox(_) => "see [sandbox] mode of the configuration",
+            Self::Unsupervised | Self::Closed => "nothing, where systemd starts it anew",
+            Self::Io { .. } => {
+                "look at the file, the disk and the limits that it is about; try again"
+            }
+        };
+        own.to_owned()
+    }
+}
+
+fn of_config(error: &ConfigError) -> String {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    match error {
+        ConfigError::Unreadable { error, .. } => match error.kind() {
+            NotFound => "give the path of the configuration: --config FILE",
+            PermissionDenied => "run it as a user who may read it, such as root",
+            _ => "give the path of a file: --config FILE",
+        }
+        .to_owned(),
+        ConfigError::Malformed { .. } => {
+            "correct it there; `strongroom config show` prints every setting and its default"
+                .to_owned()
+        }
+        ConfigError::Unfit { path, .. } => format!(
+            "correct it there; `strongroom config check --config {}` says whether it is sound",
+            path.display()
+        ),
+    }
+}
+
+fn of_backup(error: &BackupError) -> &'static str {
+    match error {
+        BackupError::Archive(_) | BackupError::NoAppliance => "take another backup",
+        BackupError::Token(_) => {
+            "name the token that the backup was made with under [token], and its PIN (--pin-file)"
+        }
+        BackupError::Running(_) => "stop it first: systemctl stop strongroom strongroom-custody",
+        BackupError::NotEmpty(_) => "--replace moves what is there aside, under a dated name",
+        BackupError::Other { .. } => {
+            "name the right place, or move it aside with --replace --other-appliance"
+        }
+        BackupError::CutOff(_) => "finish it: strongroom backup restore --finish",
+        BackupError::Begun(_) => "restore again, or remove that directory to go on without it",
+        BackupError::NothingToFinish => "restore again with the backup's name",
+        BackupError::Both { .. } => "move one of them away by hand, then run it again",
+        BackupError::Plan(_) => "put it back from a copy, or restore again once it is moved away",
+        BackupError::Io { .. } => "see that this user may use it, and that its disk has room",
+    }
+}
+
+fn of_store(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::InUse => {
+            "stop the other one first (systemctl stop strongroom), or name another [store] path"
+        }
+        StoreError::Mode { .. } => "chmod 700 the directory at [store] path of the configuration",
+        StoreError::Newer { .. } => "use the newer program",
+        StoreError::Corrupt { .. } => "restore a backup: strongroom backup restore FILE",
+        StoreError::Full => "make room on the disk that [store] path of the configuration lies on",
+        _ => {
+            "see [store] path of the configuration: the directory above it must be there, and its user \
+             may write there"
+        }
+    }
+}
+
+/// What to do about a trail that could not be opened.
+fn of_trail(error: &AuditError) -> &'static str {
+    match error {
+        AuditError::CutTail { .. } | AuditError::RolledBack { .. } | AuditError::Damaged { .. } => {
+            "put the trail back from a copy; only if that cannot be, it is accepted as it is with \
+             [audit] on_break = \"record\", and its line says so"
+        }
+        AuditError::InUse => "stop the other one first: systemctl stop strongroom",
+        AuditError::Mode { .. } => {
+            "chmod 700 the directory at [audit] directory of the configuration"
+        }
+        AuditError::Full => {
+            "make room on the disk that [audit] directory of the configuration lies on"
+        }
+        _ => {
+            "see [audit] directory of the configuration: the directory above it must be there, and its \
+             user may write there"
+        }
+    }
+}
+
+pub(super) fn of_policy(error: &PolicyError) -> &'static str {
+    match error {
+        PolicyError::Directory { .. } | PolicyError::File { .. } => {
+            "see [policy] directory of the configuration, and who may read there"
+        }
+        PolicyError::Writable { .. } => "chmod o-w it",
+        PolicyError::Invalid(_) => {
+            "correct the files; `strongroom policy check` reads them without a daemon"
+        }
+        PolicyError::Role(_) => {
+            "correct [policy.roles] of the configuration, or make the user or group"
+        }
+        PolicyError::Schema(_) => "report this: the program is broken",
+    }
+}
+
+fn of_recovery(error: &OfflineError) -> &'static str {
+    match error {
+        OfflineError::PrivateKey(_) => {
+            "give the private half of the recovery key, unencrypted: `openssl pkey -in recovery.key`, \
+             piped in"
+        }
+        OfflineError::NoWrap(_) | OfflineError::NotOpened { .. } | OfflineError::Changed(_) => {
+            "take the private half of the key that was set, and a store that was written after that"
+        }
+        OfflineError::TokenInUse(_) => "name an empty token under [token] of the configuration",
+        OfflineError::Token(TokenError::PinIncorrect(_)) => {
+            "correct the PIN before it is run again"
+        }
+        OfflineError::Token(_) => {
+            "see [token] of the configuration; `strongroom doctor --config FILE`"
+        }
+        OfflineError::Record(_) => "take a whole copy of the store of an initialised appliance",
+    }
+}
