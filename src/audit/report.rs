@@ -103,6 +103,37 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Each on a line; signatures that no given key made are counted, for all of one key's are found at once.
+    fn fmt_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_bad = |finding: &&Finding| finding.kind == FindingKind::BadSignature;
+        let bad: Vec<&Finding> = self.findings.iter().filter(is_bad).collect();
+        for finding in &self.findings {
+            match bad.as_slice() {
+                [first, .., last] if is_bad(&finding) => {
+                    if std::ptr::eq(*first, finding) {
+                        let (count, from, to) = (bad.len(), first.line, last.line);
+                        writeln!(
+                            f,
+                            "FOUND       {count} checkpoints from line {from} to line {to} have a signature \
+                             that is not good"
+                        )?;
+                    }
+                }
+                _ => writeln!(f, "FOUND       {finding}")?,
+            }
+        }
+        if !bad.is_empty() {
+            writeln!(
+                f,
+                "next        after `recovery reseal` (`resealed` in the trail) another key signs: give the \
+                 public key of every generation, --public-key OLD.pem --public-key NEW.pem"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = self.line;
@@ -121,7 +152,7 @@ impl fmt::Display for Finding {
             }
             FindingKind::Truncated { last } => write!(
                 f,
-                "the trail ends at line {last}, but line {line} is known: its end was cut off, or an older copy put back"
+                "the trail ends at line {last}, but line {line} is known: its end was cut off, or an older copy put back, perhaps by `backup restore` of a backup from before (`restored` and `left-behind` in the trail say so)"
             )?,
             FindingKind::Torn => write!(f, "line {line} has no end")?,
             FindingKind::RolledBack => write!(
@@ -174,9 +205,7 @@ impl fmt::Display for Report {
         if self.under_way > 0 {
             writeln!(f, "under way   {} deeds", self.under_way)?;
         }
-        for finding in &self.findings {
-            writeln!(f, "FOUND       {finding}")?;
-        }
+        self.fmt_findings(f)?;
         if self.further_findings > 0 {
             writeln!(f, "FOUND       {} more", self.further_findings)?;
         }

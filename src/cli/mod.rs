@@ -46,8 +46,10 @@ pub use house::{
 pub use input::Source as RecoverySource;
 pub use output::Format;
 pub use problem::{Failure, Message};
+pub use progress::Progress;
 pub use recovery::{Drill, OfflineRecovery, Reseal};
 pub use report::{Report, told};
+pub use terminal::Refusal;
 
 use crate::secret as secret_memory;
 use client::{Client, Reply};

@@ -10,7 +10,7 @@ use super::input::Source;
 use super::master::follow;
 use super::output::facts;
 use super::problem::Failure;
-use super::terminal;
+use super::terminal::{self, Refusal};
 
 /// Be able to open every key without the token: a second wrap to a key that lies offline
 #[derive(Subcommand)]
@@ -71,8 +71,9 @@ pub struct Drill {
 /// Put a store under a new token, where the old one is lost: offline, with the private half
 ///
 /// Makes a new master key and a new signing key in the token that the configuration names, and wraps every
-/// key of its store under it; the daemon must be stopped. Make a copy of the store first. Cut off, it is
-/// run again.
+/// key of its store under it; the daemon must be stopped. Make a copy of the store first. The token must be
+/// empty: one that still opens the store is refused, for nothing is lost then, and so is another
+/// appliance's. Says what it will do and asks, at the terminal. Cut off, it is run again.
 #[derive(Args)]
 #[command(after_help = "Example:
   systemctl stop strongroom strongroom-custody
@@ -93,12 +94,29 @@ pub struct Reseal {
     /// Where to read the token's PIN from, in place of what the configuration says
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub pin_file: Option<PathBuf>,
+    /// Also where the token still opens the store: a new master key in the same token
+    #[arg(long)]
+    pub same_token: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// What is done with the private half, without a daemon.
 pub enum OfflineRecovery {
     Drill(Drill),
     Reseal(Reseal),
+}
+
+impl Reseal {
+    /// Has somebody at the terminal agree to what it will do. The key may come through stdin, so it asks
+    /// at the terminal itself.
+    ///
+    /// # Errors
+    /// What is said then, and what to do next.
+    pub fn agree(&self, what: &str) -> Result<(), Refusal> {
+        if self.yes { Ok(()) } else { terminal::confirm_at_terminal(what) }
+    }
 }
 
 impl Recovery {

@@ -47,17 +47,47 @@ pub fn ask_unseen(prompt: &str) -> Result<SecretBytes, Failure> {
     input::locked(line.get(..filled).unwrap_or_default())
 }
 
+/// Why nobody agreed, and what to do next.
+pub struct Refusal {
+    pub what: String,
+    pub next: &'static str,
+}
+
+/// Asks for a plain yes at the terminal, also where stdin is something else.
+pub fn confirm_at_terminal(question: &str) -> Result<(), Refusal> {
+    let terminal = match std::io::stderr().is_terminal() {
+        true => std::fs::File::open("/dev/tty").ok(),
+        false => None,
+    };
+    let Some(terminal) = terminal else {
+        let what = format!("{question} That needs a confirmation");
+        return Err(Refusal { what, next: "add --yes where nobody can be asked" });
+    };
+    match answered(question, terminal) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refusal { what: "not confirmed".to_owned(), next: NOT_DONE }),
+        Err(error) => Err(Refusal { what: error.to_string(), next: NOT_DONE }),
+    }
+}
+
 /// Asks for a plain yes. Only when stdin and stderr are terminals is there anybody to ask.
 pub fn confirm(question: &str) -> Result<(), Failure> {
+    let answer = answered(question, std::io::stdin().lock());
+    match answer.map_err(|error| unreadable(&error.to_string()))? {
+        true => Ok(()),
+        false => Err(Failure::failed("not confirmed", NOT_DONE)),
+    }
+}
+
+const NOT_DONE: &str = "nothing was done; --yes goes on without asking";
+
+/// Whether the answer is a plain yes.
+fn answered(question: &str, from: impl Read) -> std::io::Result<bool> {
     let _ = write!(std::io::stderr(), "{question} Type yes to go on: ");
     let mut answer = String::new();
-    let mut reader = std::io::stdin().lock().take(16);
-    reader.read_line(&mut answer).map_err(|error| unreadable(&error.to_string()))?;
-    if answer.trim() == "yes" {
-        Ok(())
-    } else {
-        Err(Failure::failed("not confirmed", "nothing was done; --yes goes on without asking"))
-    }
+    let mut reader = std::io::BufReader::new(from.take(16));
+    reader.read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
 }
 
 /// Whether somebody is there to be asked.

@@ -50,7 +50,9 @@ pub use needs::{Settings as SandboxSettings, Surroundings, needs, private_files}
 pub use outage::{Outage, Reason};
 pub use probe::Probe;
 pub use process::{Settings, Spawn, StartError};
-pub use recovery::{Fingerprint, RecoveredStoreKey, Recoverer, fingerprint_of, recovery_key_of};
+pub use recovery::{
+    Fingerprint, RecoveredStoreKey, Recoverer, fingerprint_of, recovery_key_of, token_opens,
+};
 pub use sealed::{generation_of, recovery_of, store_key_of};
 pub use start::{Ready, resolve};
 pub use turning::Locks;

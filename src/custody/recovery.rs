@@ -15,7 +15,7 @@ use super::rsa::{KeyError, PrivateKey};
 use super::{seal, sealed};
 use crate::key::{Algorithm, Mgf1Hash, PublicKey};
 use crate::secret::{DataKey, Pkcs8Der, SecretBytes};
-use crate::token::Token;
+use crate::token::{Token, TokenError};
 
 /// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
 pub type Fingerprint = [u8; 32];
@@ -54,7 +54,9 @@ impl RecoveryKey {
         let key = PublicKey::from_any(bytes).map_err(|error| error.to_string())?;
         if key.algorithm() != Algorithm::Rsa4096 {
             return Err(format!(
-                "a recovery key must be an RSA key of 4096 bits; this one has {}",
+                "a recovery key must be an RSA key of 4096 bits; this one has {}: make one with `openssl \
+                 genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:4096 -aes256 -out recovery.key` and `openssl \
+                 pkey -in recovery.key -pubout -out recovery.pem`",
                 key.algorithm().bits()
             ));
         }
@@ -195,6 +197,23 @@ impl Recoverer {
         let opened = opened.map_err(|_| Fault::SealBroken)?;
         let bytes = SecretBytes::copy_from(opened.expose()).map_err(|_| Fault::ArenaFull)?;
         DataKey::from_bytes(bytes).ok_or(Fault::SealBroken)
+    }
+}
+
+/// Whether `token` opens a store key as it lies in the store: whether what is to be recovered from is not
+/// lost.
+pub fn token_opens(
+    token: &dyn Token,
+    appliance: &str,
+    store_key: &StoreKey,
+) -> Result<bool, TokenError> {
+    let Ok(wrapped) = sealed::read_wrapped(&store_key.wrapped) else { return Ok(false) };
+    let generation = wrapped.generation;
+    let aad = sealed::store_key_aad(appliance, generation, store_key.id);
+    match token.unwrap(generation, &aad, &wrapped) {
+        Ok(_) => Ok(true),
+        Err(TokenError::Rejected) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -163,10 +163,18 @@ fn of_recovery(error: &OfflineError) -> &'static str {
             "give the private half of the recovery key, unencrypted: `openssl pkey -in recovery.key`, \
              piped in"
         }
-        OfflineError::NoWrap(_) | OfflineError::NotOpened { .. } | OfflineError::Changed(_) => {
+        OfflineError::NoWrap(_) => {
+            "take a copy or a backup of the store from after `strongroom recovery set`; what was never \
+             wrapped to a recovery key opens with its token alone"
+        }
+        OfflineError::NotOpened { .. } | OfflineError::Changed(_) => {
             "take the private half of the key that was set, and a store that was written after that"
         }
         OfflineError::TokenInUse(_) => "name an empty token under [token] of the configuration",
+        OfflineError::TokenOpens(_) => {
+            "start the daemon; for a new master key in this token, `strongroom master rotate`. To go to \
+             another token, name that one under [token]; to reseal under this one all the same: --same-token"
+        }
         OfflineError::Token(TokenError::PinIncorrect(_)) => {
             "correct the PIN before it is run again"
         }

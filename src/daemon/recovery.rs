@@ -1,7 +1,7 @@
 //! What is done with the private half of the recovery key, without a daemon: the drill, and the way under
 //! a new token. Keys are in the clear in the locked arena alone, as in custody.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use serde::Serialize;
 use super::config::Config;
 use super::hand_over::hand_over;
 use super::{DaemonError, io};
-use crate::cli::{OfflineRecovery, RecoverySource, Report};
+use crate::cli::{OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
 use crate::records::{Offline, OfflineError, Resealed};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
 use crate::store::sled_store::{Settings, SledStore};
 use crate::store::{Store, Table};
 use crate::token::pkcs11::Pkcs11Token;
-use crate::token::read_pin;
+use crate::token::{Token, read_pin};
 
 /// The longest text of a private key, in bytes: RSA-4096 has about 3 300 as PEM.
 const LONGEST: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
@@ -40,7 +40,7 @@ pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
             config.use_pin_file(reseal.pin_file.as_deref());
             let store = config.store.path.clone();
             let owner = store.symlink_metadata().map_err(io("looking at the store"))?;
-            let resealed = reseal_all(&config, &reseal.private_key);
+            let resealed = reseal_all(&config, reseal);
             // Also what was cut off: the next one may be run by the owner.
             if owner.uid() != nix::unistd::geteuid().as_raw() {
                 hand_over(&store, (owner.uid(), owner.gid()))
@@ -53,19 +53,45 @@ pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
 }
 
 /// Puts the store under the token that the configuration names; the store is closed when it is done.
-fn reseal_all(config: &Config, private_key: &RecoverySource) -> Result<Resealed, DaemonError> {
+fn reseal_all(config: &Config, reseal: &Reseal) -> Result<Resealed, DaemonError> {
     shut_in(&config.custody.arena)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
-    let mut offline = open(&config.store, private_key)?;
+    let mut offline = open(&config.store, &reseal.private_key)?;
     let pin = read_pin(&config.token, credentials.as_deref())
         .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
     let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
+    let generation = offline.plan(&token, reseal.same_token)?;
+    let all = offline.count(Table::Key)?;
+    let what = intended(config, &offline, &token, (generation, all))?;
+    let unconfirmed = |Refusal { what, next }| DaemonError::Said { what, next };
+    reseal.agree(&what).map_err(unconfirmed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(io("starting the runtime"))?;
-    let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
-    let _ = writeln!(std::io::stderr());
-    Ok(resealed)
+    let mut progress = Progress::new(true);
+    let show = |done| progress.show(done, all);
+    Ok(runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?)
+}
+
+/// What a reseal is about to do, for whoever is to agree.
+fn intended(
+    config: &Config,
+    offline: &Offline,
+    token: &dyn Token,
+    (generation, keys): (u32, u64),
+) -> Result<String, DaemonError> {
+    let info = token.info().map_err(OfflineError::from)?;
+    let (appliance, store) = (&offline.home().appliance, config.store.path.display());
+    let lost = match offline.lost().len() {
+        0 => String::new(),
+        count => format!(" {count} store keys cannot be recovered, nor what they sealed."),
+    };
+    Ok(format!(
+        "This makes master generation {generation} and a new signing key in the token {:?} (serial {}) and \
+         puts the {keys} keys of appliance {appliance}, at {store}, under it.{lost} The old token does not open \
+         this store any more after that: have a copy of the store.",
+        info.label, info.serial
+    ))
 }
 
 /// What came of a reseal, for programs.
@@ -91,8 +117,10 @@ fn told(resealed: &Resealed) -> Report {
              recovered and stay as they are: without the old token nobody can use them"
         ),
     };
-    text += ", which signs the trail from now on\nnext: start the daemon, `strongroom doctor`, fetch the \
-             trail's new public key (strongroom audit export --public-key), and make a backup\n";
+    text += ", which signs the trail from now on\nKeep the trail's old public key: `strongroom audit verify` \
+             needs both, the old one for what came before, the new one for what comes\nnext: start the \
+             daemon, `strongroom doctor`, fetch the trail's new public key (strongroom audit \
+             public-key), and make a backup\n";
     let verdict = if left.is_empty() { "recovered" } else { "not-all-recovered" };
     Report::new(text, &ResealTold { generation: *generation, verdict, lost: left }, left.is_empty())
 }
@@ -152,21 +180,20 @@ struct DrillTold<'a> {
 /// Proves every key and every record; names each that cannot be recovered.
 fn drill_all(offline: &Offline) -> Result<Report, DaemonError> {
     let (mut keys, mut versions, mut secrets, mut bad) = (0_u64, 0, 0_u64, Vec::new());
+    let (all, mut progress) = (offline.count(Table::Key)?, Progress::new(true));
     every(offline, Table::Key, |name| {
         match offline.prove_key(name) {
             Ok(proved) => versions += proved,
             Err(error) => bad.push(format!("key/{name}: {error}")),
         }
         keys += 1;
-        show(keys);
+        progress.show(keys, all);
     })?;
     every(offline, Table::Secret, |name| match offline.prove_secret(name) {
         Ok(()) => secrets += 1,
         Err(error) => bad.push(format!("secret/{name}: {error}")),
     })?;
-    if std::io::stderr().is_terminal() {
-        let _ = writeln!(std::io::stderr());
-    }
+    progress.end();
     let (store_keys, appliance) = (offline.store_keys(), &offline.home().appliance);
     let lost: Vec<&String> = offline.lost().iter().chain(&bad).collect();
     let mut text = format!(
@@ -193,12 +220,5 @@ fn every(offline: &Offline, table: Table, mut work: impl FnMut(&str)) -> Result<
             Some(last) => after = Some(last.clone()),
             None => return Ok(()),
         }
-    }
-}
-
-/// How many are done, for whoever waits at a terminal.
-fn show(done: u64) {
-    if std::io::stderr().is_terminal() {
-        let _ = write!(std::io::stderr(), "\r{done} keys");
     }
 }

@@ -35,9 +35,15 @@ pub enum OfflineError {
     #[error("{0}")]
     Token(#[from] TokenError),
     #[error(
-        "this token holds a master key of generation {0} that no reseal made: use an empty token"
+        "the token holds a master or signing key of generation {0} that no reseal of this store made, and \
+         that does not open it: it is another appliance's, or an older copy of this one's"
     )]
     TokenInUse(u32),
+    #[error(
+        "the token opens this store: its master key of generation {0} is there, so nothing is lost that \
+         would have to be recovered"
+    )]
+    TokenOpens(u32),
 }
 
 impl From<StoreError> for OfflineError {
@@ -106,6 +112,19 @@ impl Offline {
     /// What the appliance is.
     pub fn home(&self) -> &HomeRecord {
         &self.home
+    }
+
+    /// How many names a table has.
+    pub fn count(&self, table: Table) -> Result<u64, OfflineError> {
+        let (mut count, mut after) = (0, None::<String>);
+        loop {
+            let names = self.names(table, after.as_deref())?;
+            count += names.len() as u64;
+            match names.last() {
+                Some(last) => after = Some(last.clone()),
+                None => return Ok(count),
+            }
+        }
     }
 
     /// Up to 1000 names of a table after `after`, as they stand in the store.

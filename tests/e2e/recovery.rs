@@ -93,7 +93,9 @@ fn recoverable() -> (Appliance, PathBuf, String) {
         let body = json!({ "public_key": std::fs::read_to_string(file).expect("readable") });
         appliance.put("/v1/recovery", &body)
     };
-    set(&small).expect_problem(400, "invalid");
+    let too_small = set(&small);
+    too_small.expect_problem(400, "invalid");
+    assert!(too_small.text().contains("openssl genpkey -algorithm RSA"), "{}", too_small.text());
     set(&private).expect_problem(400, "invalid");
     set(&other).expect_problem(409, "recovery-key");
     let said = appliance.cli(&["recovery", "set", public.to_str().expect("text")]);
@@ -145,6 +147,37 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
     assert!(!drill("recovery.pem").status.success(), "a public key opens nothing");
     assert!(!drill("missing.key").status.success());
 
+    // With the token that opens the store nothing is to be recovered, and nothing is done.
+    let config = appliance.config_file().display().to_string();
+    let in_use = ["recovery", "reseal", "--config", &config, "--private-key", private, "--yes"];
+    let refused = offline(&appliance, appliance.token(), &in_use);
+    let said = text(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    for words in
+        ["the token opens this store", "next: ", "strongroom master rotate", "--same-token"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let unasked = [&in_use[..6], &["--same-token"]].concat();
+    let refused = text(&offline(&appliance, appliance.token(), &unasked));
+    for words in
+        ["This makes master generation 3", "the 5 keys of", "needs a confirmation", "--yes"]
+    {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+
+    // Nor with another appliance's token, which is left as it is.
+    let stranger = Appliance::new();
+    let mut other = appliance.config();
+    other["token"] = stranger.config()["token"].clone();
+    std::fs::write(appliance.path("other.toml"), other.to_string()).expect("written");
+    let others =
+        ["recovery", "reseal", "--config", "other.toml", "--private-key", private, "--yes"];
+    let refused = text(&offline(&appliance, stranger.token(), &others));
+    for words in ["generation 1", "another appliance's", "next: name an empty token"] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+
     // The way back: the token is gone for good.
     std::fs::remove_dir_all(appliance.token().tokens()).expect("removed");
     appliance.change_config(|config| {
@@ -152,10 +185,10 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
         token.insert("label".to_owned(), new_token.label().into());
         token.insert("pin_file".to_owned(), new_token.pin_file().display().to_string().into());
     });
-    let config = appliance.config_file().display().to_string();
-    let reseal = ["recovery", "reseal", "--config", &config, "--private-key", private];
+    let reseal = ["recovery", "reseal", "--config", &config, "--private-key", private, "--yes"];
     let resealed = offline(&appliance, &new_token, &reseal);
     assert!(resealed.status.success(), "{}", text(&resealed));
+    assert!(text(&resealed).contains("Keep the trail's old public key"), "{}", text(&resealed));
     let (name, conf) = new_token.environment();
     appliance.set_environment(name, conf.to_str().expect("text"));
     appliance.start();
@@ -186,6 +219,10 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
     };
     let verified = verify(&[&old_key, &new_key]);
     assert!(verified.status.success(), "{}", text(&verified));
+    let verified = verify(&[&new_key]);
+    let said = text(&verified);
+    assert!(!verified.status.success() && said.matches("not good").count() == 1, "{said}");
+    assert!(said.contains("give the public key of every generation"), "{said}");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn reseal(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
     });
     let (config, private) = (appliance.config_file(), private.display().to_string());
     let config = config.display().to_string();
-    let arguments = ["recovery", "reseal", "--config", &config, "--private-key", &private];
+    let arguments = ["recovery", "reseal", "--config", &config, "--private-key", &private, "--yes"];
     let resealed = offline(appliance, &new_token, &arguments);
     let (name, conf) = new_token.environment();
     appliance.set_environment(name, conf.to_str().expect("text"));

@@ -15,8 +15,8 @@ use super::super::{
     HomeRecord, MasterRecord, RecordError, RecoveryRecord, ResealedRecord, VersionRecord, address,
 };
 use super::{Offline, OfflineError};
-use crate::custody::generation_of;
 use crate::custody::protocol::KeyAddress;
+use crate::custody::{generation_of, token_opens};
 use crate::store::{Batch, Expect, Table};
 use crate::token::Token;
 
@@ -73,12 +73,56 @@ impl Offline {
         Ok(Resealed { generation, left })
     }
 
+    /// Looks whether this is a token for a reseal, and changes nothing: one that is empty, or that an
+    /// earlier call began with; returns the generation that it makes. `same_token`: also the one that the
+    /// store lies under.
+    ///
+    /// # Errors
+    /// [`OfflineError::TokenOpens`] where it opens the store, [`OfflineError::TokenInUse`] where it is
+    /// another appliance's.
+    pub fn plan(&self, token: &dyn Token, same_token: bool) -> Result<u32, OfflineError> {
+        /// Generations that a token is searched for behind the newest that is known.
+        const BEHIND: u32 = 16;
+        let generation = self.next_generation();
+        let was_begun = self.was_begun(generation)?;
+        let mut opens = None;
+        let in_use = self.home.generation;
+        if token.master(in_use)?.is_some() {
+            for store_key in self.home.store_keys.iter().rev() {
+                let lies_there = generation_of(&store_key.wrapped) == Some(in_use);
+                if lies_there && token_opens(token, &self.home.appliance, store_key)? {
+                    opens = Some(in_use);
+                    break;
+                }
+            }
+        }
+        match opens {
+            Some(in_use) if !same_token => return Err(OfflineError::TokenOpens(in_use)),
+            _ => {}
+        }
+        for place in 1..=generation + BEHIND {
+            let is_ours = opens.is_some() && place < generation || was_begun && place == generation;
+            if !is_ours && (token.master(place)?.is_some() || token.signer(place)?.is_some()) {
+                return Err(OfflineError::TokenInUse(place));
+            }
+        }
+        Ok(generation)
+    }
+
+    fn next_generation(&self) -> u32 {
+        let newest = self.home.masters().iter().map(|known| known.generation).max().unwrap_or(0);
+        newest.max(self.home.generation) + 1
+    }
+
+    fn was_begun(&self, generation: u32) -> Result<bool, OfflineError> {
+        let begun = plain::<Reseal>(self.store.as_ref(), RESEAL)?;
+        Ok(begun.is_some_and(|begun| begun.generation == generation))
+    }
+
     /// Notes which generation is to be made, and makes it.
     async fn begin_reseal(&mut self, token: &dyn Token) -> Result<u32, OfflineError> {
-        let begun = plain::<Reseal>(self.store.as_ref(), RESEAL)?;
-        let newest = self.home.masters().iter().map(|known| known.generation).max().unwrap_or(0);
-        let generation = newest.max(self.home.generation) + 1;
-        let was_begun = begun.is_some_and(|begun| begun.generation == generation);
+        let generation = self.next_generation();
+        let was_begun = self.was_begun(generation)?;
         let (master, signer) = (token.master(generation)?, token.signer(generation)?);
         if !was_begun {
             if master.is_some() || signer.is_some() {
