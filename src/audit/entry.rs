@@ -180,6 +180,9 @@ pub enum Event {
     Restored,
     /// The trail that a restored one was put in the place of went on to the line named.
     LeftBehind,
+    /// A key's record does not open, and an operator said that it may be lost with the master key of the
+    /// generation, which is destroyed next.
+    KeyLeft,
     /// The store was put under another token with its recovery key, whose fingerprint is the digest: from
     /// here on another key signs. So many keys, and so much that could not be recovered.
     Resealed,
@@ -214,6 +217,7 @@ impl Event {
             Event::ClockAgrees => "clock-agrees",
             Event::Restored => "restored",
             Event::LeftBehind => "left-behind",
+            Event::KeyLeft => "key-left",
             Event::Resealed => "resealed",
         }
     }
@@ -223,6 +227,7 @@ impl Event {
 #[derive(Debug, Clone)]
 pub struct EventNote {
     pub(super) event: Event,
+    pub(super) key: Option<Name>,
     /// SHA-256 of what was loaded.
     pub digest: Option<[u8; 32]>,
     pub code: Option<Code>,
@@ -243,6 +248,7 @@ impl EventNote {
     pub fn new(event: Event) -> Self {
         Self {
             event,
+            key: None,
             digest: None,
             code: None,
             generation: None,
@@ -287,6 +293,11 @@ impl EventNote {
     /// Adds how many it was done to, and how many it could not be done to.
     pub fn counting(self, items: u32, failed_items: u32) -> Self {
         Self { items: Some(items), failed_items: Some(failed_items), ..self }
+    }
+
+    /// Adds the key that it is about.
+    pub fn with_key(self, key: Name) -> Self {
+        Self { key: Some(key), ..self }
     }
 
     /// Adds a SHA-256: of what it was done with.
@@ -405,6 +416,7 @@ impl EventNote {
             caller: self.refused.as_ref().map(|(caller, _)| plain(caller)),
             count: self.refused.as_ref().map(|(_, count)| *count),
             event: Some(self.event.as_str()),
+            key: self.key.as_ref().map(Name::as_str),
             program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
             digest: texts.hex.as_ref().map(Hex::as_str),
             generation: self.generation,

@@ -37,16 +37,21 @@ pub struct Rotate {
 
 /// Destroy an old master key in the token, for good
 ///
-/// Refused while anything lies under it. Backups that were made before the rotation ended open only with
+/// Refused while anything lies under it, or may: of a key whose record is broken that is not known. Such
+/// keys are put back from a backup, or left: each of them, named. Backups that were made before the rotation ended open only with
 /// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are
 /// still wanted.
 #[derive(Args)]
 #[command(after_help = "Example:
   strongroom master status
-  strongroom master retire 1")]
+  strongroom master retire 1
+  strongroom master retire 1 --leave payments-old    the record of that key is broken; it is lost then")]
 pub struct Retire {
     /// The generation
     generation: u32,
+    /// A key whose record does not open, and which may be lost; once for each
+    #[arg(long, value_name = "NAME")]
+    leave: Vec<String>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -137,13 +142,18 @@ impl Retire {
                     "add --yes where nobody can be asked",
                 ));
             }
+            let lost = match self.leave.as_slice() {
+                [] => String::new(),
+                names => format!(" Lost with it: {}.", names.join(", ")),
+            };
             terminal::confirm(&format!(
                 "destroy the master key of generation {generation} in the token, for good. Backups from \
-                 before the rotation ended open only with it."
+                 before the rotation ended open only with it.{lost}"
             ))?;
         }
-        let reply =
-            session.client.post("/v1/master/retire", &json!({ "generation": generation }))?;
+        let reply = session
+            .client
+            .post("/v1/master/retire", &json!({ "generation": generation, "leave": self.leave }))?;
         session.out.reply(&reply, told)
     }
 }

@@ -6,8 +6,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced, request_id};
-use crate::audit::Details;
+use crate::audit::{Details, Event, EventNote};
 use crate::custody::protocol::MasterFound;
+use crate::key::Name;
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stage};
 
@@ -29,6 +30,10 @@ pub struct ShowMaster {
 #[serde(deny_unknown_fields)]
 pub struct RetireMaster {
     pub generation: u32,
+    /// The names of all keys whose records do not open, which may be lost with it. Nothing else can be.
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    pub leave: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -150,13 +155,15 @@ impl Request for RetireMaster {
     }
 
     fn details(&self) -> Details {
-        Details { generation: Some(self.generation), ..Details::default() }
+        let items = (!self.leave.is_empty()).then_some(self.leave.len() as u32);
+        Details { generation: Some(self.generation), items, ..Details::default() }
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         let generation = self.generation;
+        let leave = parsed(&self.leave)?;
         let refuse = |what: String| Err(Error::StillNeeded { generation, what });
         if !home.masters().iter().any(|known| known.generation == generation) {
             return Err(Error::NoGeneration(generation));
@@ -166,8 +173,18 @@ impl Request for RetireMaster {
         }
         appliance.must_not_rewrap().await?;
         let census = appliance.records.census().await?;
-        if let Some(what) = needs(&census, generation) {
+        if let Some(what) = needs(&census, generation, &leave) {
             return refuse(what);
+        }
+        let is_broken = |name: &Name| census.broken.iter().any(|broken| is_of(broken, name));
+        if let Some(sound) = leave.iter().find(|name| !is_broken(name)) {
+            let rule =
+                format!("{sound} opens, or is not there: only what does not open can be left");
+            return Err(Error::Invalid { member: "leave", rule });
+        }
+        for name in &leave {
+            let line = EventNote::about(Event::KeyLeft, generation).with_key(name.clone());
+            appliance.trail.event(line).await?;
         }
         appliance.custody.destroy_master(generation).await?;
         appliance.records.note_retired(generation, appliance.now()).await?;
@@ -178,7 +195,7 @@ impl Request for RetireMaster {
 }
 
 /// What keeps a generation from being retired, in words; nothing where nothing does.
-fn needs(census: &Census, generation: u32) -> Option<String> {
+fn needs(census: &Census, generation: u32, leave: &[Name]) -> Option<String> {
     if let Some(found) = census.under.get(&generation) {
         let (versions, store_keys) = (found.key_versions, found.store_keys);
         let more = (versions + store_keys).saturating_sub(found.first.len() as u64);
@@ -188,15 +205,33 @@ fn needs(census: &Census, generation: u32) -> Option<String> {
             "{versions} versions of keys and {store_keys} store keys lie under it: {first}{more}"
         ));
     }
-    if census.broken.is_empty() {
+    let is_left = |broken: &&String| leave.iter().any(|name| is_of(broken, name));
+    let broken: Vec<&str> =
+        census.broken.iter().filter(|broken| !is_left(broken)).map(String::as_str).collect();
+    if broken.is_empty() {
         return None;
     }
-    let (count, first) = (census.broken.len(), census.broken.iter().take(5));
-    let first: Vec<&str> = first.map(String::as_str).collect();
+    let (count, first) = (broken.len(), broken.iter().take(5).copied().collect::<Vec<_>>());
     Some(format!(
-        "the records of {count} keys do not open, so what they lie under is not known: {}",
+        "the records of {count} keys do not open, so what they lie under is not known: {}; put them back \
+         from a backup, or name every one of them to be left and lost (`strongroom master retire {generation} \
+         --leave NAME`)",
         first.join(", ")
     ))
+}
+
+/// Whether an entry of the census is about this key.
+fn is_of(broken: &str, name: &Name) -> bool {
+    broken.strip_prefix("key/").is_some_and(|of| of == name.as_str())
+}
+
+fn parsed(names: &[String]) -> Result<Vec<Name>, Error> {
+    let invalid = |rule: String| Error::Invalid { member: "leave", rule };
+    if names.len() > 1000 {
+        return Err(invalid("at most 1000 names".to_owned()));
+    }
+    let parse = |name: &String| Name::parse(name).map_err(|error| invalid(error.to_string()));
+    names.iter().map(parse).collect()
 }
 
 impl Appliance {

@@ -10,9 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal, step};
+use crate::acts::{
+    base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal, step, trail_lines,
+};
 use crate::appliance::{Appliance, wait_until};
-use crate::raw_store::{APPLIANCE, Raw};
+use crate::raw_store::{APPLIANCE, KEY, Raw};
 use crate::shim::Shim;
 
 /// One private key, to be imported under many names: generating them would take its time.
@@ -355,6 +357,36 @@ fn a_store_key_that_was_left_under_an_old_master_is_rewrapped() {
     appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
     appliance.restart();
     expect_plaintext(&reveal(&appliance, "s"), "kept");
+}
+
+#[test]
+fn a_broken_key_keeps_no_master_key_for_ever() {
+    let mut appliance = Appliance::new();
+    for key in ["good", "bad"] {
+        appliance.create_key(key);
+    }
+    appliance.stop();
+    Raw::open(&appliance).damage(KEY, "bad");
+    appliance.start();
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    let retire = |leave: &[&str]| {
+        appliance.post("/v1/master/retire", &json!({ "generation": 1, "leave": leave }))
+    };
+    let refused = retire(&[]);
+    refused.expect_problem(409, "master-needed");
+    assert!(refused.text().contains("key/bad; put them back"), "{}", refused.text());
+    // Not for another one's name, nor together with one that opens.
+    retire(&["good"]).expect_problem(409, "master-needed");
+    retire(&["good", "bad"]).expect_problem(400, "invalid");
+    let left = appliance.cli(&["master", "retire", "1", "--leave", "bad", "--yes"]);
+    assert!(left.status.success(), "{left:?}");
+    assert_eq!(master(&appliance)["generations"][0]["state"], "retired");
+    let lines = trail_lines(&appliance.trail());
+    let told = lines.iter().find(|line| line["event"] == "key-left").expect("it is told");
+    assert_eq!((&told["key"], &told["generation"]), (&json!("bad"), &json!(1)));
+    let sealed = encrypt(&appliance, "good", "x");
+    expect_plaintext(&decrypt(&appliance, "good", &sealed, None), "x");
 }
 
 #[test]
