@@ -46,6 +46,7 @@ async fn a_sound_trail_is_sound_as_a_directory_and_as_one_file() {
     let output = verify(&["--public-key", &key, "--output", "json"], &[&export]);
     assert_eq!(output.status.code(), Some(0));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["verdict"], "sound");
     assert_eq!(
         (report["lines"].as_u64(), report["findings"].as_array().unwrap().len()),
         (Some(bench.head.seq), 0)

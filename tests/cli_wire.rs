@@ -371,7 +371,7 @@ fn exported_lines_keep_their_bytes() {
     let again = peer.run(&export, b"");
     assert_eq!(again.status.code(), Some(1), "nothing is overwritten");
 
-    let shown = peer.run(&["audit", "show", "--output", "json"], b"");
+    let shown = peer.run(&["audit", "show", "--all", "--output", "json"], b"");
     assert_eq!(text(&shown.stdout), format!("{written}{own}\n"));
 }
 

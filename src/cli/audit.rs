@@ -22,6 +22,9 @@ use crate::policy::{Action, Resource};
 /// Lines asked for at a time.
 pub const PAGE: u64 = 500;
 
+/// How many of the last lines are shown where nothing else is asked for.
+const LAST: usize = 50;
+
 /// Show, follow, export and verify the trail
 #[derive(Subcommand)]
 pub enum Audit {
@@ -33,18 +36,22 @@ pub enum Audit {
     Verify(Verify),
 }
 
-/// Show lines of the trail
+/// Show lines of the trail: the last 50, or those that are asked for
 #[derive(Args)]
 #[command(after_help = "Examples:
-  strongroom audit show
+  strongroom audit show                  the last 50 lines
+  strongroom audit show --all            the whole trail
   strongroom audit show --resource key/payments --action key:decrypt
   strongroom audit show --after 1000 --limit 50 --output json
 With --output json each line is one line of JSON, byte for byte as it stands in the trail.")]
 pub struct Show {
+    /// The whole trail; so it is with any of the options below, too, unless they say otherwise
+    #[arg(long)]
+    all: bool,
     /// Only lines after this one
-    #[arg(long, value_name = "SEQ", default_value_t = 0)]
-    after: u64,
-    /// At most this many; all of them otherwise
+    #[arg(long, value_name = "SEQ")]
+    after: Option<u64>,
+    /// At most this many, from the beginning or from --after on
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     #[command(flatten)]
@@ -86,6 +93,13 @@ pub struct Filter {
     resource: Option<Resource>,
 }
 
+impl Filter {
+    /// Whether every line passes.
+    fn is_open(&self) -> bool {
+        matches!(self, Self { action: None, caller: None, resource: None })
+    }
+}
+
 /// One page of the trail; a line stays the text it is, because its bytes are what is hashed.
 #[derive(Deserialize)]
 pub struct Page {
@@ -116,8 +130,17 @@ fn public_key(session: &Session) -> Result<(), Failure> {
 
 impl Show {
     fn run(self, session: &Session) -> Result<(), Failure> {
+        let Self { all, after, limit, filter } = &self;
+        if !all && after.is_none() && limit.is_none() && filter.is_open() {
+            let (last, _) = last_lines(session, &mut Ours::default(), LAST, filter)?;
+            print(&session.out, &last, true)?;
+            if last.first().and_then(|line| sequence(line)).is_some_and(|first| first > 1) {
+                session.out.note(&format!("the last {LAST} lines; --all shows all of them"));
+            }
+            return Ok(());
+        }
         let mut left = self.limit.unwrap_or(u64::MAX);
-        let mut after = Some(self.after);
+        let mut after = Some(self.after.unwrap_or(0));
         let mut first = true;
         while let Some(from) = after.filter(|_| left > 0) {
             let (page, _) = page(session, from, left.min(PAGE), &self.filter)?;
@@ -135,7 +158,11 @@ impl Tail {
         let mut ours = Ours::default();
         let mut after = match self.after {
             Some(after) => after,
-            None => self.begin(session, &mut ours)?,
+            None => {
+                let (last, seen) = last_lines(session, &mut ours, self.lines, &self.filter)?;
+                print(&session.out, &last, true)?;
+                seen
+            }
         };
         loop {
             let (page, id) = page(session, after, PAGE, &self.filter)?;
@@ -148,42 +175,46 @@ impl Tail {
             }
         }
     }
+}
 
-    /// Prints the last lines and returns the number of the very last.
-    fn begin(&self, session: &Session, ours: &mut Ours) -> Result<u64, Failure> {
-        let mut last: VecDeque<Box<RawValue>> = VecDeque::new();
-        let mut seen = self.near_the_end(session, ours);
-        let mut after = Some(seen);
-        while let Some(from) = after {
-            let (page, id) = page(session, from, PAGE, &self.filter)?;
-            ours.remember(id);
-            seen = page.lines.iter().filter_map(|line| sequence(line)).fold(seen, u64::max);
-            seen = page.next.map_or(seen, |next| seen.max(next));
-            last.extend(ours.without(page.lines));
-            while last.len() > self.lines {
-                last.pop_front();
-            }
-            after = page.next.filter(|&next| next > from);
+/// The last lines that pass the filter, and the number of the very last of the trail.
+fn last_lines(
+    session: &Session,
+    ours: &mut Ours,
+    lines: usize,
+    filter: &Filter,
+) -> Result<(Vec<Box<RawValue>>, u64), Failure> {
+    let mut last: VecDeque<Box<RawValue>> = VecDeque::new();
+    let mut seen = near_the_end(session, ours, lines, filter);
+    let mut after = Some(seen);
+    while let Some(from) = after {
+        let (page, id) = page(session, from, PAGE, filter)?;
+        ours.remember(id);
+        seen = page.lines.iter().filter_map(|line| sequence(line)).fold(seen, u64::max);
+        seen = page.next.map_or(seen, |next| seen.max(next));
+        last.extend(ours.without(page.lines));
+        while last.len() > lines {
+            last.pop_front();
         }
-        print(&session.out, &Vec::from(last), true)?;
-        Ok(seen)
+        after = page.next.filter(|&next| next > from);
     }
+    Ok((last.into(), seen))
 }
 
-impl Tail {
-    /// From where to look for the last lines: near the head where every line counts, else, and where the
-    /// head is not told, from the beginning.
-    fn near_the_end(&self, session: &Session, ours: &mut Ours) -> u64 {
-        let Filter { action: None, caller: None, resource: None } = &self.filter else { return 0 };
-        let Ok(reply) = session.client.get("/v1/status") else { return 0 };
-        ours.remember(reply.request_id.clone());
-        let status = reply.value().unwrap_or_default();
-        let head = status.pointer("/trail/head").and_then(|head| head.as_str()?.parse().ok());
-        head.map_or(0, |head: Head| head.seq.saturating_sub(self.lines as u64))
+/// From where to look for the last lines: near the head where every line counts, else, and where the head
+/// is not told, from the beginning.
+fn near_the_end(session: &Session, ours: &mut Ours, lines: usize, filter: &Filter) -> u64 {
+    if !filter.is_open() {
+        return 0;
     }
+    let Ok(reply) = session.client.get("/v1/status") else { return 0 };
+    ours.remember(reply.request_id.clone());
+    let status = reply.value().unwrap_or_default();
+    let head = status.pointer("/trail/head").and_then(|head| head.as_str()?.parse().ok());
+    head.map_or(0, |head: Head| head.seq.saturating_sub(lines as u64))
 }
 
-/// The exchanges of a `tail`: every one of them leaves lines of its own.
+/// Exchanges of our own: every one of them leaves lines in the trail.
 #[derive(Default)]
 struct Ours(VecDeque<String>);
 

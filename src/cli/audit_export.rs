@@ -17,8 +17,9 @@ use super::problem::Failure;
 #[derive(Args)]
 #[command(after_help = "Example:
   strongroom audit export --to trail.jsonl --public-key trail.pem
-  strongroom audit verify trail.jsonl --public-key trail.pem
-The export ends where its own asking begins. Check the public key by another way than the one the trail came.")]
+  strongroom audit verify trail.jsonl --public-key trail.pem --in-use
+The export ends where its own asking begins; --in-use says that others' deeds were under way meanwhile.
+Check the public key by another way than the one the trail came.")]
 pub struct Export {
     /// The file to write, or a directory to write trail.jsonl into; nothing is overwritten
     #[arg(long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
+use serde::Serialize;
 
 use super::input::Source;
 use super::output::{Output, plain};
@@ -76,9 +77,18 @@ impl Verify {
     }
 }
 
+/// A report and what it comes to, for programs.
+#[derive(Serialize)]
+struct Told<'a> {
+    verdict: &'static str,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
 fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
     if out.is_json() {
-        return out.document(&serde_json::json!(report));
+        let verdict = if report.is_sound() { "sound" } else { "not-sound" };
+        return out.document(&serde_json::json!(Told { verdict, report }));
     }
     let text = match &report.last {
         Some(_) => report.to_string(),
