@@ -25,9 +25,17 @@ pub struct Init {
     resume: bool,
 }
 
+/// Where the token has a key under the name that the new one is to have, and it cannot be used.
+const UNFIT: &str = "the token holds a master key already that cannot be used; why, the journal says \
+     (journalctl -u strongroom-custody). Give an empty token, or remove that key with the token's own tools";
+
 impl Init {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
-        let reply = session.client.post("/v1/init", &json!({ "resume": self.resume }))?;
+        let reply = session.client.post("/v1/init", &json!({ "resume": self.resume }));
+        let reply = reply.map_err(|failure| match failure.is("master-key") {
+            true => failure.advised(UNFIT.to_owned()),
+            false => failure,
+        })?;
         session.out.reply(&reply, |value| format!("initialised\n{}", facts_or_nothing(value)))
     }
 }
@@ -57,7 +65,7 @@ impl Lock {
             None => json!({}),
         };
         let reply = session.client.post("/v1/lock", &body)?;
-        session.out.reply(&reply, |value| format!("locked\n{}", facts_or_nothing(value)))
+        session.out.reply(&reply, |value| standing("locked", value))
     }
 }
 
@@ -88,7 +96,7 @@ impl Unlock {
         let pin = self.pin_file.map(|source| pin(&source)).transpose()?;
         let body = UnlockBody { pin: pin.as_ref().map(|pin| pin.as_str()) };
         let reply = session.client.post("/v1/unlock", &body)?;
-        session.out.reply(&reply, |value| format!("unlocked\n{}", facts_or_nothing(value)))
+        session.out.reply(&reply, |value| standing("unlocked", value))
     }
 }
 
@@ -102,7 +110,8 @@ pub struct ConfirmClock {}
 impl ConfirmClock {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
         let reply = session.client.post("/v1/clock/confirm", &json!({}))?;
-        session.out.reply(&reply, |value| format!("confirmed\n{}", facts_or_nothing(value)))
+        let done = "confirmed: destructions go by the clock again";
+        session.out.reply(&reply, |value| standing(done, value))
     }
 }
 
@@ -162,6 +171,25 @@ fn mark(check: &Value) -> &'static str {
     }
 }
 
+/// What was done, and how the appliance stands after it: one line, or two where something is to be done.
+fn standing(done: &str, status: &Value) -> String {
+    let word = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default();
+    match (word("state"), word("detail"), word("next")) {
+        ("", ..) => format!("{done}\n"),
+        ("ready", ..) => format!("{done}; state ready: keys and secrets are served\n"),
+        ("locked", ..) if done == "locked" => {
+            format!("{done}: nothing is opened until `strongroom unlock`\n")
+        }
+        (state, detail, next) => {
+            let mut text = format!("{done}; state {}: {}\n", plain(state), plain(detail));
+            if !next.is_empty() {
+                text += &format!("  next: {}\n", plain(next));
+            }
+            text
+        }
+    }
+}
+
 fn facts_or_nothing(value: &Value) -> String {
     match value {
         Value::Object(members) if !members.is_empty() => facts(value),
@@ -173,6 +201,18 @@ fn facts_or_nothing(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_state_is_told_in_a_line_or_two() {
+        let status = |state: &str, detail: &str, next: &str| json!({ "state": state, "detail": detail, "next": next, "version": "1", "uptime_seconds": 2 });
+        let locked = standing("locked", &status("locked", "an operator locked it", "unlock it"));
+        assert_eq!(locked, "locked: nothing is opened until `strongroom unlock`\n");
+        let ready = standing("unlocked", &status("ready", "", ""));
+        assert_eq!(ready, "unlocked; state ready: keys and secrets are served\n");
+        let away = standing("unlocked", &status("token-unavailable", "no token", "look at it"));
+        assert_eq!(away, "unlocked; state token-unavailable: no token\n  next: look at it\n");
+        assert_eq!(standing("unlocked", &json!({})), "unlocked\n");
+    }
 
     #[test]
     fn a_doctors_line_says_what_mends_it() {

@@ -66,6 +66,16 @@ impl Failure {
         matches!(self, Failure::Refused(problem) if problem.code == code)
     }
 
+    /// The same with a next step that says more than the daemon can know.
+    pub fn advised(self, next: String) -> Self {
+        match self {
+            Failure::Refused(problem) => {
+                Failure::Refused(Box::new(Problem { next: Some(next), ..*problem }))
+            }
+            other => other,
+        }
+    }
+
     /// Whether the daemon may do it a little later.
     pub fn passes(&self) -> bool {
         matches!(self, Failure::Refused(problem) if problem.status == 503)

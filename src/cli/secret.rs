@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Session;
+use super::client::Reply;
 use super::input::{self, Source};
 use super::key::MadeFor;
 use super::offline::{Mgf1, Recipient};
@@ -141,8 +142,21 @@ impl Put {
                 "give --ciphertext FILE, or leave them out: the current version is used",
             ));
         }
+        let (reply, how) = self.stored(session).map_err(|failure| {
+            let key = &self.key;
+            let next = format!(
+                "`strongroom key list` shows the keys; `strongroom key create {key}` makes this one"
+            );
+            if failure.is("not-found") { failure.advised(next) } else { failure }
+        })?;
+        session.out.note(&format!("stored {}: {how}", self.name));
+        session.out.reply(&reply, facts)
+    }
+
+    /// The daemon's answer, and who encrypted it how.
+    fn stored(&self, session: &Session) -> Result<(Reply, String), Failure> {
         let path = format!("/v1/secrets/{}", self.name);
-        let (reply, how) = if self.by_daemon {
+        Ok(if self.by_daemon {
             let secret = self.value()?;
             let plaintext = input::base64(secret.expose());
             let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
@@ -152,9 +166,7 @@ impl Put {
             body.insert("key".to_owned(), json!(self.key));
             body.insert("verify".to_owned(), json!(!self.no_verify));
             (session.client.put(&path, &body, self.if_match)?, how)
-        };
-        session.out.note(&format!("stored {}: {how}", self.name));
-        session.out.reply(&reply, facts)
+        })
     }
 
     /// The value. One of no bytes is mostly a mishap upstream, and would replace what is there.

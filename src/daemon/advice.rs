@@ -9,8 +9,14 @@ use crate::audit::AuditError;
 use crate::cli::{self, Failure, Global, Report};
 use crate::policy::PolicyError;
 use crate::records::OfflineError;
+use crate::sandbox;
 use crate::store::StoreError;
 use crate::token::TokenError;
+
+/// Why a file that its user may read cannot be read again, and the ways round it.
+const REPLACED: &str = "where its user may read it, it was replaced by another file, or lies in another \
+     directory than at the start, and the sandbox lets this process read neither: write into the file that \
+     was there (cat NEW > FILE) and reload, or restart: systemctl restart strongroom";
 
 /// What a command ends with: its report on stdout, or its error on stderr.
 pub fn told(global: &Global, result: Result<Report, DaemonError>) -> ExitCode {
@@ -25,6 +31,23 @@ pub fn ended(global: &Global, result: Result<(), DaemonError>) -> ExitCode {
 impl DaemonError {
     fn failure(&self) -> Failure {
         Failure::failed(self.to_string(), self.next())
+    }
+
+    /// The same of a daemon that was to read its files again, and may be shut in.
+    pub(super) fn next_of_reload(&self) -> String {
+        let kind = match self {
+            Self::Config(ConfigError::Unreadable { error, .. })
+            | Self::Policy(
+                PolicyError::Directory { error, .. } | PolicyError::File { error, .. },
+            ) => error.kind(),
+            _ => return self.next(),
+        };
+        match kind {
+            std::io::ErrorKind::PermissionDenied if sandbox::entered().is_some() => {
+                REPLACED.to_owned()
+            }
+            _ => self.next(),
+        }
     }
 
     /// The next step of whoever reads the error.

@@ -196,7 +196,8 @@ async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
             events.to_vec()
         }
         Err(error) => {
-            tracing::error!(%error, "nothing is loaded; what was in force stays in force");
+            let next = error.next_of_reload();
+            tracing::error!(%error, next, "nothing is loaded; what was in force stays in force");
             vec![EventNote::new(match error {
                 DaemonError::Policy(_) => Event::PolicyRefused,
                 _ => Event::ConfigRefused,

@@ -241,7 +241,10 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "revision-mismatch" => (S::CONFLICT, "show it, and repeat with its revision"),
         "conflict" => (S::CONFLICT, "look again and repeat the request"),
         "key-state" => (S::CONFLICT, "show the key to see the states of its versions"),
-        "already-initialised" => (S::CONFLICT, "nothing has to be done"),
+        "already-initialised" => (
+            S::CONFLICT,
+            "nothing is made anew: `strongroom status` says how it stands, and what mends it",
+        ),
         "recovery-key" => (
             S::CONFLICT,
             "an operator brings [custody] recovery_key of the configuration and `strongroom recovery \
@@ -263,7 +266,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             S::UNPROCESSABLE_ENTITY,
             "check that it was made for this key and version, with the same label, and not changed",
         ),
-        "bad-key" => (S::UNPROCESSABLE_ENTITY, "export the key again, as unencrypted PKCS#8 PEM"),
+        "bad-key" => (
+            S::UNPROCESSABLE_ENTITY,
+            "give an RSA private key of 2048, 3072 or 4096 bits, as unencrypted PKCS#8 (openssl pkey -in \
+             KEY); a new one: openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072",
+        ),
         "outcome-unrecorded" => (
             S::INTERNAL_SERVER_ERROR,
             "do not repeat it; show what it was about to see it as it is now",

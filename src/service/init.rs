@@ -42,7 +42,12 @@ impl Request for Init {
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<InitView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
         if let Some(home) = appliance.records.home() {
-            return Err(Error::AlreadyInitialised(format!("it is appliance {}", home.appliance)));
+            let mut what = format!("it is appliance {}", home.appliance);
+            let (state, why) = appliance.state();
+            if state == "master-unfit" {
+                what += &format!(", and this token is not the one that it was made with ({why})");
+            }
+            return Err(Error::AlreadyInitialised(what));
         }
         let id = fresh_id()?;
         let made = match appliance.custody.init(&id, self.resume).await {

@@ -213,6 +213,9 @@ fn refuses_to_work(appliance: &Appliance, why: &str) {
     assert!(status["detail"].as_str().unwrap().contains(why), "{status}");
     appliance.get("/v1/health").expect_status(503);
     appliance.get("/v1/keys/k").expect_problem(503, "master-key");
+    let again = appliance.post("/v1/init", &json!({}));
+    again.expect_problem(409, "already-initialised");
+    assert!(again.text().contains(why) && again.text().contains("strongroom status"), "{again:?}");
     let create = json!({ "name": "n", "algorithm": "RSA-2048" });
     appliance.post("/v1/keys", &create).expect_problem(503, "master-key");
 }

@@ -52,6 +52,7 @@ mod rotation;
 mod sandbox;
 mod sealing;
 mod secrets;
+mod told;
 mod trail_files;
 mod who_may;
 mod wycheproof;

@@ -30,6 +30,9 @@ fn a_master_key_that_the_token_would_let_out_is_not_used() {
         let refused = appliance.post("/v1/init", &json!({ "resume": resume }));
         refused.expect_problem(503, "master-key");
     }
+    let told = appliance.cli(&["init"]).stderr;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains("an empty token, or remove that key"), "{told}");
     assert_eq!(appliance.get("/v1/status").json()["state"], "not-initialised");
     let create = json!({ "name": "k", "algorithm": "RSA-2048" });
     appliance.post("/v1/keys", &create).expect_problem(503, "not-initialised");
