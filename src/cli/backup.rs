@@ -151,8 +151,7 @@ impl Create {
 
     pub(super) fn run(&self, session: &Session) -> Result<Made, Failure> {
         if self.to.exists() {
-            let what = format!("{} is there already", self.to.display());
-            return Err(Failure::failed(what, "nothing is overwritten: give another name"));
+            return Err(is_there(&self.to));
         }
         let part = Unfinished::create(&self.to)?;
         let mut file = BufWriter::with_capacity(1 << 20, &part.file);
@@ -165,7 +164,10 @@ impl Create {
         if let Some((name, damage)) = damages.first() {
             return Err(Failure::failed(format!("{name}: {damage}"), "make another one"));
         }
-        part.keep(&self.to).map_err(unwritable)?;
+        part.keep(&self.to).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => is_there(&self.to),
+            _ => unwritable(error),
+        })?;
         let manifest = &archive.manifest;
         let made = Made {
             file: self.to.clone(),
@@ -214,10 +216,18 @@ impl Unfinished {
         Ok(Self { path, file, kept: false })
     }
 
-    /// Gives it its name, durably.
+    /// Gives it its name, durably. Another one that got that name meanwhile stays what it is.
     fn keep(mut self, to: &Path) -> std::io::Result<()> {
-        std::fs::rename(&self.path, to)?;
-        self.kept = true;
+        match std::fs::hard_link(&self.path, to) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // A file system without links.
+            Err(_) if !to.exists() => {
+                std::fs::rename(&self.path, to)?;
+                self.kept = true;
+            }
+            Err(error) => return Err(error),
+        }
         let directory = to.parent().filter(|path| !path.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
@@ -230,6 +240,11 @@ impl Drop for Unfinished {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn is_there(path: &Path) -> Failure {
+    let what = format!("{} is there already", path.display());
+    Failure::failed(what, "nothing is overwritten: give another name")
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {

@@ -346,6 +346,26 @@ fn what_runs_or_lies_there_is_kept_and_what_was_done_since_is_told() {
 }
 
 #[test]
+fn two_backups_of_one_name_leave_one_and_no_pieces() {
+    let appliance = Appliance::new();
+    appliance.create_key("k");
+    let file = appliance.path("same.backup");
+    let outputs: Vec<Output> = std::thread::scope(|scope| {
+        let make = || backup(&appliance, &["create", "--to", text(&file)]);
+        let both: Vec<_> = (0..2).map(|_| scope.spawn(make)).collect();
+        both.into_iter().map(|one| one.join().expect("it ends")).collect()
+    });
+    let refused: Vec<&Output> = outputs.iter().filter(|output| !output.status.success()).collect();
+    assert_eq!(refused.len(), 1, "{outputs:?}");
+    for words in ["is there already", "next: nothing is overwritten: give another name"] {
+        assert!(said(refused[0]).contains(words), "{words}: {}", said(refused[0]));
+    }
+    expect_done(&backup(&appliance, &["verify", text(&file)]));
+    let names = std::fs::read_dir(appliance.path("")).expect("readable").flatten();
+    assert!(!names.into_iter().any(|it| it.file_name().to_string_lossy().contains(".part-")));
+}
+
+#[test]
 fn a_restore_that_is_killed_anywhere_is_seen_and_can_be_done_again() {
     let mut appliance = Appliance::new();
     appliance.create_key("k");
