@@ -109,3 +109,37 @@ fn a_doctor_without_a_daemon_judges_what_the_daemon_will_find() {
     // It was never started: its directories are made by its first start.
     assert!(text.contains("store is not there"), "{text}");
 }
+
+#[test]
+fn a_backup_is_made_verified_and_put_back_by_a_program() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    let (file, config) = (appliance.path("a.backup"), appliance.config_file());
+    let (file, config) = (file.display().to_string(), config.display().to_string());
+    let scratch = appliance.path("").display().to_string();
+    let backup = |appliance: &Appliance, arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        command
+            .env("STRONGROOM_SOCKET", appliance.socket())
+            .envs([appliance.token().environment()]);
+        command.arg("backup").args(arguments).args(["--config", &config, "--scratch", &scratch]);
+        let output = command.args(["--output", "json"]).output().expect("it starts");
+        (output.status.code(), document(&output))
+    };
+    let (code, made) = backup(&appliance, &["create", "--to", &file]);
+    assert_eq!((code, &made["verification"]["verdict"]), (Some(0), &"good".into()), "{made}");
+    assert!(made["appliance"].is_string() && made["bytes"].as_u64() > Some(0), "{made}");
+    let other = appliance.path("b.backup").display().to_string();
+    let (code, made) = backup(&appliance, &["create", "--to", &other, "--no-verify"]);
+    assert_eq!((code, &made["not_verified"]), (Some(0), &"as asked for".into()), "{made}");
+    let (code, verified) = backup(&appliance, &["verify", &file]);
+    assert_eq!((code, &verified["verdict"]), (Some(0), &"good".into()), "{verified}");
+    assert_eq!((&verified["keys"], &verified["bad"]), (&1.into(), &serde_json::json!([])));
+    let (code, refused) = backup(&appliance, &["restore", &file, "--replace"]);
+    assert_eq!((code, &refused["exit"]), (Some(1), &1.into()), "{refused}");
+    assert!(refused["next"].to_string().contains("systemctl stop"), "{refused}");
+    appliance.stop();
+    let (code, restored) = backup(&appliance, &["restore", &file, "--replace"]);
+    assert_eq!((code, &restored["restored"]["done"]), (Some(0), &true.into()), "{restored}");
+    assert_eq!(restored["restored"]["moved_aside"].as_array().map(Vec::len), Some(2));
+}
