@@ -142,6 +142,11 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
     assert!(proved.status.success(), "{}", text(&proved));
     let said = text(&proved);
     assert!(said.contains("6 versions of 5 keys, 9 secrets can be recovered"), "{said}");
+    let arguments =
+        ["recovery", "drill", "--store", copy, "--private-key", private, "--output", "json"];
+    let programs = offline(&appliance, &new_token, &arguments);
+    let told: serde_json::Value = serde_json::from_slice(&programs.stdout).expect("JSON");
+    assert_eq!((&told["verdict"], &told["versions"]), (&"recoverable".into(), &6.into()), "{told}");
     let other = drill("other.key");
     assert!(!other.status.success() && text(&other).contains("another recovery key"));
     assert!(!drill("recovery.pem").status.success(), "a public key opens nothing");
