@@ -74,6 +74,7 @@ impl From<StoreError> for RecordError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict { .. } => RecordError::Conflict,
+            StoreError::Strange { place } => RecordError::Broken(place),
             other => RecordError::Store(other),
         }
     }

@@ -58,8 +58,9 @@ impl Engine {
     }
 
     pub(super) fn value(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError> {
-        let found = self.tree.get(address(table, key)).map_err(of_sled)?;
-        found.map(|value| decode(&value)).transpose()
+        let address = address(table, key);
+        let found = self.tree.get(&address).map_err(of_sled)?;
+        found.map(|value| decode(&address, &value)).transpose()
     }
 
     pub(super) fn page(
@@ -81,9 +82,9 @@ impl Engine {
             if !key.starts_with(&prefix) {
                 break;
             }
-            let key = std::str::from_utf8(key.get(1..).unwrap_or_default())
-                .map_err(|_| StoreError::Corrupt { what: "a key is not UTF-8" })?;
-            page.push((key.to_owned(), decode(&value)?));
+            let name = std::str::from_utf8(key.get(1..).unwrap_or_default());
+            let name = name.map_err(|_| strange(&key))?.to_owned();
+            page.push((name, decode(&key, &value)?));
         }
         Ok(page)
     }
@@ -120,10 +121,10 @@ impl Engine {
     pub(super) fn slot(&self, table: Table, key: &str) -> Result<Slot, StoreError> {
         let address = address(table, key);
         if let Some(value) = self.tree.get(&address).map_err(of_sled)? {
-            return Ok(Slot { last: decode(&value)?.revision, live: true });
+            return Ok(Slot { last: decode(&address, &value)?.revision, live: true });
         }
         match self.tree.get(mark(&address)).map_err(of_sled)? {
-            Some(value) => Ok(Slot { last: decode(&value)?.revision, live: false }),
+            Some(value) => Ok(Slot { last: decode(&address, &value)?.revision, live: false }),
             None => Ok(Slot { last: 0, live: false }),
         }
     }
@@ -215,25 +216,31 @@ fn mark(address: &[u8]) -> Vec<u8> {
 
 /// What lies at a place of the tree.
 fn copied(place: &[u8], bytes: &[u8]) -> Result<Copied, StoreError> {
-    let strange = StoreError::Corrupt { what: "an address of no table" };
     let (deleted, address) = match place {
         [0, address @ ..] => (true, address),
         address => (false, address),
     };
-    let (&tag, key) = address.split_first().ok_or(strange.clone())?;
-    let table = Table::of_tag(tag).ok_or(strange)?;
-    let key = std::str::from_utf8(key)
-        .map_err(|_| StoreError::Corrupt { what: "a key is not UTF-8" })?
-        .to_owned();
-    let Stored { revision, value } = decode(bytes)?;
+    let (&tag, key) = address.split_first().ok_or_else(|| strange(place))?;
+    let table = Table::of_tag(tag).ok_or_else(|| strange(place))?;
+    let key = std::str::from_utf8(key).map_err(|_| strange(place))?.to_owned();
+    let Stored { revision, value } = decode(place, bytes)?;
     Ok(Copied { table, key, revision, value: (!deleted).then_some(value) })
 }
 
-fn decode(bytes: &[u8]) -> Result<Stored, StoreError> {
-    let (revision, value) = bytes
-        .split_first_chunk::<8>()
-        .ok_or(StoreError::Corrupt { what: "a value without a revision" })?;
+fn decode(place: &[u8], bytes: &[u8]) -> Result<Stored, StoreError> {
+    let (revision, value) = bytes.split_first_chunk::<8>().ok_or_else(|| strange(place))?;
     Ok(Stored { revision: u64::from_be_bytes(*revision), value: value.to_vec() })
+}
+
+/// Nothing that was written here lies at this place: it is named as well as it can be.
+fn strange(place: &[u8]) -> StoreError {
+    let address = place.strip_prefix(&[0]).unwrap_or(place);
+    let (table, key) = match address.split_first() {
+        Some((&tag, key)) => (Table::of_tag(tag), key),
+        None => (None, address),
+    };
+    let name = table.map_or_else(|| "a record of no table".to_owned(), |t| t.as_str().to_owned());
+    StoreError::Strange { place: format!("{name}/{}", key.escape_ascii()) }
 }
 
 pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
@@ -339,6 +346,34 @@ mod tests {
         drop(engine);
         let newer = StoreError::Newer { found: 2, supported: 1 };
         assert_eq!(Engine::open(&settings).err(), Some(newer));
+    }
+
+    #[test]
+    fn a_stray_record_is_named_and_takes_no_other_with_it() {
+        use crate::store::sled_store::SledStore;
+        use crate::store::{Batch, Expect, Store};
+
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(&directory);
+        make_directory(&settings.path).unwrap();
+        let engine = Engine::open(&settings).unwrap();
+        engine.tree.insert([9, b'x', 0xff], &[0; 8]).unwrap();
+        engine.tree.insert(address(Table::Secret, "short"), "7").unwrap();
+        engine.make_durable().unwrap();
+        drop(engine);
+        let store = SledStore::open(&settings).unwrap();
+        let put = Batch::new().put(Table::Key, "a", Expect::Any, vec![1]);
+        tokio::runtime::Runtime::new().unwrap().block_on(store.commit(put)).unwrap();
+        let strange = |place: &str| StoreError::Strange { place: place.to_owned() };
+        let copied = store.copy(&mut || (), &mut |_| std::ops::ControlFlow::Continue(()));
+        assert_eq!(copied, Err(strange("secret/short")));
+        assert_eq!(store.get(Table::Secret, "short"), Err(strange("secret/short")));
+        assert_eq!(
+            super::copied(&[9, b'x', 0xff], &[0; 8]),
+            Err(strange("a record of no table/x\\xff"))
+        );
+        assert_eq!(store.health(), Ok(()), "the store is as good as before");
+        assert_eq!(store.get(Table::Key, "a").unwrap().unwrap().value, [1]);
     }
 
     #[test]

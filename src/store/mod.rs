@@ -149,6 +149,9 @@ pub enum StoreError {
     /// What lies on disk is not what was written.
     #[error("the store is damaged: {what}")]
     Corrupt { what: &'static str },
+    /// One record is none that was written here; all others are as good as ever.
+    #[error("{place} was changed outside Strongroom, or belongs elsewhere")]
+    Strange { place: String },
     /// A newer Strongroom wrote it.
     #[error(
         "the store has schema version {found}, this program knows up to {supported}: use the newer program"
