@@ -33,6 +33,9 @@ pub struct Rotate {
     /// Do not wait for its end
     #[arg(long)]
     no_wait: bool,
+    /// Also within an hour after the last rotation, which is refused otherwise
+    #[arg(long)]
+    force: bool,
 }
 
 /// Destroy an old master key in the token, for good
@@ -74,7 +77,7 @@ impl Master {
 
 impl Rotate {
     fn run(self, session: &Session) -> Result<(), Failure> {
-        match session.client.post("/v1/master/rotate", &json!({})) {
+        match session.client.post("/v1/master/rotate", &json!({ "force": self.force })) {
             Ok(reply) if self.no_wait => return session.out.reply(&reply, told),
             Ok(_) => {}
             Err(failure) if failure.is("rotation-running") && !self.no_wait => {

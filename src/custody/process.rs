@@ -40,7 +40,8 @@ pub struct Settings {
     pub workers: usize,
     /// Threads that may wait for the token at the same time.
     pub token_threads: usize,
-    /// Seconds between two trials of the token with a known blob.
+    /// Seconds between two trials of the token with a known blob; a lost token that nobody needs is
+    /// noticed by the next of them.
     pub canary_seconds: u64,
     /// Seconds after which work with the token is taken to hang, so that custody is started anew. To
     /// open the token, or to make keys in it, may take four times as long.

@@ -36,7 +36,7 @@ const PROBLEMS: [(&str, &str); 14] = [
     (
         "409",
         "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked, \
-         rotation-running, master-needed, recovery-key, clock-doubted",
+         rotation-running, rotated-recently, master-needed, recovery-key, clock-doubted",
     ),
     ("413", "body-too-large"),
     ("414", "uri-too-long"),

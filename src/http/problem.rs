@@ -251,6 +251,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
              set` to the same key, and restarts custody",
         ),
         "rotation-running" => (S::CONFLICT, "GET /v1/master says how far it is"),
+        "rotated-recently" => (
+            S::CONFLICT,
+            "nothing has to be done; `strongroom master rotate --force`, or \"force\": true, makes another \
+             one all the same",
+        ),
         "master-needed" => (S::CONFLICT, "rotate first, or wait for the rotation to end"),
         "not-locked" => (S::CONFLICT, "nothing has to be done"),
         "clock-doubted" => (

@@ -229,7 +229,7 @@ shape!(nothing Status);
 shape!(nothing Doctor);
 shape!(body Lock);
 shape!(body Unlock, secret);
-shape!(nothing RotateMaster);
+shape!(body RotateMaster);
 shape!(query ShowMaster);
 shape!(body RetireMaster);
 shape!(body ConfirmClock);

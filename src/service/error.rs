@@ -1,5 +1,7 @@
 //! Why a request was not done: what lies below, wrapped; `http::problem` alone turns it into codes.
 
+use jiff::Timestamp;
+
 use super::cause::Cause;
 use crate::audit::AuditError;
 use crate::custody::protocol::Fault;
@@ -67,6 +69,11 @@ pub enum Error {
     /// There is one rotation of the master key at a time.
     #[error("a pass over all keys, to master generation {0}, is under way")]
     Rotating(u32),
+    #[error(
+        "the last rotation ended at {at:.0}, less than an hour after which none is begun: generation \
+         {generation} is in use, and no key was made"
+    )]
+    RotatedRecently { generation: u32, at: Timestamp },
     #[error("this appliance has no master key of generation {0}")]
     NoGeneration(u32),
     /// Something still lies under the generation that was to be retired, or might.
@@ -181,6 +188,7 @@ impl Error {
             Error::NotLocked => "not-locked",
             Error::Recovery(_) => "recovery-key",
             Error::Rotating(_) => "rotation-running",
+            Error::RotatedRecently { .. } => "rotated-recently",
             Error::StillNeeded { .. } => "master-needed",
             Error::ClockDoubted(_) => "clock-doubted",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",

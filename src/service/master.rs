@@ -1,6 +1,6 @@
 //! The master key's generations are looked at, rotated and retired.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -14,7 +14,12 @@ use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stag
 
 /// Begin to rotate the master key: a new generation in the token, under which every data key and store
 /// key is rewrapped while service goes on.
-pub struct RotateMaster;
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RotateMaster {
+    /// Also where the last rotation made its master key less than an hour ago.
+    pub force: bool,
+}
 
 /// Show the generations, what lies under each, and how far a rotation is.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -95,6 +100,9 @@ pub struct RotationView {
     pub waits_for: Option<String>,
 }
 
+/// So long after a master key was made no other is, unless it is forced.
+const ROTATED_RECENTLY: SignedDuration = SignedDuration::from_hours(1);
+
 impl Request for RotateMaster {
     const ACTION: Action = Action::MasterRotate;
     const TRACE: Trace = Trace::Before;
@@ -108,6 +116,9 @@ impl Request for RotateMaster {
         let _one_at_a_time = appliance.founding.lock().await;
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         appliance.must_not_rotate().await?;
+        if !self.force {
+            appliance.must_not_have_rotated(&home).await?;
+        }
         let record = PassRecord {
             generation: appliance.free_generation(&home).await?,
             purpose: Purpose::Rotation,
@@ -240,6 +251,21 @@ impl Appliance {
             Some(running) if !running.is_over() => Err(Error::Rotating(running.generation)),
             _ => Ok(()),
         }
+    }
+
+    /// Two rotations in a row are a mistake rather than a wish: each makes a key in the token. One that left
+    /// broken keys behind is repeated.
+    async fn must_not_have_rotated(&self, home: &HomeRecord) -> Result<(), Error> {
+        let masters = home.masters();
+        let (Some(newest), true) = (masters.last(), masters.len() > 1) else { return Ok(()) };
+        let last = self.pass().await?.filter(|last| last.purpose == Purpose::Rotation);
+        if last.as_ref().is_some_and(|last| last.broken > 0)
+            || self.now().duration_since(newest.created_at) >= ROTATED_RECENTLY
+        {
+            return Ok(());
+        }
+        let at = last.and_then(|last| last.ended_at).unwrap_or(newest.created_at);
+        Err(Error::RotatedRecently { generation: newest.generation, at })
     }
 
     /// What nothing lies under is not needed either while a new master key is still to be made: it may take

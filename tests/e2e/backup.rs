@@ -135,7 +135,7 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
         }
         wait_until("some writes", || writes.load(Ordering::Acquire) > 100);
         // A new master key comes in the middle of it, too.
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         let before = told.lock().expect("held").clone();
         let output = backup(&appliance, &["create", "--to", text(&file)]);
         stop.store(true, Ordering::Release);

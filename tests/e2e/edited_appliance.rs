@@ -197,7 +197,7 @@ fn nobody_has_a_master_key_made_by_an_edit() {
     }
     // What is asked for is done all the same.
     scene.appliance.start();
-    scene.appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    scene.appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&scene.appliance);
     assert_eq!(masters(&scene), 2);
     scene.appliance.stop();

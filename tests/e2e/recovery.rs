@@ -106,7 +106,7 @@ fn recoverable() -> (Appliance, PathBuf, String) {
     for number in 0..8 {
         put_secret(&appliance, &format!("s{number}"), "made", "a secret").expect_status(201);
     }
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     let [versions, recoverable, store_keys, recoverable_store_keys] = counted(&appliance);
     assert_eq!((versions, recoverable), (6, 6));
@@ -207,7 +207,7 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
     appliance.create_key("after");
     let [versions, recoverable, store_keys, recoverable_store_keys] = counted(&appliance);
     assert_eq!((versions, store_keys), (recoverable, recoverable_store_keys));
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     appliance.restart();
     expect_plaintext(&decrypt(&appliance, "k2", &ciphertext, None), "kept");

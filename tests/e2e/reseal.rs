@@ -109,7 +109,7 @@ fn what_cannot_be_recovered_keeps_nothing_else_from_it() {
     let sentence = status["without_the_token"].as_str().expect("a sentence");
     assert!(sentence.contains("not everything"), "{sentence}");
     // Nor do they keep a rotation from its end.
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     assert_eq!(master(&appliance)["rotation"]["broken"], 2);
     appliance.restart();
@@ -163,7 +163,7 @@ fn a_store_key_that_cannot_be_recovered_takes_only_what_it_sealed() {
     expect_plaintext(&reveal(&appliance, "s0"), "a secret");
     assert!(reveal(&appliance, "s6").status >= 400);
     put_secret(&appliance, "new", "k0", "another").expect_status(201);
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     appliance.restart();
     appliance.wait_for_state("ready");
@@ -178,7 +178,7 @@ fn cut_off(appliance: &Appliance, in_use: bool) {
     for _ in 0..20 {
         let from = appliance.log().len();
         let said = |words: &str| appliance.log()[from..].contains(words);
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         let (changed_over, ended) = ("a new master key is in use", "all keys are done");
         if in_use {
             wait_until("the change-over", || said(changed_over));
@@ -215,7 +215,7 @@ fn a_pass_that_had_not_ended_ends_under_the_new_token() {
         expect_plaintext(&decrypt(&appliance, "k59", &ciphertext, None), "kept");
         // Nothing is in the way of the next one.
         set_recovery(&appliance, &public);
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         wait_for_rotation(&appliance);
         expect_plaintext(&decrypt(&appliance, "k7", &ciphertext, None), "kept");
     }

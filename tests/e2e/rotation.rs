@@ -79,6 +79,13 @@ fn a_rotation_rewraps_everything_and_the_old_key_is_retired() {
     assert_eq!(after["generation"], 2);
     assert_eq!((under(&after, 1), under(&after, 2)), ((0, 0), (21, 1)), "{after}");
     assert_eq!(after["rotation"]["rewrapped"], 21, "{after}");
+    // Once more right away is a mistake, unless somebody insists.
+    let again = appliance.post("/v1/master/rotate", &json!({}));
+    again.expect_problem(409, "rotated-recently");
+    let ended = after["rotation"]["ended_at"].as_str().expect("a time");
+    assert!(again.text().contains(&ended[..16]), "{ended} {}", again.text());
+    assert_eq!(appliance.cli(&["master", "rotate"]).status.code(), Some(1));
+    assert_eq!(masters_in_token(&appliance), 2);
     // The opened key is the same, so it stayed open, and one that is opened anew opens, too.
     expect_plaintext(&decrypt(&appliance, "k0", &ciphertext, None), "kept");
     expect_plaintext(&decrypt(&appliance, "k19", &ciphertext, None), "kept");
@@ -148,7 +155,7 @@ fn service_goes_on_while_a_rotation_runs() {
             });
         }
         for generation in 2..5 {
-            appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+            appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
             appliance.create_key(&format!("new{generation}"));
             wait_for_rotation(&appliance);
         }
@@ -178,7 +185,7 @@ fn a_rotation_goes_on_after_kill_9_at_any_point() {
     for round in 0..12_u32 {
         let generation = u64::from(round) + 2;
         let started = Instant::now();
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         appliance.post("/v1/master/rotate", &json!({})).expect_status(409);
         // From right after the request to well into the rewrapping.
         let moment = Duration::from_millis(u64::from(round) * 9);
@@ -239,7 +246,7 @@ fn a_master_that_was_made_and_not_put_in_use_is_taken_by_its_own_rotation() {
     let mut hit = false;
     for round in 0..10_u64 {
         let before = objects(&appliance);
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         let until = Instant::now() + Duration::from_secs(20);
         while objects(&appliance) == before && Instant::now() < until {}
         kill_both(&mut appliance);
@@ -272,7 +279,7 @@ fn a_master_that_no_rotation_wanted_is_passed_over() {
     let copied = Command::new("cp").arg("-a").args([&store, &copy]).status();
     assert!(copied.expect("cp").success());
     appliance.start();
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     appliance.stop();
     // An older state of the store comes back; the token knows more than it.
@@ -281,7 +288,7 @@ fn a_master_that_no_rotation_wanted_is_passed_over() {
     appliance.start();
     assert_eq!(master(&appliance)["generation"], 1);
     expect_plaintext(&decrypt(&appliance, "k0", &ciphertext, None), "kept");
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     let view = master(&appliance);
     assert_eq!((&view["generation"], under(&view, 3)), (&json!(3), (2, 1)));
@@ -322,7 +329,7 @@ fn a_store_key_that_is_made_during_the_change_lies_under_the_new_master() {
             scope.spawn(move || write_on(appliance, name, done));
         }
         for generation in 2..8_u64 {
-            appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+            appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
             wait_for_rotation(appliance);
             let view = master(appliance);
             let (_, made) = under(&view, generation);
@@ -346,7 +353,7 @@ fn a_store_key_that_was_left_under_an_old_master_is_rewrapped() {
     appliance.stop();
     let before = Raw::open(&appliance).picture();
     appliance.start();
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     appliance.stop();
     Raw::open(&appliance).put_back(&before, APPLIANCE, "store-key/0000000001");
@@ -403,7 +410,7 @@ fn nobody_waits_long_for_a_change_of_the_master_that_takes_its_time() {
     }
     // Each of the store keys is wrapped anew, one after another.
     shim.order("C_Encrypt delay 400\nC_EncryptInit delay 100");
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     let (mut busy, mut number) = ([0; 2], 0);
     while appliance.get("/v1/master").json()["rotation"]["stage"] == "making" {
         let began = Instant::now();
@@ -434,7 +441,7 @@ fn what_the_trail_was_not_told_before_an_end_it_is_told_after() {
     let ends = ["a new master key is in use", "all keys are done"];
     for (round, words) in (1..).zip(ends.into_iter().cycle().take(8)) {
         let from = appliance.log().len();
-        appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+        appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
         while !appliance.log()[from..].contains(words) {
             std::thread::yield_now();
         }
@@ -452,10 +459,10 @@ fn what_the_trail_was_not_told_before_an_end_it_is_told_after() {
 fn a_token_that_makes_no_master_key_is_asked_ever_less_often() {
     let (appliance, shim) = Shim::appliance(|_| {});
     appliance.create_key("k");
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     wait_for_rotation(&appliance);
     shim.order("C_GenerateKey count\nC_GenerateKey code 0x31");
-    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
     let waits_for = || {
         let view = appliance.get("/v1/master").json();
         view["rotation"]["waits_for"].as_str().unwrap_or_default().to_owned()

@@ -158,7 +158,8 @@ impl House {
     fn rotate(&mut self) -> JoinHandle<()> {
         let mut operator = Wire::to(&self.appliance.socket());
         let asking = std::thread::spawn(move || {
-            if let Ok(reply) = operator.ask("POST", "/v1/master/rotate", &json!({})) {
+            if let Ok(reply) = operator.ask("POST", "/v1/master/rotate", &json!({ "force": true }))
+            {
                 assert!(reply.status < 300 || reply.status == 503, "{}", reply.text());
             }
         });
