@@ -13,6 +13,7 @@ use std::path::Path;
 use super::AuditError;
 use super::line::{Kind, Line};
 use super::segment::{self, SegmentFile, of_io};
+use crate::policy::Action;
 
 /// Something that a line says of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,11 @@ impl LookBack {
     }
 }
 
+/// Whether it is an action that changes no record: what it saw may not have been on disk yet.
+fn is_read(action: Option<&str>) -> bool {
+    [Action::SecretShow, Action::SecretReveal].iter().any(|read| action == Some(read.as_str()))
+}
+
 /// What a line says of the store. Most say nothing of it, and are passed over without a parser.
 fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
     let text = std::str::from_utf8(line).ok()?;
@@ -106,7 +112,7 @@ fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
     }
     let line = Line::read(line)?;
     let told = match (line.kind, line.event) {
-        (Kind::Outcome, _) if line.result == Some("done") => {
+        (Kind::Outcome, _) if line.result == Some("done") && !is_read(line.action) => {
             Told::Revision { resource: line.resource?, revision: line.revision? }
         }
         (Kind::Event, Some("locked")) => Told::Locked(true),
@@ -136,10 +142,15 @@ mod tests {
     }
 
     fn outcome(seq: u64, revision: u64) -> Vec<u8> {
+        outcome_of("secret:put", seq, revision)
+    }
+
+    fn outcome_of(action: &str, seq: u64, revision: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (kind, resource, result) = (Kind::Outcome, Some("secret/s"), Some("done"));
-        let revision = Some(revision);
-        Line { seq, kind, resource, result, revision, ..Line::default() }.encode(&mut bytes);
+        let (action, revision) = (Some(action), Some(revision));
+        let line = Line { seq, kind, action, resource, result, revision, ..Line::default() };
+        line.encode(&mut bytes);
         bytes
     }
 
@@ -182,6 +193,8 @@ mod tests {
             vec![b'x'; 300_000],
             b"\n".to_vec(),
             outcome(5, 6),
+            outcome_of("secret:reveal", 6, 7),
+            outcome_of("secret:show", 7, 7),
         ];
         std::fs::write(SegmentFile::at(directory.path(), 1).path, lines.concat()).unwrap();
         let seen: Vec<u64> = told(directory.path()).into_iter().map(|(seq, _)| seq).collect();
