@@ -80,6 +80,8 @@ async fn a_disk_below_its_reserve_is_full_for_writing_and_fine_for_reading() {
     assert!(refused.to_string().contains("[store] reserve_bytes"), "{refused}");
     assert!(store.room().unwrap().is_scarce() && store.health().is_ok());
     assert_eq!(store.get(Table::Secret, "a").unwrap().unwrap().value, [1]);
+    store.commit(put("a", vec![3]).from_reserve()).await.unwrap();
+    assert_eq!(store.get(Table::Secret, "a").unwrap().unwrap().value, [3]);
 }
 
 /// The limit on the size of files is one of the whole process, so the test runs itself once more:

@@ -77,6 +77,18 @@ pub enum Transition {
 }
 
 impl Transition {
+    /// Whether a key does less after it than before.
+    pub fn restricts(self) -> bool {
+        match self {
+            Transition::Activate | Transition::Resume | Transition::Restore => false,
+            Transition::Suspend
+            | Transition::Deactivate
+            | Transition::Compromise
+            | Transition::ScheduleDestruction(_)
+            | Transition::Destroy => true,
+        }
+    }
+
     /// The word for it in messages.
     pub fn as_str(self) -> &'static str {
         match self {

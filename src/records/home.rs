@@ -210,7 +210,7 @@ impl Records {
         Ok(())
     }
 
-    /// Notes that the appliance is locked, or that it no longer is.
+    /// Notes that the appliance is locked, or that it no longer is, whatever room there is.
     pub async fn set_locked(&self, record: Option<LockRecord>) -> Result<(), RecordError> {
         let batch = match record {
             Some(record) => {
@@ -219,7 +219,7 @@ impl Records {
             }
             None => Batch::new().delete(Table::Appliance, LOCKED, Expect::Any),
         };
-        self.commit(batch).await
+        self.commit(batch.from_reserve()).await
     }
 }
 

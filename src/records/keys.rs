@@ -145,7 +145,7 @@ impl Records {
         first: VersionRecord,
     ) -> Result<Arc<KeyRecord>, RecordError> {
         let record = KeyRecord { revision: 0, meta, versions: vec![Arc::new(first)] };
-        self.write(None, record).await
+        self.write(Batch::new(), None, record).await
     }
 
     /// Replaces `old` by `new`: its key record, and of its versions those that are not the same.
@@ -157,17 +157,27 @@ impl Records {
         old: &KeyRecord,
         new: KeyRecord,
     ) -> Result<Arc<KeyRecord>, RecordError> {
-        self.write(Some(old), new).await
+        self.write(Batch::new(), Some(old), new).await
     }
 
+    /// The same for a change after which the key does less: it may take of the room in reserve.
+    pub async fn restrict_key(
+        &self,
+        old: &KeyRecord,
+        new: KeyRecord,
+    ) -> Result<Arc<KeyRecord>, RecordError> {
+        self.write(Batch::new().from_reserve(), Some(old), new).await
+    }
+
+    /// Adds the record to `batch`, which is empty, and commits it.
     async fn write(
         &self,
+        mut batch: Batch,
         old: Option<&KeyRecord>,
         mut new: KeyRecord,
     ) -> Result<Arc<KeyRecord>, RecordError> {
         let name = new.meta.name().clone();
         let known = old.map(|old| old.revision);
-        let mut batch = Batch::new();
         for (meta, record) in new.meta.versions().iter().zip(&mut new.versions) {
             let version = meta.version();
             let before = old.and_then(|old| old.meta.version(version).zip(old.version(version)));

@@ -43,7 +43,7 @@ impl Request for UpdateKey {
             key.meta.serve_without_token(seconds);
             Ok(())
         };
-        let kept = appliance.change(old, change).await?;
+        let kept = appliance.change(old, false, change).await?;
         if seconds < before {
             // What is open was allowed more.
             appliance.forget_opened(&self.name).await;

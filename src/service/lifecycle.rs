@@ -168,7 +168,7 @@ impl Request for Rotate {
             key.versions.push(Arc::clone(&record));
             Ok(())
         };
-        let kept = appliance.change(old, add).await?;
+        let kept = appliance.change(old, false, add).await?;
         appliance.forget_opened(&self.name).await;
         Ok(KeyView::changed(&kept, Some(version)))
     }
@@ -215,7 +215,7 @@ impl Appliance {
             }
             Ok(())
         };
-        let kept = self.change(old, take).await?;
+        let kept = self.change(old, transition.restricts(), take).await?;
         self.forget_opened(name).await;
         let one = match changed[..] {
             [one] => Some(one),
@@ -225,16 +225,22 @@ impl Appliance {
     }
 
     /// Changes a key and keeps it. Where all that another did to it meanwhile was to rewrap it, which no
-    /// caller has to know of, the change is made to what it has become.
+    /// caller has to know of, the change is made to what it has become. What `restricts` the key is not
+    /// refused for want of room.
     pub(super) async fn change(
         &self,
         mut old: Arc<KeyRecord>,
+        restricts: bool,
         mut change: impl FnMut(&mut KeyRecord) -> Result<(), Error>,
     ) -> Result<Arc<KeyRecord>, Error> {
         loop {
             let mut new = KeyRecord::clone(&old);
             change(&mut new)?;
-            match self.records.change_key(&old, new).await {
+            let changed = match restricts {
+                true => self.records.restrict_key(&old, new).await,
+                false => self.records.change_key(&old, new).await,
+            };
+            match changed {
                 Err(RecordError::Conflict) => {
                     let now = self.key(old.meta.name()).await?;
                     if now.meta != old.meta || now.revision == old.revision {

@@ -21,6 +21,7 @@ pub enum Expect {
 #[derive(Debug, Default)]
 pub struct Batch {
     operations: Vec<Operation>,
+    urgent: bool,
 }
 
 #[derive(Debug)]
@@ -75,6 +76,17 @@ impl Batch {
     pub fn check(mut self, table: Table, key: &str, expect: Expect) -> Self {
         self.add(table, key, expect, Deed::Check);
         self
+    }
+
+    /// Has it done although there is less room than is kept in reserve: it closes something, is small, and
+    /// must not wait for a disk.
+    pub fn from_reserve(mut self) -> Self {
+        self.urgent = true;
+        self
+    }
+
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent
     }
 
     fn add(&mut self, table: Table, key: &str, expect: Expect, deed: Deed) {

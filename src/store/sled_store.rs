@@ -237,10 +237,14 @@ impl Shared {
     fn commit_group(&self, group: impl Iterator<Item = Commit>) {
         let mut applied = Vec::new();
         let path = &self.settings.path;
-        let in_place = self.with_engine(|engine| engine.in_place(path)).0;
-        let mut ready = in_place.and_then(|()| self.check_room());
+        let mut ready = self.with_engine(|engine| engine.in_place(path)).0;
+        let room = self.check_room();
         for Commit { batch, reply } in group {
-            let result = match &ready {
+            let room = match &room {
+                Err(StoreError::Scarce(_)) if batch.is_urgent() => &Ok(()),
+                room => room,
+            };
+            let result = match ready.as_ref().and(room.as_ref()) {
                 Ok(()) => {
                     let work = |engine: &Engine| {
                         let planned = batch.plan(|table, key| engine.slot(table, key))?;

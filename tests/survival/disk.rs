@@ -146,10 +146,16 @@ fn below_the_store_s_reserve_it_opens_what_is_there_and_says_that_nothing_change
         "{text}"
     );
     appliance.post("/v1/secrets/s/reveal", &json!({})).expect_status(200);
+    // What closes something does not wait for a disk.
+    appliance.post("/v1/keys/k/suspend", &json!({})).expect_status(200);
+    appliance.post("/v1/keys/k/resume", &json!({})).expect_problem(503, "store-full");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
     let doctor = appliance.cli(&["doctor"]);
     assert_eq!(doctor.status.code(), Some(1), "{}", String::from_utf8_lossy(&doctor.stdout));
 
     std::fs::remove_file(filler).expect("removed");
+    appliance.post("/v1/keys/k/resume", &json!({})).expect_status(200);
     appliance.put("/v1/secrets/t", &value).expect_status(201);
     assert_eq!(appliance.get("/v1/health").json(), json!({ "ready": true }));
     appliance.kill();
