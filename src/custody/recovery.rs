@@ -15,7 +15,7 @@ use super::rsa::{KeyError, PrivateKey};
 use super::{seal, sealed};
 use crate::key::{Algorithm, Mgf1Hash, PublicKey};
 use crate::secret::{DataKey, Pkcs8Der, SecretBytes};
-use crate::token::{Token, TokenError};
+use crate::token::{Token, TokenError, WrappedKey};
 
 /// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
 pub type Fingerprint = [u8; 32];
@@ -184,6 +184,18 @@ impl Recoverer {
         sealed::with_wrap(bytes, &token.wrap(generation, &aad, &data_key)?)
     }
 
+    /// Whether `token` opens a sealed key's data key.
+    pub fn opens(
+        &self,
+        token: &dyn Token,
+        address: &KeyAddress,
+        bytes: &[u8],
+    ) -> Result<bool, TokenError> {
+        let Ok((wrapped, _)) = sealed::read_key(bytes) else { return Ok(false) };
+        let aad = sealed::data_key_aad(&self.appliance, wrapped.generation, address);
+        unwraps(token, &aad, &wrapped)
+    }
+
     fn data_key(&self, address: &KeyAddress, wrap: &[u8]) -> Result<DataKey, Fault> {
         self.unwrap(&sealed::recovery_key_label(&self.appliance, address), wrap)
     }
@@ -210,7 +222,11 @@ pub fn token_opens(
     let Ok(wrapped) = sealed::read_wrapped(&store_key.wrapped) else { return Ok(false) };
     let generation = wrapped.generation;
     let aad = sealed::store_key_aad(appliance, generation, store_key.id);
-    match token.unwrap(generation, &aad, &wrapped) {
+    unwraps(token, &aad, &wrapped)
+}
+
+fn unwraps(token: &dyn Token, aad: &[u8], wrapped: &WrappedKey) -> Result<bool, TokenError> {
+    match token.unwrap(wrapped.generation, aad, wrapped) {
         Ok(_) => Ok(true),
         Err(TokenError::Rejected) => Ok(false),
         Err(error) => Err(error),

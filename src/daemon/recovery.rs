@@ -12,7 +12,7 @@ use super::config::Config;
 use super::hand_over::hand_over;
 use super::{DaemonError, io};
 use crate::cli::{OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
-use crate::records::{Offline, OfflineError, Resealed};
+use crate::records::{Offline, OfflineError, Planned, Resealed};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
 use crate::store::sled_store::{Settings, SledStore};
 use crate::store::{Store, Table};
@@ -60,9 +60,9 @@ fn reseal_all(config: &Config, reseal: &Reseal) -> Result<Resealed, DaemonError>
     let pin = read_pin(&config.token, credentials.as_deref())
         .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
     let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
-    let generation = offline.plan(&token, reseal.same_token)?;
+    let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;
-    let what = intended(config, &offline, &token, (generation, all))?;
+    let what = intended(config, &offline, &token, (planned, all))?;
     let unconfirmed = |Refusal { what, next }| DaemonError::Said { what, next };
     reseal.agree(&what).map_err(unconfirmed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -78,7 +78,7 @@ fn intended(
     config: &Config,
     offline: &Offline,
     token: &dyn Token,
-    (generation, keys): (u32, u64),
+    (planned, keys): (Planned, u64),
 ) -> Result<String, DaemonError> {
     let info = token.info().map_err(OfflineError::from)?;
     let (appliance, store) = (&offline.home().appliance, config.store.path.display());
@@ -86,9 +86,17 @@ fn intended(
         0 => String::new(),
         count => format!(" {count} store keys cannot be recovered, nor what they sealed."),
     };
+    let Planned { generation, anew } = planned;
+    let earlier = match anew {
+        true => {
+            " An earlier reseal began with another token, or this one was initialised since: what it had done \
+             is done anew."
+        }
+        false => "",
+    };
     Ok(format!(
         "This makes master generation {generation} and a new signing key in the token {:?} (serial {}) and \
-         puts the {keys} keys of appliance {appliance}, at {store}, under it.{lost} The old token does not open \
+         puts the {keys} keys of appliance {appliance}, at {store}, under it.{lost}{earlier} The old token does not open \
          this store any more after that: have a copy of the store.",
         info.label, info.serial
     ))
@@ -101,12 +109,23 @@ struct ResealTold<'a> {
     verdict: &'static str,
     /// What could not be recovered, and why.
     lost: &'a [String],
+    /// Versions of keys that an earlier reseal had put under another token, and that were done anew.
+    done_anew: u64,
+    /// Settings that were lost, and what was done about them.
+    renewed: &'a [String],
 }
 
 /// What came of a reseal.
 fn told(resealed: &Resealed) -> Report {
-    let Resealed { generation, left } = resealed;
+    let Resealed { generation, left, anew, renewed } = resealed;
     let mut text = String::new();
+    if *anew > 0 {
+        text +=
+            &format!("done anew: {anew} versions that an earlier reseal put under another token\n");
+    }
+    for line in renewed {
+        text += &format!("LOST: {line}\n");
+    }
     for line in left {
         text += &format!("NOT recovered: {line}\n");
     }
@@ -122,7 +141,9 @@ fn told(resealed: &Resealed) -> Report {
              daemon, `strongroom doctor`, fetch the trail's new public key (strongroom audit \
              public-key), and make a backup\n";
     let verdict = if left.is_empty() { "recovered" } else { "not-all-recovered" };
-    Report::new(text, &ResealTold { generation: *generation, verdict, lost: left }, left.is_empty())
+    let (generation, done_anew) = (*generation, *anew);
+    let told = ResealTold { generation, verdict, lost: left, done_anew, renewed };
+    Report::new(text, &told, left.is_empty())
 }
 
 /// As custody does before there is anything to hide.

@@ -41,7 +41,7 @@ pub use home::{
 };
 pub use keys::{KeyRecord, VersionRecord};
 pub use notes::{Note, ResealedRecord, RestoredRecord};
-pub use offline::{Offline, OfflineError, Resealed};
+pub use offline::{Offline, OfflineError, Planned, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
 pub use recovery::RecoveryRecord;
 pub use rotation::{Line, PassRecord, Purpose, Stage};

@@ -9,7 +9,7 @@ use super::{RecordError, Records};
 use crate::custody::Fingerprint;
 use crate::store::{Batch, Expect, Table};
 
-const RESTORED: &str = "restored";
+pub(super) const RESTORED: &str = "restored";
 pub(super) const RESEALED: &str = "resealed";
 
 /// Left by a restore.

@@ -1,6 +1,7 @@
 //! The records of a store without its token: opened with the private half of the recovery key, proved,
 //! and put under the master key of another token.
 
+mod begin;
 mod reseal;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use crate::key::Name;
 use crate::store::{Store, StoreError, Stored, Table};
 use crate::token::TokenError;
 
+pub use begin::Planned;
 pub use reseal::Resealed;
 
 /// Why a store could not be recovered.

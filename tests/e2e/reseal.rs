@@ -43,8 +43,12 @@ fn set_recovery(appliance: &Appliance, public: &Path) {
 
 /// The token is lost and the store goes under a new one.
 fn reseal(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
-    let new_token = TestToken::new();
     std::fs::remove_dir_all(appliance.token().tokens()).expect("removed");
+    reseal_under_another(appliance, private)
+}
+
+fn reseal_under_another(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
+    let new_token = TestToken::new();
     appliance.change_config(|config| {
         let token = config["token"].as_table_mut().expect("a table");
         token.insert("label".to_owned(), new_token.label().into());
@@ -280,4 +284,91 @@ fn an_edited_recovery_wrap_of_a_store_key_is_noticed_before_it_is_needed() {
     appliance.wait_for_state("ready");
     expect_plaintext(&decrypt(&appliance, "k1", &ciphertext, None), "kept");
     assert!(sentence(&appliance).contains("every key can be recovered"));
+}
+
+#[test]
+fn a_reseal_that_goes_on_with_another_token_does_all_of_it_anew() {
+    let (mut appliance, private, public) = prepared(None);
+    let ciphertext = import_keys(&appliance, 6);
+    set_recovery(&appliance, &public);
+    appliance.stop();
+    let before = Raw::open(&appliance).picture();
+    let (resealed, first) = reseal(&mut appliance, &private);
+    assert!(resealed.status.success(), "{}", text(&resealed));
+    // As it would be, had it been cut off after three keys. Then that token fails, too.
+    let raw = Raw::open(&appliance);
+    for kept in ["home", "store-key/0000000001"] {
+        raw.put_back(&before, APPLIANCE, kept);
+    }
+    for key in ["k3", "k4", "k5"] {
+        raw.put_back(&before, KEY, key);
+        raw.put_back(&before, KEY_VERSION, &format!("{key}/0000000001"));
+    }
+    raw.remove(APPLIANCE, "resealed");
+    let mark = json!({ "generation": 2 }).to_string();
+    raw.put(APPLIANCE, "reseal", [&1_u64.to_be_bytes(), mark.as_bytes()].concat());
+    drop(raw);
+    drop(first);
+    let (resealed, _second) = reseal_under_another(&mut appliance, &private);
+    let said = text(&resealed);
+    assert!(resealed.status.success(), "{said}");
+    assert!(
+        said.contains("done anew: 3 versions that an earlier reseal put under another"),
+        "{said}"
+    );
+    appliance.start();
+    appliance.wait_for_state("ready");
+    for key in 0..6 {
+        expect_plaintext(&decrypt(&appliance, &format!("k{key}"), &ciphertext, None), "kept");
+    }
+    let status = appliance.get("/v1/status").json();
+    assert!(status["without_the_token"].as_str().expect("text").contains("every key can be"));
+}
+
+#[test]
+fn what_says_how_it_was_set_up_can_be_lost_and_keeps_nobody_from_setting_it() {
+    let (mut appliance, private, public) = prepared(Some(24));
+    let ciphertext = import_keys(&appliance, 1);
+    set_recovery(&appliance, &public);
+    let store_keys = |appliance: &Appliance| {
+        master(appliance)["generations"][0]["store_keys"].as_u64().expect("a number")
+    };
+    let fill = |appliance: &Appliance, up_to: u64| {
+        for number in 0.. {
+            if store_keys(appliance) == up_to {
+                return;
+            }
+            assert!(number < 100);
+            put_secret(appliance, &format!("s{number}"), "k0", "x");
+        }
+    };
+    fill(&appliance, 2);
+    // Sealed under the newest store key, whose wrap is lost.
+    set_recovery(&appliance, &public);
+    appliance.stop();
+    Raw::open(&appliance).remove(APPLIANCE, "recovery-store-key/0000000002");
+    let (resealed, _token) = reseal(&mut appliance, &private);
+    let said = text(&resealed);
+    assert_eq!(resealed.status.code(), Some(1), "{said}");
+    for lost in ["recovery", "rotation"] {
+        assert!(said.contains(&format!("LOST: the record appliance/{lost} ")), "{said}");
+    }
+    appliance.start();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&decrypt(&appliance, "k0", &ciphertext, None), "kept");
+    appliance.create_key("new");
+    let sentence = appliance.get("/v1/status").json()["without_the_token"].clone();
+    assert!(sentence.as_str().expect("text").contains("not everything"), "{sentence}");
+    set_recovery(&appliance, &public);
+    appliance.request("DELETE", "/v1/recovery", "", b"").expect_status(200);
+    wait_for_pass(&appliance);
+    set_recovery(&appliance, &public);
+    for number in 0..30 {
+        put_secret(&appliance, &format!("t{number}"), "new", "x").expect_status(201);
+    }
+}
+
+fn wait_for_pass(appliance: &Appliance) {
+    let over = || appliance.get("/v1/recovery").json()["pass"]["stage"] == "done";
+    wait_until("the end of the pass", over);
 }

@@ -3,31 +3,24 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
 
-use super::super::home::{HOME, counted, encode, plain, store_key_at};
+use super::super::home::{HOME, counted, encode, store_key_at};
 use super::super::keys::{stored_parts, version_key};
-use super::super::notes::RESEALED;
-use super::super::recovery::{RECOVERY, put_recovered_store_key};
+use super::super::notes::{RESEALED, RESTORED};
+use super::super::recovery::RECOVERY;
 use super::super::rotation::{PassRecord, ROTATION, Stage};
 use super::super::sealing::seals_after;
 use super::super::{
-    HomeRecord, MasterRecord, RecordError, RecoveryRecord, ResealedRecord, VersionRecord, address,
+    HomeRecord, MasterRecord, RecordError, RecoveryRecord, ResealedRecord, RestoredRecord,
+    VersionRecord, address,
 };
+use super::begin::RESEAL;
 use super::{Offline, OfflineError};
+use crate::custody::generation_of;
 use crate::custody::protocol::KeyAddress;
-use crate::custody::{generation_of, token_opens};
 use crate::store::{Batch, Expect, Table};
 use crate::token::Token;
-
-/// Where a reseal that has begun says which generation it makes.
-const RESEAL: &str = "reseal";
-
-/// A reseal that has begun.
-#[derive(Serialize, Deserialize)]
-struct Reseal {
-    generation: u32,
-}
 
 /// What came of a reseal.
 #[derive(Debug)]
@@ -36,6 +29,17 @@ pub struct Resealed {
     pub generation: u32,
     /// What could not be recovered, and why. It stays as it is, and nobody can use it.
     pub left: Vec<String>,
+    /// Versions that an earlier reseal had put under another token's master, and that were done anew.
+    pub anew: u64,
+    /// What is not known any more of how the appliance was set up, and what was done about it.
+    pub renewed: Vec<String>,
+}
+
+/// What a key's versions came to.
+#[derive(Default)]
+struct OfKey {
+    left: Vec<String>,
+    anew: u64,
 }
 
 impl Offline {
@@ -51,13 +55,16 @@ impl Offline {
         mut told: impl FnMut(u64),
     ) -> Result<Resealed, OfflineError> {
         let generation = self.begin_reseal(token).await?;
-        let mut left = self.lost.clone();
+        let (mut left, mut anew) = (self.lost.clone(), 0);
         let (mut after, mut done) = (None::<String>, 0);
         loop {
             let names = self.names(Table::Key, after.as_deref())?;
             for name in &names {
                 match self.reseal_key(token, generation, name).await {
-                    Ok(of_it) => left.extend(of_it),
+                    Ok(of_it) => {
+                        left.extend(of_it.left);
+                        anew += of_it.anew;
+                    }
                     Err(error) if error.is_of_one() => left.push(format!("key/{name}: {error}")),
                     Err(error) => return Err(error),
                 }
@@ -69,134 +76,41 @@ impl Offline {
                 None => break,
             }
         }
-        self.end_reseal(token, generation, now, (done, &left)).await?;
-        Ok(Resealed { generation, left })
+        let renewed = self.end_reseal(token, generation, now, (done, &left)).await?;
+        Ok(Resealed { generation, left, anew, renewed })
     }
 
-    /// Looks whether this is a token for a reseal, and changes nothing: one that is empty, or that an
-    /// earlier call began with; returns the generation that it makes. `same_token`: also the one that the
-    /// store lies under.
-    ///
-    /// # Errors
-    /// [`OfflineError::TokenOpens`] where it opens the store, [`OfflineError::TokenInUse`] where it is
-    /// another appliance's.
-    pub fn plan(&self, token: &dyn Token, same_token: bool) -> Result<u32, OfflineError> {
-        /// Generations that a token is searched for behind the newest that is known.
-        const BEHIND: u32 = 16;
-        let generation = self.next_generation();
-        let was_begun = self.was_begun(generation)?;
-        let mut opens = None;
-        let in_use = self.home.generation;
-        if token.master(in_use)?.is_some() {
-            for store_key in self.home.store_keys.iter().rev() {
-                let lies_there = generation_of(&store_key.wrapped) == Some(in_use);
-                if lies_there && token_opens(token, &self.home.appliance, store_key)? {
-                    opens = Some(in_use);
-                    break;
-                }
-            }
-        }
-        match opens {
-            Some(in_use) if !same_token => return Err(OfflineError::TokenOpens(in_use)),
-            _ => {}
-        }
-        for place in 1..=generation + BEHIND {
-            let is_ours = opens.is_some() && place < generation || was_begun && place == generation;
-            if !is_ours && (token.master(place)?.is_some() || token.signer(place)?.is_some()) {
-                return Err(OfflineError::TokenInUse(place));
-            }
-        }
-        Ok(generation)
-    }
-
-    fn next_generation(&self) -> u32 {
-        let newest = self.home.masters().iter().map(|known| known.generation).max().unwrap_or(0);
-        newest.max(self.home.generation) + 1
-    }
-
-    fn was_begun(&self, generation: u32) -> Result<bool, OfflineError> {
-        let begun = plain::<Reseal>(self.store.as_ref(), RESEAL)?;
-        Ok(begun.is_some_and(|begun| begun.generation == generation))
-    }
-
-    /// Notes which generation is to be made, and makes it.
-    async fn begin_reseal(&mut self, token: &dyn Token) -> Result<u32, OfflineError> {
-        let generation = self.next_generation();
-        let was_begun = self.was_begun(generation)?;
-        let (master, signer) = (token.master(generation)?, token.signer(generation)?);
-        if !was_begun {
-            if master.is_some() || signer.is_some() {
-                return Err(OfflineError::TokenInUse(generation));
-            }
-            let value = encode(RESEAL, &Reseal { generation })?;
-            self.store
-                .commit(Batch::new().put(Table::Appliance, RESEAL, Expect::Any, value))
-                .await?;
-        }
-        if master.is_none() {
-            token.create_master(generation)?;
-        }
-        if signer.is_none() {
-            token.create_signer(generation)?;
-        }
-        token.canary(generation)?;
-        self.have_a_store_key_that_seals(token, generation).await?;
-        Ok(generation)
-    }
-
-    /// Where the newest store key is lost, another one takes its place: nothing could be sealed.
-    async fn have_a_store_key_that_seals(
-        &mut self,
-        token: &dyn Token,
-        generation: u32,
-    ) -> Result<(), OfflineError> {
-        let newest = self.home.newest_store_key().id;
-        if self.store_keys.contains_key(&newest) {
-            return Ok(());
-        }
-        let id = newest + 1;
-        let what = || format!("store key {id}");
-        let failed = |fault| OfflineError::NotOpened { what: what(), fault };
-        let (made, wrap) = self.recoverer.new_store_key(id).map_err(failed)?;
-        let stored = made.reseal(token, generation).map_err(failed)?;
-        let at = store_key_at(id);
-        let value = encode(&at, &stored)?;
-        let batch = Batch::new().put(Table::Appliance, &at, Expect::Absent, value);
-        let batch = put_recovered_store_key(self.store.as_ref(), batch, &made, wrap)?;
-        self.store.commit(counted(batch)).await?;
-        self.home.store_keys.push(stored);
-        self.store_keys.insert(id, made);
-        Ok(())
-    }
-
-    /// Puts a key under the new generation; returns which of its versions could not be.
+    /// Puts a key under the new generation. A number of a generation says nothing of the token that made
+    /// it: what lies under it already has to open in this one.
     async fn reseal_key(
         &self,
         token: &dyn Token,
         generation: u32,
         name: &str,
-    ) -> Result<Vec<String>, OfflineError> {
+    ) -> Result<OfKey, OfflineError> {
         let mut key = self.key(name)?;
-        let (mut changed, mut left) = (Vec::new(), Vec::new());
+        let (mut changed, mut done) = (Vec::new(), OfKey::default());
         for (version, slot) in (1_u32..).zip(&mut key.versions) {
-            if slot.sealed.is_empty() || generation_of(&slot.sealed) == Some(generation) {
+            let was_done = generation_of(&slot.sealed) == Some(generation);
+            if slot.sealed.is_empty() || was_done && self.opens(token, (name, version), slot)? {
                 continue;
             }
             let sealed = match self.resealed(token, generation, (name, version), slot) {
                 Ok(sealed) => sealed,
                 Err(error) if error.is_of_one() => {
-                    left.push(error.to_string());
+                    done.left.push(error.to_string());
                     continue;
                 }
                 Err(error) => return Err(error),
             };
+            done.anew += u64::from(was_done);
             let revision = slot.revision;
             changed.push((version, revision));
             *slot =
                 Arc::new(VersionRecord { sealed, revision: revision + 1, ..slot.as_ref().clone() });
         }
         if changed.is_empty() {
-            return Ok(left);
+            return Ok(done);
         }
         let (own, versions) = stored_parts(&key)?;
         let parsed = key.meta.name();
@@ -209,7 +123,18 @@ impl Offline {
         }
         let batch = self.with_seals(batch, changed.len() as u64 + 1)?;
         self.store.commit(counted(batch)).await?;
-        Ok(left)
+        Ok(done)
+    }
+
+    /// Whether the token opens a version's data key.
+    fn opens(
+        &self,
+        token: &dyn Token,
+        (name, version): (&str, u32),
+        record: &VersionRecord,
+    ) -> Result<bool, OfflineError> {
+        let address = KeyAddress { name: name.to_owned(), version };
+        Ok(self.recoverer.opens(token, &address, &record.sealed)?)
     }
 
     /// A version's sealed key, its data key under the new master.
@@ -259,14 +184,14 @@ impl Offline {
         Ok(seals_after(self.store.as_ref(), newest, seals)?(batch)?)
     }
 
-    /// Puts the new generation in use, with its signing key; all in one commit.
+    /// Puts the new generation in use, with its signing key; all in one commit. Returns what was renewed.
     async fn end_reseal(
         &self,
         token: &dyn Token,
         generation: u32,
         now: jiff::Timestamp,
         (keys, left): (u64, &[String]),
-    ) -> Result<(), OfflineError> {
+    ) -> Result<Vec<String>, OfflineError> {
         let home = self.home_under(token, generation, now)?;
         let mut batch = Batch::new()
             .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &home)?)
@@ -278,8 +203,10 @@ impl Offline {
             let at = store_key_at(resealed.id);
             batch = batch.put(Table::Appliance, &at, Expect::Any, encode(&at, &resealed)?);
         }
-        let batch = self.go_over_all_again(batch, generation)?;
-        let batch = self.not_complete(batch, left)?;
+        let mut renewed = Vec::new();
+        let batch = self.go_over_all_again(batch, generation, &mut renewed)?;
+        let batch = self.not_complete(batch, left, now, &mut renewed)?;
+        let batch = self.without_strange_note(batch, &mut renewed)?;
         let note = ResealedRecord {
             generation,
             fingerprint: self.recoverer.fingerprint(),
@@ -290,7 +217,8 @@ impl Offline {
         let note = encode(RESEALED, &note)?;
         let batch = self.put(batch, Table::Appliance, RESEALED, known, &note)?;
         let batch = self.with_seals(batch, 3)?;
-        Ok(self.store.commit(counted(batch)).await?)
+        self.store.commit(counted(batch)).await?;
+        Ok(renewed)
     }
 
     /// The home record with the new generation in use. Master keys that the token does not hold are gone.
@@ -316,14 +244,39 @@ impl Offline {
         Ok(home)
     }
 
-    /// A pass that had not ended goes over all keys from the first, for the generation that is in use now:
-    /// the one that it was for is not in this token.
-    fn go_over_all_again(&self, batch: Batch, generation: u32) -> Result<Batch, OfflineError> {
-        let Some(stored) = self.store.get(Table::Appliance, ROTATION)? else { return Ok(batch) };
+    /// A record of the appliance and its revision; an error where nobody can open it any more.
+    fn of_appliance<T: DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<(u64, T)>, RecordError> {
+        let Some(stored) = self.store.get(Table::Appliance, key)? else { return Ok(None) };
         let revision = stored.revision;
-        let opened = self.open_value(Table::Appliance, ROTATION, stored).ok();
-        let pass = opened.and_then(|value| serde_json::from_slice::<PassRecord>(&value).ok());
-        let Some(pass) = pass.filter(|pass| pass.stage != Stage::Done) else { return Ok(batch) };
+        let value = self.open_value(Table::Appliance, key, stored)?;
+        let record = serde_json::from_slice(&value);
+        let record = record.map_err(|_| RecordError::Broken(format!("appliance/{key}")))?;
+        Ok(Some((revision, record)))
+    }
+
+    /// A pass that had not ended goes over all keys from the first, for the generation that is in use now:
+    /// the one that it was for is not in this token. Where nobody knows any more what it was, it is over.
+    fn go_over_all_again(
+        &self,
+        batch: Batch,
+        generation: u32,
+        renewed: &mut Vec<String>,
+    ) -> Result<Batch, OfflineError> {
+        let (revision, pass) = match self.of_appliance::<PassRecord>(ROTATION) {
+            Err(RecordError::Broken(at)) => {
+                renewed.push(format!(
+                    "the record {at} does not open: a pass that had not ended is over"
+                ));
+                return Ok(batch.delete(Table::Appliance, ROTATION, Expect::Any));
+            }
+            found => match found?.filter(|(_, pass)| pass.stage != Stage::Done) {
+                Some(found) => found,
+                None => return Ok(batch),
+            },
+        };
         let pass = PassRecord {
             generation,
             stage: Stage::Rewrapping,
@@ -337,17 +290,47 @@ impl Offline {
         self.put(batch, Table::Appliance, ROTATION, Some(revision), &value)
     }
 
-    /// Where something was left, not every key can be recovered, and it is not said any more.
-    fn not_complete(&self, batch: Batch, left: &[String]) -> Result<Batch, OfflineError> {
-        let Some(stored) = self.store.get(Table::Appliance, RECOVERY)? else { return Ok(batch) };
-        if left.is_empty() {
-            return Ok(batch);
-        }
-        let revision = stored.revision;
-        let opened = self.open_value(Table::Appliance, RECOVERY, stored).ok();
-        let set = opened.and_then(|value| serde_json::from_slice::<RecoveryRecord>(&value).ok());
-        let Some(set) = set else { return Ok(batch) };
-        let value = encode(RECOVERY, &RecoveryRecord { complete_at: None, ..set })?;
+    /// Where something was left, not every key can be recovered, and it is not said any more. Where nobody
+    /// knows any more which recovery key was set, it is the one that this is done with.
+    fn not_complete(
+        &self,
+        batch: Batch,
+        left: &[String],
+        now: jiff::Timestamp,
+        renewed: &mut Vec<String>,
+    ) -> Result<Batch, OfflineError> {
+        let (revision, set) = match self.of_appliance::<RecoveryRecord>(RECOVERY) {
+            Err(RecordError::Broken(at)) => {
+                renewed.push(format!(
+                    "the record {at} does not open: the recovery key that this was done with is set; `strongroom                      recovery set` brings every key to it"
+                ));
+                let revision = self.store.next_revision(Table::Appliance, RECOVERY)? - 1;
+                let (fingerprint, by) = (self.recoverer.fingerprint(), "reseal".to_owned());
+                (revision, RecoveryRecord { fingerprint, set_at: now, by, complete_at: None })
+            }
+            found => match found?.filter(|_| !left.is_empty()) {
+                Some((revision, set)) => (revision, RecoveryRecord { complete_at: None, ..set }),
+                None => return Ok(batch),
+            },
+        };
+        let value = encode(RECOVERY, &set)?;
         self.put(batch, Table::Appliance, RECOVERY, Some(revision), &value)
+    }
+
+    /// What a restore left for the trail and nobody can open goes: it would be taken for a forged one.
+    fn without_strange_note(
+        &self,
+        batch: Batch,
+        renewed: &mut Vec<String>,
+    ) -> Result<Batch, OfflineError> {
+        match self.of_appliance::<RestoredRecord>(RESTORED) {
+            Err(RecordError::Broken(at)) => {
+                renewed.push(format!(
+                    "the record {at} does not open: the trail is not told of that restore"
+                ));
+                Ok(batch.delete(Table::Appliance, RESTORED, Expect::Any))
+            }
+            found => Ok(found.map(|_| batch)?),
+        }
     }
 }
