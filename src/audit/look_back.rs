@@ -22,6 +22,8 @@ pub enum Told<'a> {
     Revision { resource: &'a str, revision: u64 },
     /// An operator locked the appliance, or unlocked it.
     Locked(bool),
+    /// A master key of this generation was in use.
+    Generation(u32),
     /// Everything before it that the store does not hold was accepted by an operator.
     Accepted,
 }
@@ -104,6 +106,10 @@ fn is_read(action: Option<&str>) -> bool {
     [Action::SecretShow, Action::SecretReveal].iter().any(|read| action == Some(read.as_str()))
 }
 
+/// Events that name the generation in use.
+const OF_MASTER: [&str; 5] =
+    ["master-in-use", "rewrapped", "rotation-done", "recovery-wrapped", "resealed"];
+
 /// What a line says of the store. Most say nothing of it, and are passed over without a parser.
 fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
     let text = std::str::from_utf8(line).ok()?;
@@ -114,6 +120,9 @@ fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
     let told = match (line.kind, line.event) {
         (Kind::Outcome, _) if line.result == Some("done") && !is_read(line.action) => {
             Told::Revision { resource: line.resource?, revision: line.revision? }
+        }
+        (Kind::Event, Some(event)) if OF_MASTER.contains(&event) => {
+            Told::Generation(line.generation?)
         }
         (Kind::Event, Some("locked")) => Told::Locked(true),
         (Kind::Event, Some("unlocked" | "initialised")) => Told::Locked(false),

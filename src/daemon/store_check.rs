@@ -28,6 +28,8 @@ pub struct StoreCheck {
     /// The newest event of its kind: its line, and whether the appliance was locked.
     locked: Option<(u64, bool)>,
     lock_removed: Option<u64>,
+    /// The highest generation of the master key and the line that tells it.
+    generation: Option<(u32, u64)>,
     /// By resource, the highest revision and the line that tells it.
     told: HashMap<String, (u64, u64)>,
 }
@@ -41,6 +43,7 @@ impl StoreCheck {
             accepts: settings.on_break == OnBreak::Record,
             locked: None,
             lock_removed: None,
+            generation: None,
             told: HashMap::new(),
         };
         let until = check.left.saturating_sub(NEWEST);
@@ -51,7 +54,7 @@ impl StoreCheck {
     /// Reads one block further back; false where that was the last.
     fn step(&mut self) -> Result<bool, AuditError> {
         let Some(back) = self.back.as_mut().filter(|_| self.left > 0) else { return Ok(false) };
-        let (told, locked) = (&mut self.told, &mut self.locked);
+        let (told, locked, generation) = (&mut self.told, &mut self.locked, &mut self.generation);
         let mut accepted = false;
         let mut show = |line: u64, what: Told<'_>| {
             match what {
@@ -62,6 +65,7 @@ impl StoreCheck {
                     }
                 }
                 Told::Locked(is_locked) => _ = locked.get_or_insert((line, is_locked)),
+                Told::Generation(in_use) => *generation = (*generation).max(Some((in_use, line))),
                 Told::Accepted => {
                     accepted = true;
                     return ControlFlow::Break(());
@@ -98,6 +102,9 @@ impl StoreCheck {
 
     async fn hold_against(&mut self, appliance: &Appliance) -> Result<(), DaemonError> {
         let mut behind = self.lock_removed.take().is_some();
+        if let Some((generation, line)) = self.generation {
+            behind |= appliance.hold_home_against(line, generation, self.accepts).await;
+        }
         for (resource, (revision, line)) in self.told.drain() {
             behind |= appliance.hold_against(line, &resource, revision, self.accepts).await?;
         }

@@ -48,7 +48,7 @@ const PROBLEMS: [(&str, &str); 14] = [
     (
         "503",
         "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, pin-unavailable, master-key, token-unavailable, \
-         trail-unavailable, store-unavailable, store-full; with Retry-After",
+         trail-unavailable, store-edited, store-unavailable, store-full; with Retry-After",
     ),
 ];
 

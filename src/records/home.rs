@@ -123,6 +123,11 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
     let Some(mut home) = plain::<HomeRecord>(store, HOME)? else {
         return must_be_new(store).map(|()| None);
     };
+    // The newest master key is the one in use, and that one is there.
+    let newest = home.masters().pop();
+    if !newest.is_some_and(|it| it.generation == home.generation && it.retired_at.is_none()) {
+        return Err(RecordError::Broken(format!("appliance/{HOME}")));
+    }
     let mut after: Option<String> = None;
     loop {
         let page = store.scan(Table::Appliance, STORE_KEY, after.as_deref(), PAGE)?;

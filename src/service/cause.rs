@@ -10,6 +10,8 @@ pub enum Cause {
     Token(Reason),
     Locked,
     NotInitialised,
+    /// The store is older than the trail knows it in what the appliance is.
+    Edited,
     Store,
     /// The store has too little room for changes.
     Room,
@@ -60,7 +62,7 @@ const CUSTODY: Row = Row {
     ..AWAY
 };
 
-static TABLE: [Row; 15] = [
+static TABLE: [Row; 16] = [
     AWAY,
     Row { cause: Cause::Token(Reason::TokenFailed), ..AWAY },
     Row { cause: Cause::Token(Reason::LoginLost), ..AWAY },
@@ -117,6 +119,16 @@ static TABLE: [Row; 15] = [
         passes: false,
     },
     Row {
+        cause: Cause::Edited,
+        state: "store-edited",
+        code: "store-edited",
+        text: "the store is older than the audit trail knows it, so nothing is done",
+        next: "an operator puts the right store at [store] path, or accepts it as it is with [audit] \
+               on_break = \"record\"; `strongroom status` says what is older",
+        mends: "the store at [store] path: the newest copy; or [audit] on_break",
+        passes: false,
+    },
+    Row {
         cause: Cause::Store,
         state: "store-unavailable",
         code: "store-unavailable",
@@ -151,8 +163,8 @@ mod tests {
 
     #[test]
     fn every_cause_has_its_row_and_whoever_must_act_is_named() {
-        use Cause::{Locked, NotInitialised, Room, Store, Trail};
-        let others = [Locked, NotInitialised, Store, Room, Trail];
+        use Cause::{Edited, Locked, NotInitialised, Room, Store, Trail};
+        let others = [Locked, NotInitialised, Edited, Store, Room, Trail];
         let causes: Vec<Cause> = Reason::ALL.into_iter().map(Cause::Token).chain(others).collect();
         assert_eq!(causes.len(), TABLE.len());
         for cause in causes {

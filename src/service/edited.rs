@@ -50,6 +50,34 @@ impl Appliance {
         Ok(true)
     }
 
+    /// Holds what the appliance is against a generation of the master key that a line of the trail tells
+    /// to be in use. No older one is ever put in use again, so a home record that names one was put back,
+    /// and nothing is done by it, unless it is to be `accepted`. Returns whether it is behind.
+    pub async fn hold_home_against(&self, line: u64, generation: u32, accepted: bool) -> bool {
+        let Some(home) = self.records.home().filter(|home| home.generation < generation) else {
+            return false;
+        };
+        let found = home.generation;
+        if accepted {
+            let what = "an older master key is in use than the trail knows";
+            tracing::warn!(found, generation, line, "{what}; accepted");
+            return true;
+        }
+        let why = format!(
+            "master generation {generation} is in use since line {line} of the trail or earlier, and the store says \
+             {found}: an older record was put back"
+        );
+        if self.standing.home_behind.set(why.clone()).is_ok() {
+            tracing::error!(
+                why,
+                "nothing is served. Put the right store at [store] path, or accept it as it is with [audit] \
+                 on_break = \"record\""
+            );
+            self.tell_edited("home-behind", line).await;
+        }
+        true
+    }
+
     /// Tells the trail that the store does not hold what this line tells.
     pub async fn tell_edited(&self, code: &'static str, line: u64) {
         if self.standing.edits_told.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {

@@ -57,6 +57,8 @@ pub enum Error {
     AlreadyInitialised(String),
     #[error("the appliance is locked")]
     Locked,
+    #[error("the store is older than the trail knows it")]
+    Edited,
     #[error("the appliance is not locked")]
     NotLocked,
     #[error("the token refused the PIN: {0}")]
@@ -139,6 +141,7 @@ impl Error {
         Some(match self {
             Error::NotInitialised => Cause::NotInitialised,
             Error::Locked => Cause::Locked,
+            Error::Edited => Cause::Edited,
             Error::PinRefused(_) => Cause::Token(Reason::PinRefused),
             Error::PinUnavailable { .. } => Cause::Token(Reason::PinUnavailable),
             Error::Master(_) => Cause::Token(Reason::MasterUnfit),

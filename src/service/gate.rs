@@ -206,7 +206,8 @@ impl Appliance {
         }
     }
 
-    /// While it is locked, an appliance tells how it does and lets itself be unlocked, and no more.
+    /// While it is locked, or its store is an older one, an appliance tells how it does and lets itself be
+    /// unlocked, and no more.
     fn open_for(&self, permit: Permit) -> Result<Permit, Error> {
         let works_locked = matches!(
             permit.action(),
@@ -220,6 +221,7 @@ impl Appliance {
         );
         match self.custody.state() {
             LinkState::Locked if !works_locked => Err(Error::Locked),
+            _ if !works_locked && self.standing.home_behind.get().is_some() => Err(Error::Edited),
             _ => Ok(permit),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -39,12 +39,15 @@ pub struct Standing {
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     /// Findings of an edited store that the trail was told of.
     pub(super) edits_told: AtomicU64,
+    /// Why the record of what the appliance is cannot be the newest one, where that is known.
+    pub(super) home_behind: OnceLock<String>,
 }
 
 impl Standing {
     pub(super) fn new() -> Self {
         let edits_told = AtomicU64::new(0);
-        Self { started: Instant::now(), counts: Mutex::new(BTreeMap::new()), edits_told }
+        let (counts, home_behind) = (Mutex::new(BTreeMap::new()), OnceLock::new());
+        Self { started: Instant::now(), counts, edits_told, home_behind }
     }
 
     pub(super) fn count(&self, action: Action, result: &'static str) {

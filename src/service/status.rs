@@ -20,8 +20,8 @@ pub struct Status;
 pub struct StatusView {
     pub version: &'static str,
     /// `ready`, `not-initialised`, `locked`, `pin-refused`, `pin-unavailable`, `token-unavailable`,
-    /// `master-unfit`, `store-unavailable`, `trail-unavailable`, `brown-out` (the token is away, and keys that may serve
-    /// without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
+    /// `master-unfit`, `store-edited` (older than the trail knows it), `store-unavailable`,
+    /// `trail-unavailable`, `brown-out` (the token is away, and keys that may serve without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -155,6 +155,9 @@ impl Appliance {
         if let Some(outage) = link.outage().filter(|_| !matches!(link, LinkState::BrownOut { .. }))
         {
             return (Some(Cause::Token(outage.reason)), outage.why);
+        }
+        if let Some(why) = self.standing.home_behind.get() {
+            return (Some(Cause::Edited), why.clone());
         }
         if let Err(error) = self.store.health() {
             return (Some(Cause::Store), error.to_string());

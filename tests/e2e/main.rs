@@ -48,6 +48,7 @@ mod promises;
 mod raw_store;
 mod recovery;
 mod reseal;
+mod rolled_back;
 mod rotation;
 mod sandbox;
 mod sealing;
