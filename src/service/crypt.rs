@@ -189,6 +189,8 @@ pub(super) fn protect(
 impl Request for Decrypt {
     const ACTION: Action = Action::KeyDecrypt;
     const TRACE: Trace = Trace::Beside;
+    // A plaintext is what its ciphertext was made of, whatever becomes of the store.
+    const TELLS_OF_STORE: bool = false;
     type Reply = DecryptReply;
 
     fn resource(&self) -> Resource {

@@ -18,8 +18,8 @@ use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
 use crate::key::Labels;
 use crate::policy::{Action, Context, Permit, Policy, Resource};
-use crate::records::Records;
-use crate::store::Store;
+use crate::records::{RecordError, Records};
+use crate::store::{Look, Store};
 
 /// When the intent's line has to be on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,9 @@ pub enum Trace {
 pub trait Request: Send + Sized + 'static {
     const ACTION: Action;
     const TRACE: Trace;
+    /// Whether its result tells what is stored. It leaves only once that is durable, so that no crash
+    /// takes back what somebody has seen.
+    const TELLS_OF_STORE: bool = true;
     type Reply: Traced + Send + 'static;
 
     /// What it is done to.
@@ -175,6 +178,7 @@ impl Appliance {
         };
         match R::TRACE {
             Trace::Never => request.run(permit, self).await,
+            // What it has read is durable with what it commits after.
             Trace::Before => {
                 let entry = self.trail.begin(intent).durable().await?;
                 let result = request.run(permit, self).await;
@@ -186,7 +190,8 @@ impl Appliance {
             }
             Trace::Beside => {
                 let pending = self.trail.begin(intent);
-                let result = request.run(permit, self).await;
+                let look = R::TELLS_OF_STORE.then(|| self.store.look());
+                let result = seen(request.run(permit, self).await, look).await;
                 let entry = pending.durable().await?;
                 drop(self.trail.close(entry, outcome(&result)));
                 result
@@ -305,6 +310,14 @@ fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
         Err(error) if error.is_refusal() => Outcome::refused(Code(error.code())),
         Err(error) => Outcome::failed(Code(error.code())),
     }
+}
+
+/// A result, once all that it may tell of the store is durable.
+async fn seen<T>(result: Result<T, Error>, look: Option<Look>) -> Result<T, Error> {
+    if let Some(look) = look {
+        look.durable().await.map_err(RecordError::from)?;
+    }
+    result
 }
 
 /// What a caller is told of an act whose intent had its line: an act that was done stays done, whether

@@ -48,6 +48,7 @@ pub struct ReadPublicKey;
 impl Request for ReadAudit {
     const ACTION: Action = Action::AuditRead;
     const TRACE: Trace = Trace::Beside;
+    const TELLS_OF_STORE: bool = false;
     type Reply = AuditPage;
 
     fn resource(&self) -> Resource {

@@ -24,6 +24,9 @@ pub(super) struct Engine {
     log: File,
     /// Which file `log` is: device and number.
     identity: (u64, u64),
+    /// No sync begins while somebody holds it.
+    #[cfg(test)]
+    pub(super) syncs: std::sync::Arc<std::sync::Mutex<()>>,
 }
 
 /// Brings a database one schema version up.
@@ -51,7 +54,14 @@ impl Engine {
             .open(settings.path.join("db"))
             .map_err(|error| of_io("opening sled's file", &error))?;
         let found = log.metadata().map_err(|error| of_io("opening sled's file", &error))?;
-        let engine = Self { _db: db, tree, log, identity: (found.dev(), found.ino()) };
+        let engine = Self {
+            _db: db,
+            tree,
+            log,
+            identity: (found.dev(), found.ino()),
+            #[cfg(test)]
+            syncs: std::sync::Arc::default(),
+        };
         engine.make_durable()?;
         sync_directory(&settings.path)?;
         Ok(engine)
@@ -163,6 +173,8 @@ impl Engine {
     }
 
     pub(super) fn make_durable(&self) -> Result<(), StoreError> {
+        #[cfg(test)]
+        drop(self.syncs.lock());
         self.tree.flush().map_err(of_sled)?;
         sync_data(&self.log).map_err(|error| match of_io("syncing", &error) {
             StoreError::Full => StoreError::Full,

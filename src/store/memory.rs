@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::batch::{Slot, check_key};
 use super::watch::Watchers;
 use super::{
-    Batch, Change, CommitFuture, Copied, Room, Store, StoreError, Stored, Table, Take, Watch,
+    Batch, Change, CommitFuture, Copied, Look, Room, Store, StoreError, Stored, Table, Take, Watch,
 };
 
 /// Nothing of it outlives the process.
@@ -129,6 +129,10 @@ impl Store for MemoryStore {
             .filter_map(|((_, key), kept)| Some((key.clone(), kept.stored()?)))
             .take(limit)
             .collect())
+    }
+
+    fn look(&self) -> Look {
+        Look::at_once()
     }
 
     fn commit(&self, batch: Batch) -> CommitFuture {

@@ -10,6 +10,7 @@ mod conformance;
 mod copy;
 mod durable;
 mod engine;
+mod look;
 pub mod memory;
 pub mod sled_store;
 mod watch;
@@ -20,6 +21,7 @@ use std::pin::Pin;
 pub use batch::{Batch, Expect};
 pub use copy::{Copied, Filling, Take};
 pub use durable::sync_data;
+pub use look::Look;
 pub use watch::{Change, Watch, WatchEvent};
 
 /// The kinds of records. Names and tags are part of what is on disk and never change.
@@ -166,9 +168,25 @@ pub enum StoreError {
     Io { during: &'static str, kind: std::io::ErrorKind },
 }
 
+impl StoreError {
+    /// Whether it says something about the disk, not about the batch.
+    fn is_of_disk(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Full
+                | StoreError::Scarce(_)
+                | StoreError::ReadOnly
+                | StoreError::Corrupt { .. }
+                | StoreError::NotSynced
+                | StoreError::Io { .. }
+        )
+    }
+}
+
 /// Records at addresses. Reading may touch the disk but takes well under a millisecond as a rule.
 ///
-/// A read may see a batch that is applied and not yet durable; nobody has been told then that it is.
+/// A read may see a batch that is applied and not yet durable. Who tells others what was read makes a
+/// [`Look`] before, and waits for it after.
 pub trait Store: Send + Sync {
     /// The value at an address, if one is there.
     fn get(&self, table: Table, key: &str) -> Result<Option<Stored>, StoreError>;
@@ -187,6 +205,9 @@ pub trait Store: Send + Sync {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Stored)>, StoreError>;
+
+    /// To be made before something is read that is to leave.
+    fn look(&self) -> Look;
 
     /// Does all of a batch or nothing of it. After an error other than a conflict it is open which.
     fn commit(&self, batch: Batch) -> CommitFuture;

@@ -19,8 +19,9 @@ use tokio::sync::oneshot;
 use super::batch::check_key;
 use super::copy::{self, Held, Notes, Pause};
 use super::engine::{Engine, lock, make_directory, of_io};
+use super::look::Groups;
 use super::watch::Watchers;
-use super::{Batch, CommitFuture, Room, Store, StoreError, Stored, Table, Take, Watch};
+use super::{Batch, CommitFuture, Look, Room, Store, StoreError, Stored, Table, Take, Watch};
 
 /// Where the store lies and what it may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,6 +59,7 @@ pub struct SledStore {
 struct Shared {
     settings: Settings,
     state: RwLock<State>,
+    groups: Arc<Groups>,
     watchers: Watchers,
     notes: Notes,
     /// Held for as long as the store is: it keeps a second process out.
@@ -100,6 +102,7 @@ impl SledStore {
         let shared = Arc::new(Shared {
             settings: settings.clone(),
             state: RwLock::new(State::Open(engine)),
+            groups: Groups::new(),
             watchers: Watchers::new(),
             notes: Notes::default(),
             _lock: lock,
@@ -108,7 +111,10 @@ impl SledStore {
         let of_thread = Arc::clone(&shared);
         let committer = std::thread::Builder::new()
             .name("store-commit".into())
-            .spawn(move || of_thread.commit_all(&waiting))
+            .spawn(move || {
+                let _ends = of_thread.groups.ends_with_this();
+                of_thread.commit_all(&waiting);
+            })
             .map_err(|error| of_io("starting a thread", &error))?;
         Ok(Self { shared, jobs: Some(jobs), committer: Some(committer) })
     }
@@ -161,6 +167,10 @@ impl Store for SledStore {
         limit: usize,
     ) -> Result<Vec<(String, Stored)>, StoreError> {
         self.read(|engine| engine.page(table, prefix, after, limit))
+    }
+
+    fn look(&self) -> Look {
+        self.shared.groups.look()
     }
 
     fn commit(&self, batch: Batch) -> CommitFuture {
@@ -228,7 +238,9 @@ impl Shared {
                 }
                 Job::Mend => None,
             }));
-            self.commit_group(group.drain(..));
+            if !group.is_empty() {
+                self.commit_group(group.drain(..));
+            }
             pauses.into_iter().for_each(Pause::hold);
         }
     }
@@ -239,6 +251,10 @@ impl Shared {
         let path = &self.settings.path;
         let mut ready = self.with_engine(|engine| engine.in_place(path)).0;
         let room = self.check_room();
+        let begun = ready.is_ok();
+        if begun {
+            self.groups.begin();
+        }
         for Commit { batch, reply } in group {
             let room = match &room {
                 Err(StoreError::Scarce(_)) if batch.is_urgent() => &Ok(()),
@@ -265,10 +281,13 @@ impl Shared {
                 }
             }
         }
-        if applied.is_empty() {
-            return;
+        let durable = match applied.is_empty() {
+            true => ready,
+            false => ready.and_then(|()| self.with_engine(Engine::make_durable).0),
+        };
+        if begun {
+            self.groups.end(&durable);
         }
-        let durable = ready.and_then(|()| self.with_engine(Engine::make_durable).0);
         for (reply, changes) in applied {
             if durable.is_ok() {
                 for change in changes {
@@ -358,21 +377,6 @@ impl Shared {
             Err(error) => State::Failed { error, retry: Some(Instant::now() + RETRY), spent: None },
         };
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
-    }
-}
-
-impl StoreError {
-    /// Whether it says something about the disk, not about the batch.
-    fn is_of_disk(&self) -> bool {
-        matches!(
-            self,
-            StoreError::Full
-                | StoreError::Scarce(_)
-                | StoreError::ReadOnly
-                | StoreError::Corrupt { .. }
-                | StoreError::NotSynced
-                | StoreError::Io { .. }
-        )
     }
 }
 

@@ -12,6 +12,32 @@ fn put(key: &str) -> Batch {
     Batch::new().put(Table::Key, key, Expect::Any, vec![1])
 }
 
+#[test]
+fn what_is_seen_before_it_is_durable_leaves_only_when_it_is() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let syncs = match &*store.shared.state.read().unwrap() {
+        State::Open(engine) => Arc::clone(&engine.syncs),
+        State::Failed { error, .. } => panic!("{error}"),
+    };
+    let held = syncs.lock().unwrap();
+    let (look, commit) = (store.look(), store.commit(put("a")));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while store.get(Table::Key, "a").unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it is never applied");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut durable = std::pin::pin!(look.durable());
+    let early = runtime
+        .block_on(async { tokio::time::timeout(Duration::from_millis(50), &mut durable).await });
+    assert!(early.is_err(), "{early:?}");
+    drop(held);
+    assert_eq!(runtime.block_on(durable), Ok(()));
+    assert_eq!(runtime.block_on(store.look().durable()), Ok(()));
+    runtime.block_on(commit).unwrap();
+}
+
 #[tokio::test]
 async fn after_a_failed_sync_it_stays_closed_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
