@@ -221,6 +221,12 @@ impl Client {
         expect!(self.ask(verb).await?, Reply::Done => ())
     }
 
+    /// Tells custody for how many seconds of an outage the opened keys of a name may serve.
+    pub async fn allow(&self, name: &str, allowance: u32) -> Result<(), CustodyError> {
+        let verb = Verb::Allow { name: name.to_owned(), allowance };
+        expect!(self.ask(verb).await?, Reply::Done => ())
+    }
+
     /// Opens a sealed key on trial, and holds it against its public key.
     ///
     /// # Errors

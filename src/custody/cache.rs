@@ -153,6 +153,20 @@ impl KeyCache {
         });
     }
 
+    /// From now on the opened keys of a name may serve so long without the token: those that may not even
+    /// now are wiped.
+    pub fn allow(&self, name: &str, allowance: Duration, now: Instant) {
+        let mut kept = self.kept();
+        let away_since = kept.away_since;
+        kept.entries.retain(|address, entry| {
+            if address.name != name {
+                return true;
+            }
+            entry.allowance = allowance;
+            self.settings.allow(entry, away_since, now)
+        });
+    }
+
     /// Wipes what has been idle or kept too long.
     pub fn expire(&self, now: Instant) {
         let mut kept = self.kept();

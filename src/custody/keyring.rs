@@ -105,6 +105,10 @@ impl Keyring {
                 self.cache.forget(name.as_deref(), *version);
                 Quick::Answered(Ok(Reply::Done))
             }
+            Verb::Allow { name, allowance } => {
+                self.cache.allow(name, seconds(*allowance), Instant::now());
+                Quick::Answered(Ok(Reply::Done))
+            }
             Verb::Lock => Quick::Answered(Ok(Reply::Done)),
             Verb::GenerateKey { .. } | Verb::ImportKey { .. } => Quick::Generation(verb),
             _ => Quick::Token(verb),

@@ -130,6 +130,11 @@ pub enum Verb {
         name: Option<String>,
         version: Option<u32>,
     },
+    /// For how many seconds of an outage the opened keys of a name may serve from now on.
+    Allow {
+        name: String,
+        allowance: u32,
+    },
     /// Signs SHA-256 of a checkpoint's bytes, or of what names a backup's manifest; custody adds nothing
     /// and refuses what has not the tag of either.
     SignCheckpoint {

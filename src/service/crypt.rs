@@ -302,16 +302,6 @@ impl Appliance {
         }
     }
 
-    /// The key may have changed while it was worked with: a version that was stopped meanwhile gives
-    /// nothing away any more.
-    async fn still_may(&self, judged: &KeyRecord, proof: &MayProcess) -> Result<(), Error> {
-        let now = self.key(proof.key()).await?;
-        if now.revision != judged.revision && !proof.for_recovery() {
-            drop(now.meta.to_process(Pick::Version(proof.version()), None)?);
-        }
-        Ok(())
-    }
-
     /// Has custody open a ciphertext with the version that the proof names.
     pub(super) async fn process(
         &self,
@@ -333,8 +323,16 @@ impl Appliance {
             mgf1_hash: record.meta.mgf1_hash(),
             allowance: record.meta.serve_without_token_seconds(),
         };
-        let opened = self.custody.decrypt(key, ciphertext, label).await?;
-        self.still_may(record, proof).await?;
+        let allowance = key.allowance;
+        let opened = self.custody.decrypt(key, ciphertext, label).await;
+        let now = self.key(proof.key()).await;
+        if let Ok(now) = &now
+            && now.meta.serve_without_token_seconds() != allowance
+        {
+            self.tell_allowance(now).await;
+        }
+        let (opened, now) = (opened?, now?);
+        still_may(&now, record, proof)?;
         let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
         if for_recovery {
             let request_id = request_id();
@@ -343,6 +341,15 @@ impl Appliance {
         let (plaintext, without_token) = (Disclosed(opened.plaintext), opened.without_token);
         Ok(Decrypted { plaintext, version, kid, for_recovery, without_token })
     }
+}
+
+/// The key may have changed while it was worked with: a version that was stopped meanwhile gives nothing
+/// away any more.
+fn still_may(now: &KeyRecord, judged: &KeyRecord, proof: &MayProcess) -> Result<(), Error> {
+    if now.revision != judged.revision && !proof.for_recovery() {
+        drop(now.meta.to_process(Pick::Version(proof.version()), None)?);
+    }
+    Ok(())
 }
 
 impl Traced for Encrypted {

@@ -1,10 +1,12 @@
 //! What may be changed of a key besides its state.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace};
+use super::gate::{Appliance, Request, Trace, request_id};
 use super::view::{KeyView, Named};
 use crate::key::KeyMeta;
 use crate::policy::{Action, Permit, Resource};
@@ -38,17 +40,33 @@ impl Request for UpdateKey {
         };
         let seconds = allowed(seconds)?;
         let old = appliance.key(&self.name).await?;
-        let before = old.meta.serve_without_token_seconds();
         let change = |key: &mut KeyRecord| {
             key.meta.serve_without_token(seconds);
             Ok(())
         };
         let kept = appliance.change(old, false, change).await?;
-        if seconds < before {
-            // What is open was allowed more.
-            appliance.forget_opened(&self.name).await;
-        }
+        appliance.tell_allowance(&kept).await;
         Ok(KeyView::changed(&kept, None))
+    }
+}
+
+impl Appliance {
+    /// Tells custody how long the opened key may serve without the token. Whoever may have told it of an
+    /// older record does so, and looks again after: the last word is that of the record in force.
+    pub(super) async fn tell_allowance(&self, told: &Arc<KeyRecord>) {
+        let name = told.meta.name();
+        let mut told = Arc::clone(told);
+        loop {
+            let seconds = told.meta.serve_without_token_seconds();
+            if let Err(error) = self.custody.allow(name.as_str(), seconds).await {
+                tracing::warn!(request_id = request_id(), key = %name, %error, "custody could not be told an allowance");
+                return;
+            }
+            match self.key(name).await {
+                Ok(now) if now.revision != told.revision => told = now,
+                _ => return,
+            }
+        }
     }
 }
 
