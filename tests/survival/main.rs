@@ -13,6 +13,7 @@ mod clock;
 mod device;
 mod dice;
 mod disk;
+mod frozen;
 mod kills;
 mod mounts;
 mod object;

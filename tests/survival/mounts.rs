@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,6 +97,15 @@ impl Ext4 {
         Path::new("/sys/fs/ext4").join(name)
     }
 
+    /// Until the result is dropped nothing is written to it, and who tries waits.
+    pub fn freeze(&self) -> Frozen {
+        let root = std::fs::File::open(&self.at).expect("a directory");
+        // SAFETY: the call takes no argument that it reads.
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), FIFREEZE, 0) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+        Frozen(root)
+    }
+
     /// Unmounts it for good: nobody may have anything open in it.
     pub fn unmount(self) {
         let target = c(&self.at);
@@ -103,6 +113,20 @@ impl Ext4 {
         let done = || unsafe { libc::umount2(target.as_ptr(), 0) } == 0;
         crate::appliance::wait_until("the file system to be free", done);
         std::mem::forget(self);
+    }
+}
+
+/// A file system that is frozen for as long as this lives.
+pub struct Frozen(std::fs::File);
+
+// linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int).
+const FIFREEZE: libc::Ioctl = 0xC004_5877_u32 as libc::Ioctl;
+const FITHAW: libc::Ioctl = 0xC004_5878_u32 as libc::Ioctl;
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: the call takes no argument that it reads.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), FITHAW, 0) };
     }
 }
 
