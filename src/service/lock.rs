@@ -104,8 +104,14 @@ impl Request for Unlock {
         if appliance.custody.locks() != locks {
             return Err(Error::Locked);
         }
+        // The trail first: a lock that it knows of and the store does not was taken away by somebody else.
+        // An appliance that ends between the two is locked, and nobody was told that it is not.
+        if let Err(unwritten) = appliance.trail.event(EventNote::new(Event::Unlocked)).await {
+            appliance.custody.lock().await?;
+            appliance.tell(EventNote::new(Event::Locked)).await;
+            return Err(unwritten.into());
+        }
         appliance.records.set_locked(None).await?;
-        appliance.tell(EventNote::new(Event::Unlocked)).await;
         Ok(appliance.status().await)
     }
 }

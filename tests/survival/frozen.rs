@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, wait_until};
 use crate::mounts::{Ext4, own_mounts};
 
 /// An initialised appliance whose store, and nothing else, lies on a file system of its own.
@@ -23,6 +25,12 @@ fn on_own_disk() -> (Appliance, Ext4) {
     appliance.post("/v1/init", &json!({})).expect_status(201);
     appliance.create_key("k");
     (appliance, disk)
+}
+
+fn trail(appliance: &Appliance) -> String {
+    let files = std::fs::read_dir(appliance.trail()).expect("a trail");
+    let texts = files.map(|entry| std::fs::read_to_string(entry.expect("an entry").path()));
+    texts.map(|text| text.unwrap_or_default()).collect()
 }
 
 #[test]
@@ -51,5 +59,29 @@ fn a_change_is_shown_to_nobody_before_it_is_on_disk() {
         assert!(reading.join().expect("no panic") >= thawed, "it was shown before it was on disk");
         changing.join().expect("no panic").expect_status(200);
     });
+    appliance.kill();
+}
+
+#[test]
+fn an_unlock_that_was_killed_is_no_lock_that_somebody_took_away() {
+    let (mut appliance, disk) = on_own_disk();
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    let frozen = disk.freeze();
+    std::thread::scope(|scope| {
+        scope.spawn(|| std::panic::catch_unwind(|| appliance.post("/v1/unlock", &json!({}))));
+        // The store cannot have been told yet.
+        wait_until("the trail's word", || trail(&appliance).contains("\"unlocked\""));
+        let front = i32::try_from(appliance.front_pid()).expect("a process");
+        kill(Pid::from_raw(front), Signal::SIGKILL).expect("it runs");
+        drop(frozen);
+    });
+    appliance.kill();
+    appliance.start();
+    let trail = trail(&appliance);
+    assert!(!trail.contains("lock-removed"), "{trail}");
+    if appliance.get("/v1/status").json()["state"] == "locked" {
+        appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    }
+    appliance.wait_for_state("ready");
     appliance.kill();
 }
