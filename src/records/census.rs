@@ -40,7 +40,7 @@ impl Records {
         let mut census = Census::default();
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let fingerprint = self.recovery().await?.map(|set| set.fingerprint);
-        let unproved = self.prove_store_keys().await?;
+        let unproved = self.unproved_store_keys().await?;
         for store_key in &home.store_keys {
             let is_gone = home.is_gone(generation_of(&store_key.wrapped));
             let recoverable = !is_gone && !unproved.contains(&store_key.id);

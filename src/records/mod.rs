@@ -12,6 +12,7 @@ mod clock;
 pub mod fuzzing;
 mod home;
 mod keys;
+mod memo;
 mod notes;
 mod offline;
 mod opened;
@@ -48,6 +49,7 @@ pub use rotation::{Line, PassRecord, Purpose, Stage};
 pub use secrets::SecretRecord;
 
 use behind::Behind;
+use memo::Memo;
 use opened::Opened;
 use sealing::Count;
 use waiting::Waiting;
@@ -92,7 +94,7 @@ pub struct Records {
     seals_per_store_key: u64,
     changes: AtomicU64,
     recovery: recovery::Known,
-    pass: RwLock<rotation::Known>,
+    pass: Memo<Stored, At<PassRecord>>,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -137,7 +139,7 @@ impl Records {
             seals_per_store_key,
             changes,
             recovery,
-            pass: RwLock::new(None),
+            pass: Memo::default(),
         })
     }
 
@@ -173,6 +175,20 @@ impl Records {
             Some(stored) => Ok(Some(self.open_value(table, key, stored).await?)),
             None => Ok(None),
         }
+    }
+
+    /// What lies at an address of the appliance's own, opened once for as long as it lies there.
+    async fn remembered<T: DeserializeOwned>(
+        &self,
+        memo: &Memo<Stored, At<T>>,
+        key: &str,
+    ) -> Result<Option<Arc<At<T>>>, RecordError> {
+        let Some(stored) = self.store.get(Table::Appliance, key)? else { return Ok(None) };
+        if let Some(known) = memo.of(&stored) {
+            return Ok(Some(known));
+        }
+        let at = self.open_value(Table::Appliance, key, stored.clone()).await?;
+        Ok(Some(memo.keep(stored, at)))
     }
 
     /// Up to `limit` names with what is stored under them, after `after`. What lies under no name that

@@ -2,17 +2,18 @@
 //! These lie open beside the store keys, for they are read where nothing can be unsealed; with each lies
 //! its hash, sealed under the store key itself, so that custody can tell whether it is still the one.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::home::{encode, plain};
+use super::home::{HomeRecord, encode, plain};
+use super::memo::Memo;
 use super::{At, PassRecord, RecordError, Records, address};
 use crate::custody::protocol::{Fault, RecordAddress, StoreKey};
 use crate::custody::{CustodyError, Fingerprint, RecoveredStoreKey, generation_of, recovery_of};
-use crate::store::{Batch, Expect, Store, Table};
+use crate::store::{Batch, Expect, Store, Stored, Table};
 
 pub(super) const RECOVERY: &str = "recovery";
 const STORE_KEY: &str = "recovery-store-key/";
@@ -37,65 +38,78 @@ pub struct RecoveryRecord {
     pub complete_at: Option<Timestamp>,
 }
 
-/// The record, or that there is none.
-type Set = Option<Arc<RecoveryRecord>>;
-
-/// What is known of it, once it was read.
+/// What is known of it, once it was opened.
 #[derive(Default)]
 pub(super) struct Known {
-    set: RwLock<Option<Set>>,
+    set: Memo<Stored, At<RecoveryRecord>>,
     /// The store keys that have not the wrap that they should have.
-    unproved: RwLock<Option<Arc<Vec<u32>>>>,
+    unproved: Memo<Proved, Vec<u32>>,
+}
+
+/// What the wraps of the store keys were held against: while that is the same, so is what came of it.
+#[derive(PartialEq)]
+struct Proved {
+    home: Arc<HomeRecord>,
+    set: Option<Fingerprint>,
+    /// By store key.
+    wraps: Vec<Option<Stored>>,
 }
 
 impl Records {
     /// The recovery key that is set.
-    pub async fn recovery(&self) -> Result<Option<Arc<RecoveryRecord>>, RecordError> {
-        if let Some(known) = &*self.recovery.set.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(known.clone());
-        }
-        let read = self.load::<RecoveryRecord>(Table::Appliance, RECOVERY).await?;
-        let read = read.map(|at| Arc::new(at.record));
-        self.know_recovery(Some(read.clone()));
-        Ok(read)
+    pub async fn recovery(&self) -> Result<Option<RecoveryRecord>, RecordError> {
+        let known = self.remembered(&self.recovery.set, RECOVERY).await?;
+        Ok(known.map(|at| at.record.clone()))
     }
 
-    /// Sets the recovery key, or none, and begins the pass that brings every key to it, in one commit.
-    /// There is one caller at a time.
+    /// Sets the recovery key, or none, and begins the pass that brings every key to it, in one commit:
+    /// in place of the pass that was kept at the revision `over`, or of none.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where that pass went on meanwhile.
     pub async fn set_recovery(
         &self,
-        set: Option<RecoveryRecord>,
-        begins: Option<&PassRecord>,
+        set: Option<&RecoveryRecord>,
+        begins: &PassRecord,
+        over: Option<u64>,
     ) -> Result<(), RecordError> {
-        let known = self.load::<RecoveryRecord>(Table::Appliance, RECOVERY).await?;
-        let known = known.map(|At { revision, .. }| revision);
-        let batch = Batch::new();
-        let batch = match &set {
+        let batch = match set {
+            // Whatever is there, and whether it opens or not.
             Some(record) => {
-                self.sealed_put(batch, Table::Appliance, RECOVERY, known, record).await?
+                let known = self.store.get(Table::Appliance, RECOVERY)?;
+                self.put_recovery(known.map(|stored| stored.revision), record).await?
             }
-            None => batch.delete(Table::Appliance, RECOVERY, Expect::Any),
+            None => Batch::new().delete(Table::Appliance, RECOVERY, Expect::Any),
         };
-        let batch = match begins {
-            Some(pass) => self.with_pass(batch, pass).await?,
-            None => batch,
-        };
-        // Should it be open whether it was kept, it is read again.
-        self.know_recovery(None);
-        if begins.is_some() {
-            self.know_pass(None);
-        }
-        self.commit(batch).await?;
-        self.know_recovery(Some(set.map(Arc::new)));
-        if let Some(pass) = begins {
-            self.know_pass(Some(Some(pass.clone())));
-        }
-        Ok(())
+        let batch = self.with_pass(batch, over, begins).await?;
+        self.commit(batch).await
     }
 
-    fn know_recovery(&self, known: Option<Set>) {
-        *self.recovery.set.write().unwrap_or_else(PoisonError::into_inner) = known;
-        *self.recovery.unproved.write().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Notes that every key is wrapped to the recovery key that was set as `set`.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where it is another one now.
+    pub async fn complete_recovery(
+        &self,
+        set: &RecoveryRecord,
+        now: Timestamp,
+    ) -> Result<(), RecordError> {
+        let known = self.remembered(&self.recovery.set, RECOVERY).await?;
+        let known = known.filter(|at| at.record == *set).ok_or(RecordError::Conflict)?;
+        let complete = RecoveryRecord { complete_at: Some(now), ..set.clone() };
+        let batch = self.put_recovery(Some(known.revision), &complete).await?;
+        self.commit(batch).await
+    }
+
+    /// Under the store key that there is: it may be what lets another one be made.
+    async fn put_recovery(
+        &self,
+        known: Option<u64>,
+        record: &RecoveryRecord,
+    ) -> Result<Batch, RecordError> {
+        let store_key = self.key_for_pass().await?;
+        let at = (Table::Appliance, RECOVERY, known);
+        self.put_sealed_under(&store_key, Batch::new(), at, record).await
     }
 
     /// Which recovery key a store key is wrapped to; `None` where it is to none.
@@ -106,14 +120,25 @@ impl Records {
         &self,
         store_key: &StoreKey,
     ) -> Result<Option<Fingerprint>, RecordError> {
+        match self.store.get(Table::Appliance, &at(store_key.id))? {
+            Some(stored) => self.recovery_by(store_key, stored).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Which recovery key this wrap of a store key is to.
+    async fn recovery_by(
+        &self,
+        store_key: &StoreKey,
+        stored: Stored,
+    ) -> Result<Fingerprint, RecordError> {
         let at = at(store_key.id);
         let broken = || RecordError::Broken(format!("appliance/{at}"));
-        let Some(stored) = self.store.get(Table::Appliance, &at)? else { return Ok(None) };
         let StoredWrap { wrap, proof } =
             serde_json::from_slice(&stored.value).map_err(|_| broken())?;
         let address = address(Table::Appliance, &at, stored.revision);
         match self.custody.open_record(store_key, address, proof).await {
-            Ok(hash) if hash == digest(&wrap) => recovery_of(&wrap).map(Some).ok_or_else(broken),
+            Ok(hash) if hash == digest(&wrap) => recovery_of(&wrap).ok_or_else(broken),
             Ok(_) | Err(CustodyError::Fault(Fault::SealBroken)) => Err(broken()),
             Err(error) => Err(error.into()),
         }
@@ -122,32 +147,30 @@ impl Records {
     /// The store keys that have not the wrap to the recovery key that is set, or another one than was
     /// kept. Those that are gone themselves do not count.
     pub async fn unproved_store_keys(&self) -> Result<Arc<Vec<u32>>, RecordError> {
-        let known = self.recovery.unproved.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match known {
-            Some(known) => Ok(known),
-            None => self.prove_store_keys().await,
-        }
-    }
-
-    /// Looks for them anew.
-    pub(super) async fn prove_store_keys(&self) -> Result<Arc<Vec<u32>>, RecordError> {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let set = self.recovery().await?.map(|set| set.fingerprint);
+        let wrap = |store_key: &StoreKey| self.store.get(Table::Appliance, &at(store_key.id));
+        let wraps = home.store_keys.iter().map(wrap).collect::<Result<_, _>>()?;
+        let by = Proved { home, set, wraps };
+        if let Some(known) = self.recovery.unproved.of(&by) {
+            return Ok(known);
+        }
         let mut unproved = Vec::new();
-        for store_key in &home.store_keys {
-            if home.is_gone(generation_of(&store_key.wrapped)) {
+        for (store_key, wrap) in by.home.store_keys.iter().zip(&by.wraps) {
+            if by.home.is_gone(generation_of(&store_key.wrapped)) {
                 continue;
             }
-            match self.store_key_recovery(store_key).await {
+            let found = match wrap.clone() {
+                Some(stored) => self.recovery_by(store_key, stored).await.map(Some),
+                None => Ok(None),
+            };
+            match found {
                 Ok(found) if found == set => {}
                 Ok(_) | Err(RecordError::Broken(_)) => unproved.push(store_key.id),
                 Err(error) => return Err(error),
             }
         }
-        let unproved = Arc::new(unproved);
-        let mut known = self.recovery.unproved.write().unwrap_or_else(PoisonError::into_inner);
-        *known = Some(Arc::clone(&unproved));
-        Ok(unproved)
+        Ok(self.recovery.unproved.keep(by, unproved))
     }
 
     /// Gives every store key the recovery wrap that is set, or takes it away.
@@ -175,8 +198,7 @@ impl Records {
         if changed {
             self.commit(batch).await?;
         }
-        drop(_no_new_store_key);
-        self.prove_store_keys().await.map(drop)
+        Ok(())
     }
 
     /// Adds the recovery wrap of a store key to `batch`, where a recovery key is set.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::home::{HOME, encode, read_home, store_key_at};
-use super::{HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
+use super::{At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
 use crate::custody::protocol::KeyAddress;
 use crate::custody::{Fingerprint, generation_of, recovery_of};
 use crate::key::Name;
@@ -95,54 +95,61 @@ impl PassRecord {
     }
 }
 
-/// What is known of the pass, once it was read.
-pub(super) type Known = Option<Option<PassRecord>>;
-
 impl Records {
     /// The rotation that is under way, or the last one.
     ///
     /// # Errors
     /// [`RecordError::Broken`] where it is none that was kept, or does not fit what the appliance is.
-    pub async fn rotation(&self) -> Result<Option<PassRecord>, RecordError> {
-        if let Some(known) = &*self.pass.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(known.clone());
-        }
-        let found = self.load::<PassRecord>(Table::Appliance, ROTATION).await?;
-        let found = found.map(|at| at.record);
-        if let Some(pass) = &found {
+    pub async fn rotation(&self) -> Result<Option<At<PassRecord>>, RecordError> {
+        loop {
+            let stored = self.store.get(Table::Appliance, ROTATION)?;
+            let Some(stored) = stored else { return Ok(None) };
+            if let Some(known) = self.pass.of(&stored) {
+                return Ok(Some(known.as_ref().clone()));
+            }
+            let at = self.open_value(Table::Appliance, ROTATION, stored.clone()).await?;
             let home = read_home(self.store.as_ref())?.ok_or(RecordError::NotInitialised)?;
-            if !pass.fits(&home) {
+            if PassRecord::fits(&at.record, &home) {
+                return Ok(Some(self.pass.keep(stored, at).as_ref().clone()));
+            }
+            // What the appliance is may have changed together with it since it was read.
+            if self.store.get(Table::Appliance, ROTATION)? == Some(stored) {
                 return Err(RecordError::Broken(format!("appliance/{ROTATION}")));
             }
         }
-        self.know_pass(Some(found.clone()));
-        Ok(found)
     }
 
-    /// Notes how far it is; only one at a time may begin one.
-    pub async fn keep_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
-        let batch = self.with_pass(Batch::new(), record).await?;
-        // Should it be open whether it was kept, it is read again.
-        self.know_pass(None);
+    /// Begins one where none is under way; there is one caller at a time.
+    pub async fn begin_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
+        let batch = self.with_pass(Batch::new(), None, record).await?;
+        self.commit(batch).await
+    }
+
+    /// Notes how far it is.
+    ///
+    /// # Errors
+    /// [`RecordError::Conflict`] where another one took its place.
+    pub async fn keep_rotation(&self, at: &mut At<PassRecord>) -> Result<(), RecordError> {
+        let batch = self.with_pass(Batch::new(), Some(at.revision), &at.record).await?;
         self.commit(batch).await?;
-        self.know_pass(Some(Some(record.clone())));
+        at.revision += 1;
         Ok(())
     }
 
-    pub(super) fn know_pass(&self, known: Known) {
-        *self.pass.write().unwrap_or_else(PoisonError::into_inner) = known;
-    }
-
-    /// Notes how far a pass is, in the batch of what goes with it.
+    /// Notes how far a pass is, in the batch of what goes with it: where it was kept at the revision
+    /// `known`, or in place of what is there.
     pub(super) async fn with_pass(
         &self,
         batch: Batch,
+        known: Option<u64>,
         record: &PassRecord,
     ) -> Result<Batch, RecordError> {
-        let known = self.store.get(Table::Appliance, ROTATION)?.map(|stored| stored.revision);
-        let at = (Table::Appliance, ROTATION, known);
+        let known = match known {
+            Some(known) => Some(known),
+            None => self.store.get(Table::Appliance, ROTATION)?.map(|stored| stored.revision),
+        };
         let store_key = self.key_for_pass().await?;
-        self.put_sealed_under(&store_key, batch, at, record).await
+        self.put_sealed_under(&store_key, batch, (Table::Appliance, ROTATION, known), record).await
     }
 
     /// Reads the home record anew: after a commit of which it is open whether it was done.
@@ -154,15 +161,16 @@ impl Records {
     }
 
     /// Puts a generation in use whose master key the token holds, here and in custody: rewraps all store
-    /// keys and names it in the home record, in one commit with `record`. No store key is made and nothing
+    /// keys and names it in the home record, in one commit with the pass. No store key is made and nothing
     /// is sealed meanwhile.
     pub async fn put_in_use(
         &self,
-        record: &PassRecord,
+        at: &mut At<PassRecord>,
         now: Timestamp,
-    ) -> Result<Arc<HomeRecord>, RecordError> {
+    ) -> Result<(), RecordError> {
+        let record = &at.record;
         // Sealed before nothing more is.
-        let batch = self.with_pass(Batch::new(), record).await?;
+        let batch = self.with_pass(Batch::new(), Some(at.revision), record).await?;
         let _no_new_store_key = self.count.lock().await;
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let mut next = HomeRecord { generation: record.generation, ..home.as_ref().clone() };
@@ -174,10 +182,9 @@ impl Records {
         });
         let batch = batch.put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
         let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
-        self.know_pass(None);
-        let home = self.work_with(batch, next).await?;
-        self.know_pass(Some(Some(record.clone())));
-        Ok(home)
+        self.work_with(batch, next).await?;
+        at.revision += 1;
+        Ok(())
     }
 
     /// Rewraps the store keys that lie under another generation than the one in use, as none should;
@@ -213,15 +220,10 @@ impl Records {
 
     /// Keeps what the appliance becomes and has custody work with it, before another store key is made:
     /// custody wraps one under the generation that it knows.
-    async fn work_with(
-        &self,
-        batch: Batch,
-        next: HomeRecord,
-    ) -> Result<Arc<HomeRecord>, RecordError> {
+    async fn work_with(&self, batch: Batch, next: HomeRecord) -> Result<(), RecordError> {
         self.commit(batch).await?;
         let home = self.replace_home(next);
-        self.custody.use_home(home.for_custody()).await?;
-        Ok(home)
+        Ok(self.custody.use_home(home.for_custody()).await?)
     }
 
     /// Notes that the master key of a generation is destroyed.

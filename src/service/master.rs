@@ -134,7 +134,7 @@ impl Request for RotateMaster {
             owes: Vec::new(),
         };
         // On record before the token is asked: only a key that was wanted is ever taken for ours.
-        appliance.records.keep_rotation(&record).await?;
+        appliance.records.begin_rotation(&record).await?;
         appliance.rotating.wake();
         appliance.master_view(&home, None).await
     }

@@ -152,7 +152,7 @@ impl Appliance {
             ended_at: None,
             owes: Vec::new(),
         };
-        self.set_recovery(set, &pass).await?;
+        self.set_recovery(set.as_ref(), &pass, None).await?;
         self.rotating.wake();
         self.recovery_view(None).await
     }
@@ -163,7 +163,7 @@ impl Appliance {
         let pass = self.pass().await?;
         let pass = pass.map(|pass| RotationView::of(pass, self.rotating.waits_for()));
         Ok(RecoveryView {
-            without_the_token: in_a_sentence(set.as_deref(), &unproved),
+            without_the_token: in_a_sentence(set.as_ref(), &unproved),
             fingerprint: set.as_ref().map(|set| hex(&set.fingerprint)),
             set_at: set.as_ref().map(|set| set.set_at),
             by: set.as_ref().map(|set| set.by.clone()),
@@ -181,7 +181,7 @@ impl Appliance {
             Ok::<_, RecordError>((set, self.records.unproved_store_keys().await?))
         };
         let (set, unproved) = tokio::time::timeout(GLANCE, read).await.ok()?.ok()?;
-        Some(in_a_sentence(set.as_deref(), &unproved))
+        Some(in_a_sentence(set.as_ref(), &unproved))
     }
 
     /// Holds the store keys' recovery wraps against what was kept, at a start: who edits them would take

@@ -16,7 +16,7 @@ use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, Fingerprint, NewKey, generation_of};
 use crate::key::Name;
 use crate::records::{
-    Line, PassRecord, Purpose, RecordError, RecoveryRecord, Stage, VersionRecord,
+    At, Line, PassRecord, Purpose, RecordError, RecoveryRecord, Stage, VersionRecord,
 };
 
 /// Keys between two notes of how far it is.
@@ -104,27 +104,28 @@ impl Appliance {
     /// begins the pass over those that there are.
     pub(super) async fn set_recovery(
         &self,
-        set: Option<RecoveryRecord>,
+        set: Option<&RecoveryRecord>,
         pass: &PassRecord,
+        over: Option<u64>,
     ) -> Result<(), Error> {
         let nobody_wraps = timeout(self.custody.deadline(), self.rotating.wrapping.write());
         let _nobody_wraps = nobody_wraps.await.map_err(|_| Error::Busy)?;
-        Ok(self.records.set_recovery(set, Some(pass)).await?)
+        Ok(self.records.set_recovery(set, pass, over).await?)
     }
 
     /// Waits for rotations and carries them out; never ends.
     pub async fn keep_rotating(&self) {
         let mut pause = PAUSE;
         loop {
-            let result = match self.pass().await {
-                Ok(Some(record)) if record.stage != Stage::Done => self.rotate_on(record).await,
+            let result = match self.pass_at().await {
+                Ok(Some(at)) if at.record.stage != Stage::Done => self.rotate_on(at).await,
                 // Whether there is one is seen when custody can open it.
                 Err(_) if self.state().0 != "ready" => {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
                 Err(error) => Err(error),
-                Ok(record) => match self.see_to_the_last(record).await {
+                Ok(last) => match self.see_to_the_last(last).await {
                     Ok(()) => {
                         self.rotating.wait_for(None);
                         self.rotating.begun.notified().await;
@@ -159,6 +160,11 @@ impl Appliance {
 
     /// The pass that is under way, or the last one. One that somebody put there, or put back, is none.
     pub(super) async fn pass(&self) -> Result<Option<PassRecord>, Error> {
+        Ok(self.pass_at().await?.map(|at| at.record))
+    }
+
+    /// The same, with the revision that it was kept at.
+    pub(super) async fn pass_at(&self) -> Result<Option<At<PassRecord>>, Error> {
         match self.records.rotation().await {
             Err(error @ RecordError::Broken(_)) => {
                 if self.rotating.edit_told.fetch_or(true, Ordering::Relaxed) {
@@ -172,40 +178,38 @@ impl Appliance {
         }
     }
 
-    /// Carries a rotation to its end.
-    async fn rotate_on(&self, mut record: PassRecord) -> Result<(), Error> {
+    /// Carries a rotation to its end, unless another one takes its place meanwhile.
+    async fn rotate_on(&self, mut at: At<PassRecord>) -> Result<(), Error> {
         self.must_be_ready()?;
-        if record.stage == Stage::Making {
-            self.custody.make_master(record.generation).await?;
-            self.change_over(&mut record).await?;
+        if at.record.stage == Stage::Making {
+            self.custody.make_master(at.record.generation).await?;
+            self.change_over(&mut at).await?;
         } else {
-            self.follow_home(record.generation).await?;
+            self.follow_home(at.record.generation).await?;
         }
         self.rotating.wait_for(None);
-        self.tell_owed(&mut record).await?;
+        self.tell_owed(&mut at).await?;
         let set = self.records.recovery().await?;
         let fingerprint = set.as_ref().map(|set| set.fingerprint);
         self.records.wrap_store_keys(fingerprint).await?;
-        self.rewrap_all(&mut record, fingerprint).await?;
+        self.rewrap_all(&mut at, fingerprint).await?;
         // Before the pass counts as done: should it end here, it comes by here again.
-        if let Some(set) = set.filter(|_| record.broken == 0) {
-            let complete_at = Some(self.now());
-            let complete = RecoveryRecord { complete_at, ..set.as_ref().clone() };
-            self.records.set_recovery(Some(complete), None).await?;
+        if let Some(set) = set.filter(|_| at.record.broken == 0) {
+            self.records.complete_recovery(&set, self.now()).await?;
         }
         self.gather_store_keys().await?;
-        record.stage = Stage::Done;
-        record.ended_at = Some(self.now());
-        record.owes.push(Line::End);
-        self.records.keep_rotation(&record).await?;
-        self.tell_owed(&mut record).await
+        at.record.stage = Stage::Done;
+        at.record.ended_at = Some(self.now());
+        at.record.owes.push(Line::End);
+        self.records.keep_rotation(&mut at).await?;
+        self.tell_owed(&mut at).await
     }
 
     /// What an end of the process may have left behind where no pass is under way.
-    async fn see_to_the_last(&self, record: Option<PassRecord>) -> Result<(), Error> {
+    async fn see_to_the_last(&self, last: Option<At<PassRecord>>) -> Result<(), Error> {
         self.gather_store_keys().await?;
-        match record {
-            Some(mut record) => self.tell_owed(&mut record).await,
+        match last {
+            Some(mut at) => self.tell_owed(&mut at).await,
             None => Ok(()),
         }
     }
@@ -221,13 +225,13 @@ impl Appliance {
 
     /// Puts the new generation in use. Nobody has a key wrapped meanwhile, so that all that lie under
     /// another one are in the store when it is over, where the pass over it finds them.
-    async fn change_over(&self, record: &mut PassRecord) -> Result<(), Error> {
+    async fn change_over(&self, at: &mut At<PassRecord>) -> Result<(), Error> {
         let nobody_wraps = self.rotating.wrapping.write().await;
-        record.stage = Stage::Rewrapping;
-        record.owes.push(Line::InUse);
-        self.records.put_in_use(record, self.now()).await?;
+        at.record.stage = Stage::Rewrapping;
+        at.record.owes.push(Line::InUse);
+        self.records.put_in_use(at, self.now()).await?;
         drop(nobody_wraps);
-        let generation = record.generation;
+        let generation = at.record.generation;
         tracing::info!(generation, "a new master key is in use; all keys are rewrapped under it");
         Ok(())
     }
@@ -254,22 +258,22 @@ impl Appliance {
 
     async fn rewrap_all(
         &self,
-        record: &mut PassRecord,
+        at: &mut At<PassRecord>,
         recovery: Option<Fingerprint>,
     ) -> Result<(), Error> {
-        let mut told = record.rewrapped;
+        let mut told = at.record.rewrapped;
         loop {
-            let names = self.records.key_names(record.after.as_deref(), BATCH)?;
-            self.rewrap_batch(&names, record, recovery).await?;
+            let names = self.records.key_names(at.record.after.as_deref(), BATCH)?;
+            self.rewrap_batch(&names, &mut at.record, recovery).await?;
             let is_last = names.len() < BATCH;
             if let Some(last) = names.last() {
-                record.after = Some(last.clone());
+                at.record.after = Some(last.clone());
             }
-            self.records.keep_rotation(record).await?;
-            let since = u32::try_from(record.rewrapped - told).unwrap_or(u32::MAX);
+            self.records.keep_rotation(at).await?;
+            let since = u32::try_from(at.record.rewrapped - told).unwrap_or(u32::MAX);
             if since >= LINE_EVERY && !is_last {
-                told = record.rewrapped;
-                let line = EventNote::about(Event::Rewrapped, record.generation);
+                told = at.record.rewrapped;
+                let line = EventNote::about(Event::Rewrapped, at.record.generation);
                 self.tell(line.counting(since, 0)).await;
             }
             if is_last {
@@ -321,16 +325,16 @@ impl Appliance {
 
     /// Tells the trail what it is still to be told. Where the process ends in between, the line is there
     /// twice rather than never.
-    async fn tell_owed(&self, record: &mut PassRecord) -> Result<(), Error> {
-        while let Some(line) = record.owes.first() {
+    async fn tell_owed(&self, at: &mut At<PassRecord>) -> Result<(), Error> {
+        while let Some(line) = at.record.owes.first() {
             self.must_be_ready()?;
             let note = match line {
-                Line::InUse => EventNote::about(Event::MasterInUse, record.generation),
-                Line::End => end_of(record),
+                Line::InUse => EventNote::about(Event::MasterInUse, at.record.generation),
+                Line::End => end_of(&at.record),
             };
             self.trail.event(note).await?;
-            record.owes.remove(0);
-            self.records.keep_rotation(record).await?;
+            at.record.owes.remove(0);
+            self.records.keep_rotation(at).await?;
         }
         Ok(())
     }

@@ -42,6 +42,7 @@ mod module_faults;
 mod neighbours;
 mod older_records;
 mod outages;
+mod passes;
 mod process;
 mod programs;
 mod promises;

@@ -1,0 +1,104 @@
+//! A pass over all keys and who looks on: nobody who asks how far it is changes how it comes out.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret};
+use crate::appliance::{Appliance, wait_until};
+use crate::recovery::pair;
+use crate::rotation::master;
+
+/// An initialised appliance whose custody has a recovery key, and the file of its public half.
+fn with_recovery_key() -> (Appliance, PathBuf) {
+    let mut appliance = Appliance::prepared(|_| {});
+    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
+    trust(&mut appliance, &public);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    (appliance, public)
+}
+
+/// Has custody wrap to this recovery key, from its next start on.
+fn trust(appliance: &mut Appliance, public: &std::path::Path) {
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
+    });
+}
+
+fn set(public: &std::path::Path) -> Value {
+    json!({ "public_key": std::fs::read_to_string(public).expect("readable") })
+}
+
+/// Does `work` while others ask at these paths without a pause, and one writes.
+fn looked_at(appliance: &Appliance, paths: [&str; 4], work: impl FnOnce()) {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let over = &over;
+        let _over = Over(over);
+        for path in paths {
+            scope.spawn(move || {
+                while !over.load(Ordering::Acquire) {
+                    appliance.get(path);
+                }
+            });
+        }
+        scope.spawn(move || {
+            while !over.load(Ordering::Acquire) {
+                put_secret(appliance, "s", "k", "x");
+            }
+        });
+        work();
+    });
+}
+
+#[test]
+fn who_looks_at_a_rotation_undoes_nothing_of_it() {
+    let appliance = Appliance::new();
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "x");
+    looked_at(&appliance, ["/v1/master"; 4], || {
+        for generation in 2..22_u64 {
+            appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
+            wait_until("the rotation that was asked for", || {
+                let view = appliance.get("/v1/master").json();
+                view["generation"] == generation && view["rotation"]["stage"] == "done"
+            });
+            let body = json!({ "generation": generation - 1 });
+            appliance.post("/v1/master/retire", &body).expect_status(200);
+        }
+    });
+    assert_eq!(master(&appliance)["generation"], 21);
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+}
+
+#[test]
+fn who_looks_at_the_recovery_key_undoes_nothing_of_it() {
+    let (appliance, public) = with_recovery_key();
+    appliance.create_key("k");
+    let body = set(&public);
+    let view = |appliance: &Appliance| appliance.get("/v1/recovery").expect_status(200).json();
+    let is_over = |view: &Value| view["pass"]["stage"] == "done";
+    let paths = ["/v1/recovery", "/v1/status", "/v1/recovery", "/v1/status"];
+    looked_at(&appliance, paths, || {
+        for _ in 0..8 {
+            appliance.put("/v1/recovery", &body).expect_status(200);
+            wait_until("the pass of the key", || is_over(&view(&appliance)));
+            let told = view(&appliance);
+            let sentence = told["without_the_token"].as_str().expect("a sentence");
+            assert!(sentence.starts_with("every key can be recovered"), "{told}");
+            appliance.request("DELETE", "/v1/recovery", "", b"").expect_status(200);
+            wait_until("the pass of none", || is_over(&view(&appliance)));
+            let told = view(&appliance);
+            assert!(told.get("fingerprint").is_none(), "it came back: {told}");
+        }
+    });
+}
