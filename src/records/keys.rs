@@ -70,7 +70,7 @@ impl Records {
             return Ok(Some(known));
         }
         let Some(record) = self.stored_key(name).await?.map(Arc::new) else { return Ok(None) };
-        self.opened.keep_if(&record, || self.is_at(name, record.revision))?;
+        self.opened.keep_if(&record, || self.is_served_at(name, record.revision))?;
         Ok(Some(record))
     }
 
@@ -88,6 +88,12 @@ impl Records {
             }
             return result.map(Some);
         }
+    }
+
+    /// Whether a key is stored at this revision now, and was not held back meanwhile.
+    pub(super) fn is_served_at(&self, name: &Name, revision: u64) -> Result<bool, RecordError> {
+        self.must_not_be_behind(Table::Key, name.as_str())?;
+        self.is_at(name, revision)
     }
 
     /// Whether a key is stored at this revision now.
@@ -204,7 +210,9 @@ impl Records {
         }
         self.waiting.note(name.as_str(), new.revision, new.meta.next_due());
         let new = Arc::new(new);
-        self.opened.keep(&new);
+        // It is done, whatever comes of this: only what is held back is not kept here.
+        let is_served = || self.must_not_be_behind(Table::Key, name.as_str()).map(|()| true);
+        let _ = self.opened.keep_if(&new, is_served);
         Ok(new)
     }
 

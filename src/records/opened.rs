@@ -51,13 +51,9 @@ impl Opened {
         Some(Arc::clone(&found.record))
     }
 
-    /// Keeps what was just stored, unless a newer one is there.
-    pub fn keep(&self, record: &Arc<KeyRecord>) {
-        self.put(&mut self.kept(), record);
-    }
-
-    /// Keeps what was read, if it `is_current` still. A writer keeps its record after it is stored, and
-    /// nobody keeps anything while this is asked: either the answer is no, or that writer comes later.
+    /// Keeps what was read or just stored, if it `is_current` still, unless a newer one is there. A writer
+    /// keeps its record after it is stored, and nobody keeps or forgets anything while this is asked:
+    /// either the answer is no, or who makes it no comes later.
     pub fn keep_if(
         &self,
         record: &Arc<KeyRecord>,
@@ -115,8 +111,8 @@ mod tests {
         let name = Name::parse("k").unwrap();
         let opened = Opened::new(&Settings::default());
         let kept = || opened.key(&name).map(|record| record.revision);
-        opened.keep(&record(2));
-        opened.keep(&record(1));
+        opened.keep_if(&record(2), || Ok(true)).unwrap();
+        opened.keep_if(&record(1), || Ok(true)).unwrap();
         assert_eq!(kept(), Some(2), "a slower writer");
         opened.forget(&name);
         // A reader that began before the change and ends after the newer record was evicted.
