@@ -19,7 +19,7 @@ use crate::audit::{AuditError, Details, Head, Trail};
 use crate::backup::{Facts, TrailPart, Writer};
 use crate::custody::{Client, CustodyError, Outage, Reason};
 use crate::policy::{Action, Permit, Resource};
-use crate::records::{HomeRecord, MasterRecord, RecordError};
+use crate::records::{HomeRecord, MasterRecord, RecordError, read_home};
 use crate::store::Store;
 
 /// Make a backup and hand it out piece by piece. It is whole only if performing it comes to a reply.
@@ -57,14 +57,13 @@ impl Request for CreateBackup {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<BackupMade, Error> {
-        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
+        appliance.records.home().ok_or(Error::NotInitialised)?;
         // So that all but the last few lines are covered by a signature of their own, too.
         appliance.trail.checkpoint().await.map_err(unsigned)?;
         let making = Making {
             trail: Arc::clone(&appliance.trail),
             store: Arc::clone(&appliance.store),
             custody: appliance.custody.clone(),
-            home,
             runtime: Handle::current(),
         };
         let made = tokio::task::spawn_blocking(move || making.write(self.to));
@@ -83,7 +82,6 @@ struct Making {
     trail: Arc<Trail>,
     store: Arc<dyn Store>,
     custody: Client,
-    home: Arc<HomeRecord>,
     runtime: Handle,
 }
 
@@ -91,15 +89,15 @@ impl Making {
     fn write(self, to: mpsc::Sender<Bytes>) -> Result<BackupMade, Error> {
         let pieces = Pieces { to, filling: Vec::with_capacity(PIECE), bytes: 0 };
         let mut writer = Writer::new(pieces);
-        let (head, created_at) = self.write_store(&mut writer)?;
+        let Moment { head, created_at, home } = self.write_store(&mut writer)?;
         for file in self.trail.files_up_to(head)? {
             let file = file?;
             writer.trail(&file.name, file.bytes, file.file).map_err(gone)?;
         }
         let facts = Facts {
-            appliance: self.home.appliance.clone(),
+            generations: generations(&home),
+            appliance: home.appliance,
             created_at,
-            generations: generations(&self.home),
             trail: TrailPart { id: self.trail.status().trail, head: head.to_string() },
         };
         let unsigned = writer.manifest(facts).map_err(gone)?;
@@ -111,12 +109,12 @@ impl Making {
         Ok(BackupMade { bytes: pieces.bytes })
     }
 
-    /// Writes the store; which moment that is, and the trail's newest line at it.
-    fn write_store(&self, writer: &mut Writer<Pieces>) -> Result<(Head, Timestamp), Error> {
+    /// Writes the store; which moment that is.
+    fn write_store(&self, writer: &mut Writer<Pieces>) -> Result<Moment, Error> {
         let mut at = None;
         let mut written = Ok(());
         let copied = self.store.copy(
-            &mut || at = Some((self.trail.head(), Timestamp::now())),
+            &mut || at = Some((self.trail.head(), Timestamp::now(), read_home(&*self.store))),
             &mut |page| {
                 written = writer.store(&page);
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -124,8 +122,16 @@ impl Making {
         );
         written.map_err(gone)?;
         copied.map_err(|error| Error::Record(RecordError::from(error)))?;
-        at.ok_or(Error::Abandoned)
+        let (head, created_at, home) = at.ok_or(Error::Abandoned)?;
+        Ok(Moment { head, created_at, home: home?.ok_or(Error::NotInitialised)? })
     }
+}
+
+/// The moment of a copy: the trail's newest line, the time, and what the appliance was.
+struct Moment {
+    head: Head,
+    created_at: Timestamp,
+    home: HomeRecord,
 }
 
 /// The master generations that a restored appliance may need.

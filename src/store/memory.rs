@@ -14,6 +14,8 @@ use super::{
 /// Nothing of it outlives the process.
 pub struct MemoryStore {
     inner: Mutex<Inner>,
+    /// Held by whoever commits, or has nobody commit.
+    commits: Mutex<()>,
     watchers: Watchers,
 }
 
@@ -44,7 +46,7 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     pub fn new() -> Self {
-        Self { inner: Mutex::default(), watchers: Watchers::new() }
+        Self { inner: Mutex::default(), commits: Mutex::default(), watchers: Watchers::new() }
     }
 
     /// Every read answers this error from now on, until it is set to `None`.
@@ -70,6 +72,7 @@ impl MemoryStore {
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         if let Some(error) = &inner.fail_commits {
             return Err(error.clone());
@@ -155,6 +158,7 @@ impl Store for MemoryStore {
     }
 
     fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
+        let _nobody_commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = self.reading()?;
         let all = inner.slots.iter().map(|((table, key), kept)| Copied {
             table: *table,
@@ -163,8 +167,8 @@ impl Store for MemoryStore {
             value: kept.value.clone(),
         });
         let all = all.collect();
-        cut();
         drop(inner);
+        cut();
         // Whether it wants more makes no difference: there is none.
         let _ = take(all);
         Ok(())

@@ -278,6 +278,8 @@ fn an_edited_clock_or_count_brings_nothing_forward() {
         scene.round(what, |raw| raw.put(APPLIANCE, "seals", value), Comes::State("ready"));
         // The next one seals under whichever store key comes of it.
         scene.appliance.start();
+        scene.appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
+        wait_for_rotation(&scene.appliance);
         put_secret(&scene.appliance, what, "k", "kept").expect_status(201);
         expect_plaintext(&reveal(&scene.appliance, what), "kept");
         scene.appliance.stop();

@@ -1,5 +1,7 @@
 //! A pass over all keys and who looks on: nobody who asks how far it is changes how it comes out.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret};
 use crate::appliance::{Appliance, wait_until};
+use crate::raw_store::{Raw, SECRET};
 use crate::recovery::pair;
-use crate::rotation::master;
+use crate::rotation::{master, wait_for_rotation};
 
 /// An initialised appliance whose custody has a recovery key, and the file of its public half.
 fn with_recovery_key() -> (Appliance, PathBuf) {
@@ -101,4 +104,31 @@ fn who_looks_at_the_recovery_key_undoes_nothing_of_it() {
             assert!(told.get("fingerprint").is_none(), "it came back: {told}");
         }
     });
+}
+
+#[test]
+fn a_backup_names_the_master_that_came_while_it_was_made() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    appliance.stop();
+    // More than lies on the way to a caller who does not read on.
+    let raw = Raw::open(&appliance);
+    for number in 0..400 {
+        raw.put(SECRET, &format!("s{number}"), vec![7; 32_768]);
+    }
+    drop(raw);
+    appliance.start();
+    let mut caller = UnixStream::connect(appliance.socket()).expect("connects");
+    let request = "POST /v1/backup HTTP/1.1\r\nhost: strongroom\r\nconnection: close\r\n\
+                   content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    caller.write_all(request.as_bytes()).expect("written");
+    let mut backup = vec![0; 4096];
+    caller.read_exact(&mut backup).expect("it begins");
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    caller.read_to_end(&mut backup).expect("all of it");
+    let backup = String::from_utf8_lossy(&backup);
+    let generations = backup.rsplit("\"generations\":").next().expect("a manifest");
+    let named: String = generations.split(']').take(1).flat_map(str::split_whitespace).collect();
+    assert_eq!(named, "[1,2");
 }
