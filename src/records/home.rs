@@ -211,8 +211,25 @@ impl Records {
             batch = put_store_key(batch, store_key)?;
         }
         self.commit(batch).await?;
-        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(record));
+        self.replace_home(record);
         Ok(())
+    }
+
+    /// Reads anew what the appliance is: after a commit of which it is open whether it was done.
+    pub async fn reload_home(&self) -> Result<(), RecordError> {
+        let _no_other_change = self.count.lock().await;
+        self.read_home_again().map(drop)
+    }
+
+    /// The same, for who changes it.
+    pub(super) fn read_home_again(&self) -> Result<Option<Arc<HomeRecord>>, RecordError> {
+        Ok(read_home(self.store.as_ref())?.map(|home| self.replace_home(home)))
+    }
+
+    pub(super) fn replace_home(&self, next: HomeRecord) -> Arc<HomeRecord> {
+        let next = Arc::new(next);
+        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));
+        next
     }
 
     /// Notes that the appliance is locked, or that it no longer is, whatever room there is.

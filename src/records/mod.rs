@@ -11,6 +11,8 @@ mod clock;
 #[doc(hidden)]
 pub mod fuzzing;
 mod home;
+#[cfg(test)]
+mod in_memory_tests;
 mod keys;
 mod memo;
 mod notes;

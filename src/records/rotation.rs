@@ -9,7 +9,7 @@
 //! done       stays, so that it can be told how it went
 //! ```
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -152,14 +152,6 @@ impl Records {
         self.put_sealed_under(&store_key, batch, (Table::Appliance, ROTATION, known), record).await
     }
 
-    /// Reads the home record anew: after a commit of which it is open whether it was done.
-    pub fn reload_home(&self) -> Result<(), RecordError> {
-        if let Some(home) = read_home(self.store.as_ref())? {
-            self.replace_home(home);
-        }
-        Ok(())
-    }
-
     /// Puts a generation in use whose master key the token holds, here and in custody: rewraps all store
     /// keys and names it in the home record, in one commit with the pass. No store key is made and nothing
     /// is sealed meanwhile.
@@ -239,12 +231,6 @@ impl Records {
         self.commit(Batch::new().put(Table::Appliance, HOME, Expect::Any, value)).await?;
         self.replace_home(next);
         Ok(())
-    }
-
-    fn replace_home(&self, next: HomeRecord) -> Arc<HomeRecord> {
-        let next = Arc::new(next);
-        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));
-        next
     }
 
     /// Rewraps the versions of a key that do not lie under `generation`, or have not the recovery wrap

@@ -8,7 +8,7 @@
 //! Seals are counted ahead, in blocks that are durable before the first of them is used. What was
 //! reserved and not used when the process ended counts as used.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
@@ -95,14 +95,14 @@ impl Records {
             *count = Count { store_key: newest.id, used: 0, reserved: 0 };
         }
         if count.used >= count.reserved {
-            let most = self.seals_per_store_key.max(count.used + 1);
-            let seals = (count.reserved + BLOCK).min(most);
+            let most = self.seals_per_store_key.max(count.used.saturating_add(1));
+            let seals = count.reserved.saturating_add(BLOCK).min(most);
             let value = encode(SEALS, &Reserved { store_key: newest.id, seals })?;
             let batch = Batch::new().put(Table::Appliance, SEALS, Expect::Any, value);
             self.store.commit(batch).await?;
             count.reserved = seals;
         }
-        count.used += 1;
+        count.used = count.used.saturating_add(1);
         Ok(newest.clone())
     }
 
@@ -122,7 +122,6 @@ impl Records {
         until: Instant,
     ) -> Result<Arc<HomeRecord>, RecordError> {
         let id = home.newest_store_key().id + 1;
-        let mut next = home.clone();
         let made = async {
             let store_key = self.custody.new_store_key(id).await?;
             // Custody has not heard of the generation in use yet.
@@ -137,11 +136,32 @@ impl Records {
         let why = "custody did not answer in time";
         let too_late = |_| CustodyError::Away(Outage::new(Reason::CustodySilent, why));
         let (batch, store_key) = timeout_at(until, made).await.map_err(too_late)??;
-        self.store.commit(batch).await?;
-        next.store_keys.push(store_key);
+        self.keep_store_key(home, batch, store_key).await
+    }
+
+    /// Keeps a store key that was made. Where an earlier one was kept, and it was not known that it was,
+    /// that one seals from now on.
+    pub(super) async fn keep_store_key(
+        &self,
+        home: &HomeRecord,
+        batch: Batch,
+        store_key: StoreKey,
+    ) -> Result<Arc<HomeRecord>, RecordError> {
+        let id = store_key.id;
+        let home = match self.store.commit(batch).await {
+            Ok(()) => {
+                let mut next = home.clone();
+                next.store_keys.push(store_key);
+                self.replace_home(next)
+            }
+            // After a failure of the disk it is open whether it was done.
+            Err(error) => match self.read_home_again() {
+                Ok(Some(found)) if found.newest_store_key().id >= id => found,
+                _ => return Err(error.into()),
+            },
+        };
+        let id = home.newest_store_key().id;
         tracing::info!(id, "a new store key seals records from now on");
-        let next = Arc::new(next);
-        *self.home.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&next));
-        Ok(next)
+        Ok(home)
     }
 }

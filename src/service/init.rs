@@ -41,6 +41,10 @@ impl Request for Init {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<InitView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
+        // An earlier one may have been kept although its disk failed at it.
+        if appliance.records.home().is_none() {
+            appliance.records.reload_home().await?;
+        }
         if let Some(home) = appliance.records.home() {
             let mut what = format!("it is appliance {}", home.appliance);
             let (state, why) = appliance.state();

@@ -241,7 +241,7 @@ impl Appliance {
     async fn follow_home(&self, generation: u32) -> Result<(), Error> {
         let known = self.records.home().ok_or(Error::NotInitialised)?;
         if known.generation != generation {
-            self.records.reload_home()?;
+            self.records.reload_home().await?;
         }
         let home = self.records.home().ok_or(Error::NotInitialised)?;
         Ok(self.custody.use_home(home.for_custody()).await?)
