@@ -119,7 +119,7 @@ fn fill_until_it_fails_then_make_room() {
         }
         assert!(acknowledged.len() < 10_000, "the limit was never met");
     };
-    assert_eq!(error, StoreError::Full);
+    assert_eq!(error, StoreError::Unsettled(Box::new(StoreError::Full)));
     setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while runtime.block_on(store.commit(put("after", vec![1]))).is_err() {

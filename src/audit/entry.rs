@@ -109,7 +109,7 @@ pub enum Verdict {
     Failed(Code),
     /// It was allowed and then could not be begun.
     Refused(Code),
-    /// Nobody knows how it ended: the process died or the work was given up.
+    /// Nobody knows how it ended: the process died, the work was given up, or the store failed in it.
     Interrupted(Code),
 }
 
@@ -127,6 +127,10 @@ impl Outcome {
 
     pub fn failed(code: Code) -> Self {
         Self { verdict: Verdict::Failed(code), details: Details::default() }
+    }
+
+    pub fn interrupted(code: Code) -> Self {
+        Self { verdict: Verdict::Interrupted(code), details: Details::default() }
     }
 
     pub fn refused(code: Code) -> Self {

@@ -44,7 +44,7 @@ const PROBLEMS: [(&str, &str); 14] = [
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
     ("429", "too-many-requests, too-many-refusals; with Retry-After"),
     ("431", "headers-too-large"),
-    ("500", "internal, record-broken, outcome-unrecorded"),
+    ("500", "internal, record-broken, outcome-unrecorded, outcome-unknown"),
     (
         "503",
         "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, pin-unavailable, master-key, token-unavailable, \

@@ -280,6 +280,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             S::INTERNAL_SERVER_ERROR,
             "do not repeat it; show what it was about to see it as it is now",
         ),
+        "outcome-unknown" => (
+            S::INTERNAL_SERVER_ERROR,
+            "once the store works again, show what it was about, and repeat it only if it is not done; an \
+             operator sees with `strongroom status` how the store is",
+        ),
         "busy" => (S::SERVICE_UNAVAILABLE, "try again in a moment"),
         _ => (S::INTERNAL_SERVER_ERROR, "an operator finds the cause in the journal by request_id"),
     }

@@ -147,6 +147,7 @@ impl Error {
             Error::Master(_) => Cause::Token(Reason::MasterUnfit),
             Error::Audit(_) => Cause::Trail,
             Error::Record(RecordError::Broken(_)) => return None,
+            Error::Record(RecordError::Store(StoreError::Unsettled(_))) => return None,
             Error::Record(RecordError::Store(StoreError::Scarce(_) | StoreError::Full)) => {
                 Cause::Room
             }
@@ -196,6 +197,7 @@ impl Error {
             Error::ClockDoubted(_) => "clock-doubted",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::OutcomeOwed(_) => "outcome-unrecorded",
+            _ if self.is_open() => "outcome-unknown",
             Error::Record(_) | Error::Custody(CustodyError::Fault(Fault::SealBroken)) => {
                 "record-broken"
             }
@@ -217,6 +219,11 @@ impl Error {
                                            yet, and is told as soon as it can be written"
                     .to_owned()
             }
+            _ if self.is_open() => {
+                "the store failed while this was done: it is done, or it is not, which shows when the \
+                 store works again"
+                    .to_owned()
+            }
             (Error::Record(_), _) => {
                 "a stored record does not hold together; it is not served".to_owned()
             }
@@ -225,6 +232,11 @@ impl Error {
             }
             (other, _) => other.to_string(),
         }
+    }
+
+    /// Whether nobody knows yet if it was done.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Error::Record(RecordError::Store(StoreError::Unsettled(_))))
     }
 
     /// Whether it was refused (by rule) rather than failed (by circumstance).

@@ -304,10 +304,11 @@ impl Appliance {
     }
 }
 
-fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
+pub(super) fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
     match result {
         Ok(reply) => Outcome::done().with(reply.details()),
         Err(error) if error.is_refusal() => Outcome::refused(Code(error.code())),
+        Err(error) if error.is_open() => Outcome::interrupted(Code(error.code())),
         Err(error) => Outcome::failed(Code(error.code())),
     }
 }

@@ -3,9 +3,9 @@
 use uuid::Uuid;
 
 use super::error::Error;
-use super::gate::{Appliance, Call, Request, Trace, Traced, told};
+use super::gate::{Appliance, Call, Request, Trace, outcome, told};
 use super::view::{KeyView, Page};
-use crate::audit::{Code, Details, Intent, Outcome};
+use crate::audit::{Details, Intent};
 use crate::identity::Caller;
 use crate::key::{Name, Transition};
 use crate::policy::{Action, Permit, Resource};
@@ -108,14 +108,10 @@ impl Appliance {
         let entry = self.trail.begin(intent).durable().await?;
         let permit = Permit::of_system(PART, Action::KeyDestroy, resource);
         let result = request.run(permit, self).await;
-        let outcome = match &result {
-            Ok(view) => {
-                let changes = Some(self.records.changes());
-                Outcome::done().with(Details { changes, ..Traced::details(view) })
-            }
-            Err(error) => Outcome::failed(Code(error.code())),
-        };
-        let written = self.trail.close(entry, outcome).durable().await;
+        let changes = Some(self.records.changes());
+        let outcome = outcome(&result);
+        let details = Details { changes, ..outcome.details.clone() };
+        let written = self.trail.close(entry, outcome.with(details)).durable().await;
         told(result, written)?;
         tracing::info!(%request_id, key = %name, version, "destroyed, its waiting period being over");
         Ok(())

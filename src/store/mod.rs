@@ -163,6 +163,10 @@ pub enum StoreError {
     /// holds and what the disk holds may differ, and no later sync would tell.
     #[error("the disk of the store failed to sync what was written: the store is closed for good")]
     NotSynced,
+    /// The store failed while a batch was done: all of it is done, or nothing, and that shows when the
+    /// store works again.
+    #[error("the store failed while it was changed, and it is open whether it is: {0}")]
+    Unsettled(Box<StoreError>),
     /// Any other failure of the disk.
     #[error("the disk of the store failed while {during}: {kind}")]
     Io { during: &'static str, kind: std::io::ErrorKind },
@@ -209,7 +213,8 @@ pub trait Store: Send + Sync {
     /// To be made before something is read that is to leave.
     fn look(&self) -> Look;
 
-    /// Does all of a batch or nothing of it. After an error other than a conflict it is open which.
+    /// Does all of a batch or nothing of it. After [`StoreError::Unsettled`] it is open which, after any
+    /// other error nothing was done.
     fn commit(&self, batch: Batch) -> CommitFuture;
 
     /// Whether it works, as far as is known without touching the disk.

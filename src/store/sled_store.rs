@@ -142,7 +142,7 @@ impl Drop for SledStore {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(committer) = self.committer.take() {
-            // A panic of that thread has answered every waiter with `Closed` already.
+            // A panic of that thread has answered every waiter already.
             let _ = committer.join();
         }
     }
@@ -179,7 +179,7 @@ impl Store for SledStore {
             // Without a receiver the job is dropped, and `answer` says so.
             let _ = jobs.send(Job::Commit(Commit { batch, reply }));
         }
-        Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Closed)) })
+        Box::pin(async move { answer.await.unwrap_or_else(|_| unsettled(StoreError::Closed)) })
     }
 
     fn health(&self) -> Result<(), StoreError> {
@@ -200,6 +200,11 @@ impl Store for SledStore {
     fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
         copy::copy_sled(self, &self.shared.notes, cut, take)
     }
+}
+
+/// What is said of a batch that was tried.
+fn unsettled(error: StoreError) -> Result<(), StoreError> {
+    Err(StoreError::Unsettled(Box::new(error)))
 }
 
 impl SledStore {
@@ -256,28 +261,25 @@ impl Shared {
             self.groups.begin();
         }
         for Commit { batch, reply } in group {
-            let room = match &room {
-                Err(StoreError::Scarce(_)) if batch.is_urgent() => &Ok(()),
-                room => room,
+            let roomy = match &room {
+                Err(StoreError::Scarce(_)) if batch.is_urgent() => Ok(()),
+                room => room.clone(),
             };
-            let result = match ready.as_ref().and(room.as_ref()) {
-                Ok(()) => {
-                    let work = |engine: &Engine| {
-                        let planned = batch.plan(|table, key| engine.slot(table, key))?;
-                        engine.apply(planned)
-                    };
-                    self.with_engine(work).0
+            let plan = |engine: &Engine| batch.plan(|table, key| engine.slot(table, key));
+            let planned = ready.clone().and(roomy).and_then(|()| self.with_engine(plan).0);
+            // An error of `send` only says that nobody waits for the answer.
+            let planned = match planned {
+                Ok(planned) => planned,
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                    continue;
                 }
-                Err(error) => Err(error.clone()),
             };
-            match result {
+            match self.with_engine(|engine| engine.apply(planned)).0 {
                 Ok(changes) => applied.push((reply, changes)),
                 Err(error) => {
-                    if error.is_of_disk() {
-                        ready = Err(error.clone());
-                    }
-                    // An error only says that nobody waits for the answer.
-                    let _ = reply.send(Err(error));
+                    let _ = reply.send(unsettled(error.clone()));
+                    ready = Err(error);
                 }
             }
         }
@@ -295,7 +297,7 @@ impl Shared {
                     self.watchers.tell(change);
                 }
             }
-            let _ = reply.send(durable.clone());
+            let _ = reply.send(durable.clone().or_else(unsettled));
         }
     }
 
