@@ -79,8 +79,8 @@ impl Client {
     }
 
     /// A further store key, wrapped in the token.
-    pub async fn new_store_key(&self, id: u32) -> Result<StoreKey, CustodyError> {
-        expect!(self.ask(Verb::NewStoreKey { id }).await?, Reply::StoreKey(key) => key)
+    pub async fn new_store_key(&self, id: u32, first: u32) -> Result<StoreKey, CustodyError> {
+        expect!(self.ask(Verb::NewStoreKey { id, first }).await?, Reply::StoreKey(key) => key)
     }
 
     /// How the master keys of these generations stand in the token.

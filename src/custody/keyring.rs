@@ -145,10 +145,11 @@ impl Keyring {
                 let same = key.public().map_err(of_key)? == public;
                 if same { Ok(Reply::Done) } else { Err(Fault::SealBroken) }
             }
-            Verb::NewStoreKey { id } => {
+            Verb::NewStoreKey { id, first } => {
                 let home = self.home()?;
                 let (token, appliance) = (self.token.as_ref(), &home.appliance);
-                new_store_key(token, appliance, home.generation, id).map(Reply::StoreKey)
+                let made = new_store_key(token, appliance, home.generation, (id, first));
+                made.map(Reply::StoreKey)
             }
             Verb::Masters { generations } => self.masters(&generations),
             Verb::RewrapKey { address, sealed, generation } => {
@@ -285,12 +286,12 @@ pub fn new_store_key(
     token: &dyn Token,
     appliance: &str,
     generation: u32,
-    id: u32,
+    (id, first): (u32, u32),
 ) -> Result<StoreKey, Fault> {
     let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
-    let aad = sealed::store_key_aad(appliance, generation, id);
+    let aad = sealed::store_key_aad(appliance, generation, (id, first));
     let wrapped = sealed::write_wrapped(&token.wrap(generation, &aad, &key)?);
-    Ok(StoreKey { id, wrapped })
+    Ok(StoreKey { id, first, wrapped })
 }
 
 /// Unwraps a store key of an appliance; [`Fault::SealBroken`] where it is not of this one and its master.
@@ -300,7 +301,7 @@ pub fn open_store_key(
     key: &StoreKey,
 ) -> Result<DataKey, Fault> {
     let wrapped = sealed::read_wrapped(&key.wrapped)?;
-    let aad = sealed::store_key_aad(appliance, wrapped.generation, key.id);
+    let aad = sealed::store_key_aad(appliance, wrapped.generation, (key.id, key.first));
     Ok(token.unwrap(wrapped.generation, &aad, &wrapped)?)
 }
 

@@ -77,9 +77,10 @@ impl Keyring {
     pub(super) fn rewrap_store_key(&self, store_key: &StoreKey, generation: u32) -> Answer {
         let appliance = &self.home()?.appliance;
         let wrapped = sealed::read_wrapped(&store_key.wrapped)?;
-        let aad = |generation| sealed::store_key_aad(appliance, generation, store_key.id);
+        let StoreKey { id, first, .. } = *store_key;
+        let aad = |generation| sealed::store_key_aad(appliance, generation, (id, first));
         let (key, wrapped) = self.rewrapped(&wrapped, generation, aad)?;
-        let made = StoreKey { id: store_key.id, wrapped: sealed::write_wrapped(&wrapped) };
+        let made = StoreKey { id, first, wrapped: sealed::write_wrapped(&wrapped) };
         let again = open_store_key(self.token.as_ref(), appliance, &made)?;
         if again.same_as(&key) { Ok(Reply::StoreKey(made)) } else { Err(Fault::SealBroken) }
     }

@@ -80,7 +80,7 @@ impl Custodian {
             created.push(format!("trail signing key, generation {FIRST}"));
         }
         let signer = prove_keys(token, FIRST, FIRST)?;
-        let store_key = keyring::new_store_key(token, &appliance, FIRST, FIRST)?;
+        let store_key = keyring::new_store_key(token, &appliance, FIRST, (FIRST, 0))?;
         let (signer_point, signer_generation) = (signer.public_point, FIRST);
         let home =
             Home { appliance, generation: FIRST, store_key, signer_point, signer_generation };

@@ -50,10 +50,14 @@ pub struct RecordAddress {
     pub revision: u64,
 }
 
-/// The store key as it lies in the store: its number and its wrapped form.
+/// The store key as it lies in the store: its number, the oldest one whose seals count beside its own, and
+/// its wrapped form, to which both are bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreKey {
     pub id: u32,
+    /// What older ones sealed belongs to a time that a restore has ended; 0 where there was none.
+    #[serde(default)]
+    pub first: u32,
     pub wrapped: Vec<u8>,
 }
 
@@ -83,6 +87,7 @@ pub enum Verb {
     /// A further store key, wrapped: there is a bound to how often one may seal.
     NewStoreKey {
         id: u32,
+        first: u32,
     },
     SealRecord {
         store_key: StoreKey,

@@ -100,7 +100,7 @@ impl Keyring {
     ) -> Answer {
         let appliance = &self.home()?.appliance;
         let key = open_store_key(self.token.as_ref(), appliance, store_key)?;
-        let label = sealed::recovery_store_key_label(appliance, store_key.id);
+        let label = sealed::recovery_store_key_label(appliance, (store_key.id, store_key.first));
         recovery.wrap(&label, &key).map(Reply::Sealed)
     }
 }
@@ -115,6 +115,7 @@ pub struct Recoverer {
 /// A store key that was opened with the private half.
 pub struct RecoveredStoreKey {
     id: u32,
+    first: u32,
     key: DataKey,
     appliance: String,
 }
@@ -136,20 +137,27 @@ impl Recoverer {
     }
 
     /// Opens the wrap of a store key.
-    pub fn store_key(&self, id: u32, wrap: &[u8]) -> Result<RecoveredStoreKey, Fault> {
-        let label = sealed::recovery_store_key_label(&self.appliance, id);
+    pub fn store_key(
+        &self,
+        (id, first): (u32, u32),
+        wrap: &[u8],
+    ) -> Result<RecoveredStoreKey, Fault> {
+        let label = sealed::recovery_store_key_label(&self.appliance, (id, first));
         let key = self.unwrap(&label, wrap)?;
-        Ok(RecoveredStoreKey { id, key, appliance: self.appliance.clone() })
+        Ok(RecoveredStoreKey { id, first, key, appliance: self.appliance.clone() })
     }
 
     /// Another store key, and its wrap to this recovery key.
-    pub fn new_store_key(&self, id: u32) -> Result<(RecoveredStoreKey, Vec<u8>), Fault> {
+    pub fn new_store_key(
+        &self,
+        (id, first): (u32, u32),
+    ) -> Result<(RecoveredStoreKey, Vec<u8>), Fault> {
         let failed = |error: KeyError| Fault::Recovery(error.to_string());
         let public = RecoveryKey::of(&self.key.public().map_err(failed)?);
         let key = DataKey::generate().map_err(|_| Fault::ArenaFull)?;
-        let label = sealed::recovery_store_key_label(&self.appliance, id);
+        let label = sealed::recovery_store_key_label(&self.appliance, (id, first));
         let wrap = public.map_err(Fault::Recovery)?.wrap(&label, &key)?;
-        Ok((RecoveredStoreKey { id, key, appliance: self.appliance.clone() }, wrap))
+        Ok((RecoveredStoreKey { id, first, key, appliance: self.appliance.clone() }, wrap))
     }
 
     /// Proves that a sealed key can be recovered: its data key comes out of the wrap, the private key
@@ -221,7 +229,7 @@ pub fn token_opens(
 ) -> Result<bool, TokenError> {
     let Ok(wrapped) = sealed::read_wrapped(&store_key.wrapped) else { return Ok(false) };
     let generation = wrapped.generation;
-    let aad = sealed::store_key_aad(appliance, generation, store_key.id);
+    let aad = sealed::store_key_aad(appliance, generation, (store_key.id, store_key.first));
     unwraps(token, &aad, &wrapped)
 }
 
@@ -258,8 +266,9 @@ impl RecoveredStoreKey {
 
     /// The same store key under a master of another token.
     pub fn reseal(&self, token: &dyn Token, generation: u32) -> Result<StoreKey, Fault> {
-        let aad = sealed::store_key_aad(&self.appliance, generation, self.id);
+        let (id, first) = (self.id, self.first);
+        let aad = sealed::store_key_aad(&self.appliance, generation, (id, first));
         let wrapped = sealed::write_wrapped(&token.wrap(generation, &aad, &self.key)?);
-        Ok(StoreKey { id: self.id, wrapped })
+        Ok(StoreKey { id, first, wrapped })
     }
 }

@@ -13,12 +13,12 @@
 //!                     with SHA-256 and MGF1-SHA-256 (RFC 8017 §7.1), and an AAD as its label
 //!
 //! AAD = "strongroom/v1" 0 field 0 field 0 …   with the fields
-//!   wrap of a store key   "store-key" · appliance · generation · id
+//!   wrap of a store key   "store-key" · appliance · generation · id [ · first, unless it is 0 ]
 //!   wrap of a data key    "data-key"  · appliance · generation · name · version
 //!   seal of a PKCS#8      "pkcs8"     · appliance · name · version
 //!   seal of a record      "record"    · appliance · id · table · key · revision
 //!   recovery wrap         "recovery-data-key"  · appliance · name · version
-//!                         "recovery-store-key" · appliance · id
+//!                         "recovery-store-key" · appliance · id [ · first, unless it is 0 ]
 //! ```
 //!
 //! Numbers in an AAD are decimal, no field can hold a zero byte. The generation is bound by the wrap
@@ -46,8 +46,18 @@ fn aad(fields: &[&str]) -> Vec<u8> {
     aad
 }
 
-pub fn store_key_aad(appliance: &str, generation: u32, id: u32) -> Vec<u8> {
-    aad(&["store-key", appliance, &generation.to_string(), &id.to_string()])
+pub fn store_key_aad(appliance: &str, generation: u32, (id, first): (u32, u32)) -> Vec<u8> {
+    let mut aad = aad(&["store-key", appliance, &generation.to_string(), &id.to_string()]);
+    add_first(&mut aad, first);
+    aad
+}
+
+/// Store keys from before the first restore do not name one.
+fn add_first(aad: &mut Vec<u8>, first: u32) {
+    if first != 0 {
+        aad.extend_from_slice(first.to_string().as_bytes());
+        aad.push(0);
+    }
 }
 
 pub fn data_key_aad(appliance: &str, generation: u32, address: &KeyAddress) -> Vec<u8> {
@@ -70,8 +80,10 @@ pub fn recovery_key_label(appliance: &str, address: &KeyAddress) -> Vec<u8> {
 }
 
 /// The label of a store key's recovery wrap.
-pub fn recovery_store_key_label(appliance: &str, id: u32) -> Vec<u8> {
-    aad(&["recovery-store-key", appliance, &id.to_string()])
+pub fn recovery_store_key_label(appliance: &str, (id, first): (u32, u32)) -> Vec<u8> {
+    let mut label = aad(&["recovery-store-key", appliance, &id.to_string()]);
+    add_first(&mut label, first);
+    label
 }
 
 /// Something sealed in the process: its IV, and ciphertext with tag.
@@ -208,7 +220,11 @@ mod tests {
             data_key_aad("a", 1, &at("k1", 1)),
             data_key_aad("b", 1, &at("k", 11)),
             pkcs8_aad("a", &at("k", 11)),
-            store_key_aad("a", 1, 11),
+            store_key_aad("a", 1, (11, 0)),
+            store_key_aad("a", 1, (11, 1)),
+            store_key_aad("a", 1, (1, 11)),
+            store_key_aad("a", 1, (1, 1)),
+            store_key_aad("a", 1, (1, 0)),
         ];
         for (i, one) in all.iter().enumerate() {
             assert!(all.iter().skip(i + 1).all(|other| other != one), "{i}");

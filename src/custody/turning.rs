@@ -85,7 +85,7 @@ mod tests {
         Home {
             appliance: "0".repeat(32),
             generation,
-            store_key: StoreKey { id: 1, wrapped: Vec::new() },
+            store_key: StoreKey { id: 1, first: 0, wrapped: Vec::new() },
             signer_point: Vec::new(),
             signer_generation: 1,
         }

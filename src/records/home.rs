@@ -61,6 +61,13 @@ impl HomeRecord {
         self.store_keys.last().expect("an appliance is founded with a store key")
     }
 
+    /// The oldest store key whose seals count: what older ones sealed belongs to a time that a restore has
+    /// ended. No store key opens under another `first` than it was made with, and nothing that counts was
+    /// sealed by one that was made before the restore.
+    pub(super) fn first_store_key(&self) -> u32 {
+        self.store_keys.iter().map(|key| key.first).max().unwrap_or(0)
+    }
+
     /// Whether a store key lies under the generation in use.
     pub(super) fn is_under(&self, store_key: &StoreKey) -> bool {
         generation_of(&store_key.wrapped) == Some(self.generation)

@@ -32,7 +32,7 @@ async fn records(store: &Arc<MemoryStore>) -> (Records, HomeRecord) {
 }
 
 fn store_key(id: u32, byte: u8) -> StoreKey {
-    StoreKey { id, wrapped: vec![byte; 8] }
+    StoreKey { id, first: 0, wrapped: vec![byte; 8] }
 }
 
 #[tokio::test]

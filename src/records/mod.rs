@@ -3,6 +3,7 @@
 //! [`Records`] opens and seals; what it opened it keeps in memory, so that a key in use costs neither
 //! disk nor custody. The front is the store's only writer, so what is kept is what is stored.
 
+mod anew;
 mod behind;
 mod census;
 mod check;

@@ -63,7 +63,10 @@ impl Records {
     /// Leaves a note for the next start.
     pub async fn leave_note<T: Note>(&self, note: &T) -> Result<(), RecordError> {
         let known = self.store.get(Table::Appliance, T::AT)?.map(|stored| stored.revision);
-        let batch = self.sealed_put(Batch::new(), Table::Appliance, T::AT, known, note).await?;
+        let at = (Table::Appliance, T::AT, known);
+        // Without waiting for the next store key: here may be no recovery key to wrap one to.
+        let store_key = self.key_for_pass().await?;
+        let batch = self.put_sealed_under(&store_key, Batch::new(), at, note).await?;
         Ok(self.store.commit(batch).await?)
     }
 

@@ -11,7 +11,7 @@ use super::home::read_home;
 use super::keys::key_with;
 use super::recovery::read_store_key_recovery;
 use super::{HomeRecord, KeyRecord, RecordError, VersionRecord, address};
-use crate::custody::protocol::{Fault, KeyAddress};
+use crate::custody::protocol::{Fault, KeyAddress, StoreKey};
 use crate::custody::rsa::KeyError;
 use crate::custody::{CustodyError, RecoveredStoreKey, Recoverer, store_key_of};
 use crate::key::Name;
@@ -88,7 +88,7 @@ impl Offline {
         let recoverer = Recoverer::new(private, &home.appliance)?;
         let (mut store_keys, mut lost) = (HashMap::new(), Vec::new());
         for store_key in &home.store_keys {
-            match open_store_key(store.as_ref(), &recoverer, store_key.id) {
+            match open_store_key(store.as_ref(), &recoverer, store_key) {
                 Ok(opened) => _ = store_keys.insert(store_key.id, opened),
                 Err(error) if error.is_of_one() => lost.push(error),
                 Err(error) => return Err(error),
@@ -173,7 +173,8 @@ impl Offline {
     fn open_value(&self, table: Table, key: &str, stored: Stored) -> Result<Vec<u8>, RecordError> {
         let broken = || RecordError::Broken(format!("{}/{key}", table.as_str()));
         let id = store_key_of(&stored.value).ok_or_else(broken)?;
-        let store_key = self.store_keys.get(&id).ok_or_else(broken)?;
+        let counts = id >= self.home.first_store_key();
+        let store_key = self.store_keys.get(&id).filter(|_| counts).ok_or_else(broken)?;
         let opened = store_key.open(&address(table, key, stored.revision), &stored.value);
         opened.map_err(|fault| match fault {
             Fault::SealBroken => broken(),
@@ -185,8 +186,9 @@ impl Offline {
 fn open_store_key(
     store: &dyn Store,
     recoverer: &Recoverer,
-    id: u32,
+    store_key: &StoreKey,
 ) -> Result<RecoveredStoreKey, OfflineError> {
+    let (id, first) = (store_key.id, store_key.first);
     let what = || format!("store key {id}");
     let wrap = match read_store_key_recovery(store, id) {
         Err(RecordError::Broken(_)) => return Err(OfflineError::Changed(what())),
@@ -195,7 +197,7 @@ fn open_store_key(
     if wrap.is_empty() {
         return Err(OfflineError::NoWrap(what()));
     }
-    recoverer.store_key(id, &wrap).map_err(|fault| match fault {
+    recoverer.store_key((id, first), &wrap).map_err(|fault| match fault {
         Fault::SealBroken => OfflineError::Changed(what()),
         fault => OfflineError::NotOpened { what: what(), fault },
     })

@@ -109,7 +109,8 @@ impl Records {
     /// The store key that a sealed record names.
     pub(super) fn key_to_open(&self, id: u32) -> Result<StoreKey, RecordError> {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
-        let found = home.store_keys.iter().find(|key| key.id == id);
+        let counts = id >= home.first_store_key();
+        let found = home.store_keys.iter().find(|key| key.id == id && counts);
         // One that was not recovered when its token was lost opens nothing any more.
         let found = found.filter(|key| !home.is_gone(generation_of(&key.wrapped))).cloned();
         found.ok_or_else(|| RecordError::Broken(format!("sealed under store key {id}")))
@@ -123,7 +124,7 @@ impl Records {
     ) -> Result<Arc<HomeRecord>, RecordError> {
         let id = home.newest_store_key().id + 1;
         let made = async {
-            let store_key = self.custody.new_store_key(id).await?;
+            let store_key = self.custody.new_store_key(id, home.first_store_key()).await?;
             // Custody has not heard of the generation in use yet.
             if !home.is_under(&store_key) {
                 return Err(busy());

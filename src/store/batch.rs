@@ -35,6 +35,8 @@ struct Operation {
 #[derive(Debug)]
 enum Deed {
     Put(Vec<u8>),
+    /// At the revision that it has.
+    PutAgain(Vec<u8>),
     Delete,
     Check,
 }
@@ -63,6 +65,13 @@ impl Batch {
     /// Writes `value`, whatever is bound to its revision being up to `expect`.
     pub fn put(mut self, table: Table, key: &str, expect: Expect, value: Vec<u8>) -> Self {
         self.add(table, key, expect, Deed::Put(value));
+        self
+    }
+
+    /// Writes the value of `revision` in another form, which is bound to the same revision: as it is not
+    /// another value, it does not count as a change.
+    pub fn put_again(mut self, table: Table, key: &str, revision: u64, value: Vec<u8>) -> Self {
+        self.add(table, key, Expect::Revision(revision), Deed::PutAgain(value));
         self
     }
 
@@ -110,6 +119,10 @@ impl Batch {
                 Deed::Put(value) => {
                     planned.push(Planned { table, key, revision, value: Some(value) });
                 }
+                Deed::PutAgain(value) => {
+                    let revision = slot.last;
+                    planned.push(Planned { table, key, revision, value: Some(value) });
+                }
                 Deed::Delete if slot.live => {
                     planned.push(Planned { table, key, revision, value: None });
                 }
@@ -123,7 +136,7 @@ impl Batch {
         let mut seen = HashSet::with_capacity(self.operations.len());
         for Operation { table, key, deed, .. } in &self.operations {
             check_key(key)?;
-            if matches!(deed, Deed::Put(value) if value.len() > MAX_VALUE) {
+            if matches!(deed, Deed::Put(value) | Deed::PutAgain(value) if value.len() > MAX_VALUE) {
                 return Err(StoreError::Size);
             }
             if !seen.insert((*table, key.as_str())) {

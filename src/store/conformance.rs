@@ -7,11 +7,12 @@ use super::*;
 /// A case: gets an empty store.
 type Case = fn(&dyn Store, &tokio::runtime::Runtime);
 
-const CASES: [(&str, Case); 8] = [
+const CASES: [(&str, Case); 9] = [
     ("revisions count changes", revisions_count_changes),
     ("a revision is never used twice", a_revision_is_never_used_twice),
     ("a batch is all or nothing", a_batch_is_all_or_nothing),
     ("expectations", expectations),
+    ("another form is no change", another_form_is_no_change),
     ("scans page", scans_page),
     ("watches tell", watches_tell),
     ("sizes are bounded", sizes_are_bounded),
@@ -52,6 +53,19 @@ fn revisions_count_changes(store: &dyn Store, runtime: &tokio::runtime::Runtime)
     let stored = store.get(Table::Key, "a").unwrap().unwrap();
     assert_eq!((stored.revision, stored.value.as_slice()), (2, b"two".as_slice()));
     assert_eq!(store.get(Table::Secret, "a"), Ok(None), "tables are apart");
+}
+
+fn another_form_is_no_change(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    let again = |revision| Batch::new().put_again(Table::Key, "a", revision, b"again".to_vec());
+    assert!(runtime.block_on(store.commit(again(0))).is_err(), "there is nothing");
+    for _ in 0..2 {
+        runtime.block_on(store.commit(put("a", Expect::Any, b"one"))).unwrap();
+    }
+    assert!(runtime.block_on(store.commit(again(1))).is_err(), "it is another one");
+    runtime.block_on(store.commit(again(2))).unwrap();
+    let value = b"again".to_vec();
+    assert_eq!(store.get(Table::Key, "a"), Ok(Some(Stored { revision: 2, value })));
+    assert_eq!(store.next_revision(Table::Key, "a"), Ok(3));
 }
 
 fn a_revision_is_never_used_twice(store: &dyn Store, runtime: &tokio::runtime::Runtime) {

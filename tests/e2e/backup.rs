@@ -32,30 +32,30 @@ fn command(appliance: &Appliance, arguments: &[&str]) -> Command {
     command
 }
 
-fn backup(appliance: &Appliance, arguments: &[&str]) -> Output {
+pub fn backup(appliance: &Appliance, arguments: &[&str]) -> Output {
     command(appliance, arguments).output().expect("it starts")
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     let [stdout, stderr] =
         [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     format!("{stdout}{stderr}")
 }
 
 #[track_caller]
-fn expect_done(output: &Output) -> String {
+pub fn expect_done(output: &Output) -> String {
     assert!(output.status.success(), "{}", said(output));
     said(output)
 }
 
 #[track_caller]
-fn expect_refused(output: &Output, why: &str) {
+pub fn expect_refused(output: &Output, why: &str) {
     assert_eq!(output.status.code(), Some(1), "{}", said(output));
     assert!(said(output).contains(why), "{why}: {}", said(output));
 }
 
 /// Makes one and has it verified; its path.
-fn made(appliance: &Appliance) -> PathBuf {
+pub fn made(appliance: &Appliance) -> PathBuf {
     let path = appliance.path("made.backup");
     let path_text = path.display().to_string();
     let output = backup(appliance, &["create", "--to", &path_text, "--verify"]);
@@ -63,7 +63,7 @@ fn made(appliance: &Appliance) -> PathBuf {
     path
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path of text")
 }
 

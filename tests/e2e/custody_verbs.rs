@@ -159,7 +159,7 @@ fn unwrap_with_records(c: &Conquered, intruder: &mut Intruder, made: &[u8], brou
     let address = RecordAddress { table: "secret".to_owned(), key: "s".to_owned(), revision: 1 };
     for sealed_key in [made, brought] {
         for id in [0, 1, 2] {
-            let store_key = StoreKey { id, wrapped: sealed_key[..WRAPPED].to_vec() };
+            let store_key = StoreKey { id, first: 0, wrapped: sealed_key[..WRAPPED].to_vec() };
             let (value, sealed) = (b"x".to_vec(), sealed_key[WRAPPED..].to_vec());
             let seal =
                 Verb::SealRecord { store_key: store_key.clone(), address: address.clone(), value };
@@ -240,10 +240,14 @@ fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) 
     assert_eq!((&moved[WRAPPED..], moved[5]), (&made[WRAPPED..], 2));
     intruder.refused("an address", &c.decrypt("brought", 1, &moved));
     for wrapped in [&made[..WRAPPED], &moved[..WRAPPED]] {
-        let store_key = StoreKey { id: 1, wrapped: wrapped.to_vec() };
+        let store_key = StoreKey { id: 1, first: 0, wrapped: wrapped.to_vec() };
         let rewrap = Verb::RewrapStoreKey { store_key, generation: 2 };
         assert_eq!(intruder.refused("a data key as store key", &rewrap), Fault::SealBroken);
     }
+    // Nobody has a store key count from another one on than it was made for.
+    let bent = StoreKey { first: 1, ..c.home.store_key.clone() };
+    let rewrap_bent = Verb::RewrapStoreKey { store_key: bent, generation: 2 };
+    assert_eq!(intruder.refused("another first", &rewrap_bent), Fault::SealBroken);
     let store_key = c.home.store_key.clone();
     let Reply::StoreKey(later) = intruder.done(&Verb::RewrapStoreKey { store_key, generation: 2 })
     else {
@@ -274,7 +278,7 @@ fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) 
 }
 
 fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
-    for verb in [Verb::Status, Verb::Doctor, Verb::NewStoreKey { id: 2 }] {
+    for verb in [Verb::Status, Verb::Doctor, Verb::NewStoreKey { id: 2, first: 0 }] {
         intruder.done(&verb);
     }
     let algorithm = Algorithm::Rsa2048;

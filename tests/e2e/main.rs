@@ -49,6 +49,7 @@ mod promises;
 mod raw_store;
 mod recovery;
 mod reseal;
+mod restored;
 mod rolled_back;
 mod rotation;
 mod sandbox;

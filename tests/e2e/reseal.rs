@@ -13,7 +13,7 @@ use crate::rotation::{import_keys, master, wait_for_rotation};
 use crate::token::TestToken;
 
 /// An appliance whose custody knows of a recovery key; none is set. The files of the two halves.
-fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBuf) {
+pub fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBuf) {
     let mut appliance = Appliance::prepared(|config| {
         if let Some(seals) = seals_per_store_key {
             let records = toml::toml! { seals_per_store_key = seals };
@@ -30,7 +30,7 @@ fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBuf) {
     (appliance, private, public)
 }
 
-fn set_recovery(appliance: &Appliance, public: &Path) {
+pub fn set_recovery(appliance: &Appliance, public: &Path) {
     let said = appliance.cli(&["recovery", "set", public.to_str().expect("text")]);
     assert!(said.status.success(), "{}", text(&said));
     // The trail says which key it was.
@@ -42,7 +42,7 @@ fn set_recovery(appliance: &Appliance, public: &Path) {
 }
 
 /// The token is lost and the store goes under a new one.
-fn reseal(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
+pub fn reseal(appliance: &mut Appliance, private: &Path) -> (Output, TestToken) {
     std::fs::remove_dir_all(appliance.token().tokens()).expect("removed");
     reseal_under_another(appliance, private)
 }

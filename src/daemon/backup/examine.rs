@@ -206,8 +206,9 @@ async fn open_all(
     let mut shown = Shown::new();
     let checked = opened.check_all(|checked| shown.progress(checked)).await;
     found.time = started.elapsed();
-    // For the trail, where this is to be restored: sealed, and so while there is a custody.
+    // Where this is to be restored: while there is a custody, and in this order.
     if let (Ok(_), Some(note)) = (&checked, note) {
+        opened.begin_anew().await?;
         opened.leave_note(note).await?;
     }
     tokio::task::block_in_place(|| scratch.end_custody());

@@ -126,7 +126,8 @@ impl Offline {
         let id = newest + 1;
         let what = || format!("store key {id}");
         let failed = |fault| OfflineError::NotOpened { what: what(), fault };
-        let (made, wrap) = self.recoverer.new_store_key(id).map_err(failed)?;
+        let first = self.home.first_store_key();
+        let (made, wrap) = self.recoverer.new_store_key((id, first)).map_err(failed)?;
         let stored = made.reseal(token, generation).map_err(failed)?;
         let at = store_key_at(id);
         let value = encode(&at, &stored)?;

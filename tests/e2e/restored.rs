@@ -1,0 +1,123 @@
+//! What a restore ends: the time between the backup and it, whose records open nowhere any more.
+
+use serde_json::{Value, json};
+
+use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step};
+use crate::appliance::Appliance;
+use crate::backup::{backup, expect_done, made, text};
+use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Picture, Raw, SECRET};
+use crate::recovery::offline;
+use crate::reseal::{prepared, reseal, set_recovery};
+
+const NEW_STORE_KEY: &str = "store-key/0000000002";
+
+/// An appliance that was put back to its backup, after a key and a secret were changed several times; what
+/// lay in its store before that, and a ciphertext of the key.
+fn put_back() -> (Appliance, Picture, String) {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "hello");
+    appliance.create_key("other");
+    put_secret(&appliance, "s", "other", "of the backup").expect_status(201);
+    let file = made(&appliance);
+    for seconds in [10, 20, 30, 0] {
+        let update = json!({ "serve_without_token_seconds": seconds });
+        appliance.post("/v1/keys/k/update", &update).expect_status(200);
+        put_secret(&appliance, "s", "other", "of the time after it").expect_status(200);
+    }
+    appliance.stop();
+    let abandoned = Raw::open(&appliance).picture();
+    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    appliance.start();
+    appliance.wait_for_state("ready");
+    (appliance, abandoned, ciphertext)
+}
+
+#[test]
+fn records_of_a_time_that_a_restore_ended_are_taken_for_nothing() {
+    let (mut appliance, abandoned, ciphertext) = put_back();
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "hello");
+    expect_plaintext(&reveal(&appliance, "s"), "of the backup");
+    // Revisions go on where the backup was.
+    let put = put_secret(&appliance, "s", "other", "after the restore").expect_status(200).json();
+    assert_eq!(put["revision"], 2);
+    step(&appliance, "k", "compromise", json!({})).expect_status(200);
+    assert!(decrypt(&appliance, "k", &ciphertext, None).status >= 400);
+    appliance.stop();
+    let since = Raw::open(&appliance).picture();
+    let raw = Raw::open(&appliance);
+    raw.put_back(&abandoned, KEY, "k");
+    raw.put_back(&abandoned, KEY_VERSION, "k/0000000001");
+    raw.put_back(&abandoned, SECRET, "s");
+    drop(raw);
+    appliance.start();
+    appliance.wait_for_state("ready");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(500, "record-broken");
+    reveal(&appliance, "s").expect_problem(500, "record-broken");
+    appliance.stop();
+
+    // Nor where the store key is made to count from the first one on, or goes back to what it was.
+    let raw = Raw::open(&appliance);
+    let whole = raw.bytes(APPLIANCE, NEW_STORE_KEY);
+    let mut stored: Value = serde_json::from_slice(&whole[8..]).expect("JSON");
+    stored["first"] = json!(0);
+    raw.put(APPLIANCE, NEW_STORE_KEY, [&whole[..8], stored.to_string().as_bytes()].concat());
+    drop(raw);
+    appliance.start();
+    assert!(decrypt(&appliance, "k", &ciphertext, None).status >= 400);
+    assert!(reveal(&appliance, "s").status >= 400);
+    appliance.stop();
+    Raw::open(&appliance).restore(&since);
+    appliance.start();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&reveal(&appliance, "s"), "after the restore");
+    assert_eq!(appliance.get("/v1/keys/k").json()["state"], "compromised");
+}
+
+#[test]
+fn what_was_restored_can_be_backed_up_rotated_and_recovered() {
+    let (mut appliance, private, public) = prepared(Some(5));
+    appliance.create_key("k");
+    let ciphertext = encrypt(&appliance, "k", "hello");
+    set_recovery(&appliance, &public);
+    let file = made(&appliance);
+    appliance.stop();
+    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    appliance.start();
+    appliance.wait_for_state("ready");
+    let sentence = |appliance: &Appliance| {
+        let status = appliance.get("/v1/status").json();
+        status["without_the_token"].as_str().expect("a sentence").to_owned()
+    };
+    assert!(sentence(&appliance).contains("every key can be"), "{}", sentence(&appliance));
+    for number in 0..7 {
+        put_secret(&appliance, &format!("s{number}"), "k", "x").expect_status(201);
+    }
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
+    crate::rotation::wait_for_rotation(&appliance);
+    let again = appliance.path("again.backup");
+    expect_done(&backup(&appliance, &["create", "--to", text(&again), "--verify"]));
+    appliance.stop();
+    // Where custody has no recovery key, a restore is none the worse, and says what is missing.
+    let configured = std::fs::read_to_string(appliance.config_file()).expect("readable");
+    appliance.change_config(|config| {
+        config["custody"].as_table_mut().expect("a table").remove("recovery_key");
+    });
+    expect_done(&backup(&appliance, &["restore", text(&again), "--replace"]));
+    std::fs::write(appliance.config_file(), configured).expect("written");
+    appliance.start();
+    appliance.wait_for_state("ready");
+    assert!(sentence(&appliance).contains("not everything"), "{}", sentence(&appliance));
+    set_recovery(&appliance, &public);
+    assert!(sentence(&appliance).contains("every key can be"), "{}", sentence(&appliance));
+    appliance.stop();
+    let (store, key) = (appliance.path("store"), private.display().to_string());
+    let drill = ["recovery", "drill", "--store", text(&store), "--private-key", &key];
+    expect_done(&offline(&appliance, appliance.token(), &drill));
+    let (resealed, _token) = reseal(&mut appliance, &private);
+    expect_done(&resealed);
+    appliance.start();
+    appliance.wait_for_state("ready");
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "hello");
+    expect_plaintext(&reveal(&appliance, "s3"), "x");
+}
