@@ -76,10 +76,11 @@ pub struct Verify {
 #[command(after_help = "Examples:
   strongroom backup restore today.backup
   strongroom backup restore today.backup --replace
-  strongroom backup restore --finish           one that was cut off")]
+  strongroom backup restore --finish           one that was cut off
+  strongroom backup restore --abandon          the same, back to what was there before")]
 pub struct Restore {
     /// The backup
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "finish")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present_any = ["finish", "abandon"])]
     pub file: Option<PathBuf>,
     /// Move aside what lies in its place
     #[arg(long)]
@@ -93,6 +94,9 @@ pub struct Restore {
     /// Finish a restore that was cut off while it was put in its place
     #[arg(long, conflicts_with_all = ["file", "replace", "accept_broken"])]
     pub finish: bool,
+    /// Give up a restore that was cut off: what was there before goes back to its place
+    #[arg(long, conflicts_with_all = ["file", "replace", "accept_broken", "finish"])]
+    pub abandon: bool,
     #[command(flatten)]
     pub by: By,
 }

@@ -118,8 +118,16 @@ fn of_backup(error: &BackupError) -> &'static str {
         BackupError::Other { .. } => {
             "name the right place, or move it aside with --replace --other-appliance"
         }
-        BackupError::CutOff(_) => "finish it: strongroom backup restore --finish",
-        BackupError::Begun(_) => "restore again, or remove that directory to go on without it",
+        BackupError::CutOff(_) => {
+            "finish it: strongroom backup restore --finish; or go back to what was there: --abandon"
+        }
+        BackupError::Begun(_) => {
+            "restore again, or go on without it: strongroom backup restore --abandon"
+        }
+        BackupError::MountPoint(_) => {
+            "unmount it, or have a directory below it under [store] path or [audit] directory: what is \
+             there can be renamed then"
+        }
         BackupError::NothingToFinish => "restore again with the backup's name",
         BackupError::Both { .. } => "move one of them away by hand, then run it again",
         BackupError::Plan(_) => "put it back from a copy, or restore again once it is moved away",

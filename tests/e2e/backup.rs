@@ -16,7 +16,7 @@ use crate::appliance::{Appliance, wait_until};
 use crate::raw_store::{KEY_VERSION, Raw, SECRET};
 
 /// The real command, with this appliance's configuration and token.
-fn command(appliance: &Appliance, arguments: &[&str]) -> Command {
+pub fn command(appliance: &Appliance, arguments: &[&str]) -> Command {
     let (name, conf) = appliance.token().environment();
     let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
     command

@@ -1,10 +1,12 @@
 //! What a restore ends: the time between the backup and it, whose records open nowhere any more.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step};
 use crate::appliance::Appliance;
-use crate::backup::{backup, expect_done, made, text};
+use crate::backup::{backup, command, expect_done, expect_refused, made, text};
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Picture, Raw, SECRET};
 use crate::recovery::offline;
 use crate::reseal::{prepared, reseal, set_recovery};
@@ -120,4 +122,72 @@ fn what_was_restored_can_be_backed_up_rotated_and_recovered() {
     appliance.wait_for_state("ready");
     expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "hello");
     expect_plaintext(&reveal(&appliance, "s3"), "x");
+}
+
+/// Runs a command where this directory is mounted over itself, which nobody else sees.
+fn over_a_mount(directory: &std::path::Path, command: &Command) -> std::process::Output {
+    let mount = "mount --bind \"$0\" \"$0\" && exec \"$@\"";
+    let mut apart = Command::new("unshare");
+    apart.args(["--mount", "--propagation", "private", "sh", "-c", mount]);
+    apart.arg(directory).arg(command.get_program()).args(command.get_args());
+    apart.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    apart.output().expect("unshare runs")
+}
+
+#[test]
+fn nothing_is_begun_that_could_not_end_and_what_was_cut_off_can_be_given_up() {
+    let mut appliance = Appliance::new();
+    appliance.create_key("k");
+    let file = made(&appliance);
+    appliance.create_key("later");
+    appliance.stop();
+    let replace = command(&appliance, &["restore", text(&file), "--replace"]);
+    let [store, trail] = ["store", "trail"].map(|name| appliance.path(name));
+    for mounted in [&store, &trail] {
+        expect_refused(&over_a_mount(mounted, &replace), "is a mount point");
+    }
+    expect_refused(&backup(&appliance, &["restore", "--abandon"]), "nor to abandon");
+    appliance.start();
+    appliance.get("/v1/keys/later").expect_status(200);
+    appliance.stop();
+
+    // As it is where the trail was moved aside and nothing else could be.
+    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    let names = std::fs::read_dir(appliance.path("")).expect("readable").flatten();
+    let asides: Vec<_> = names
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().contains(".before-restore-"))
+        .collect();
+    let aside = |name: &str| {
+        let begins = |path: &&std::path::PathBuf| {
+            path.file_name().is_some_and(|found| found.to_string_lossy().starts_with(name))
+        };
+        asides.iter().find(begins).expect("it is there").clone()
+    };
+    let [new_store, new_trail] =
+        ["store.restoring", "trail.restoring"].map(|name| appliance.path(name));
+    let rename = |from: &std::path::Path, to: &std::path::Path| {
+        std::fs::rename(from, to).expect("renamed");
+    };
+    rename(&store, &new_store);
+    rename(&trail, &new_trail);
+    rename(&aside("store"), &store);
+    let plan = json!({
+        "aside": [[trail, aside("trail")], [store, aside("store")]],
+        "place": [[new_trail, trail], [new_store, store]],
+    });
+    std::fs::write(appliance.path("store.restore-plan"), plan.to_string()).expect("written");
+    expect_refused(&backup(&appliance, &["restore", text(&file), "--replace"]), "--abandon");
+    let done = expect_done(&backup(&appliance, &["restore", "--abandon"]));
+    assert!(done.contains("what was there before it is there again"), "{done}");
+    assert!(!new_store.exists() && !new_trail.exists());
+    appliance.start();
+    appliance.get("/v1/keys/later").expect_status(200);
+    // What was never put in its place goes as well.
+    appliance.stop();
+    std::fs::create_dir(&new_store).expect("made");
+    appliance.spawn();
+    assert!(appliance.settled());
+    expect_done(&backup(&appliance, &["restore", "--abandon"]));
+    appliance.start();
 }

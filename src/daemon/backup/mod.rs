@@ -2,6 +2,7 @@
 //! custody of its own, and put in its place.
 
 mod examine;
+mod mounts;
 mod plan;
 mod report;
 mod restore;
@@ -46,7 +47,9 @@ pub enum BackupError {
         "a restore was begun and never put in its place: {} is there", .0.display()
     )]
     Begun(PathBuf),
-    #[error("there is no restore to finish")]
+    #[error("{} is a mount point, which cannot be moved aside", .0.display())]
+    MountPoint(PathBuf),
+    #[error("there is no restore to finish, nor to abandon")]
     NothingToFinish,
     #[error("{} and {} are both there", from.display(), to.display())]
     Both { from: PathBuf, to: PathBuf },

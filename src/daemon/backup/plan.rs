@@ -62,6 +62,24 @@ impl Plan {
         sync_parent(&path)
     }
 
+    /// Undoes what was done, and takes the plan away. What was restored is where it was built then; cut
+    /// off, it can be undone again, or finished.
+    pub fn abandon(&self, store: &Path) -> Result<(), BackupError> {
+        for (from, to) in self.place.iter().rev() {
+            let mut asides = self.aside.iter().filter(|(was, _)| was == to);
+            let is_in_place = !from.exists() && asides.all(|(_, aside)| aside.exists());
+            if is_in_place && to.exists() {
+                settle(to, from, std::fs::rename(to, from))?;
+            }
+        }
+        for (was, aside) in self.aside.iter().rev() {
+            if aside.exists() {
+                settle(aside, was, std::fs::rename(aside, was))?;
+            }
+        }
+        self.take_away(store)
+    }
+
     /// Does what is not done yet, and takes the plan away.
     pub fn carry_out(&self, store: &Path) -> Result<(), BackupError> {
         for (from, to) in &self.aside {
@@ -77,6 +95,10 @@ impl Plan {
                 settle(from, to, std::fs::rename(from, to))?;
             }
         }
+        self.take_away(store)
+    }
+
+    fn take_away(&self, store: &Path) -> Result<(), BackupError> {
         let path = path(store);
         std::fs::remove_file(&path).map_err(at(&path))?;
         sync_parent(&path)
@@ -116,6 +138,48 @@ mod tests {
         std::fs::read_to_string(path.join("what")).unwrap()
     }
 
+    /// A restore that was cut off after some of its four renames.
+    fn cut_off(directory: &tempfile::TempDir, done: usize) -> Plan {
+        let at = |name: &str| directory.path().join(name);
+        for name in ["store", "trail"] {
+            make(&at(name), "old");
+            make(&at(&format!("{name}.restoring")), "new");
+        }
+        let moves = |from: &str, to: &str| {
+            ["trail", "store"].map(|n| (at(&format!("{n}{from}")), at(&format!("{n}{to}"))))
+        };
+        let plan =
+            Plan { aside: moves("", ".before").into(), place: moves(".restoring", "").into() };
+        plan.write(&at("store")).unwrap();
+        for (from, to) in plan.aside.iter().chain(&plan.place).take(done) {
+            std::fs::rename(from, to).unwrap();
+        }
+        plan
+    }
+
+    /// Also where the undoing is cut off: after any of its renames it goes on, either way.
+    #[test]
+    fn wherever_it_is_cut_off_it_can_be_undone() {
+        for done in 0..=4 {
+            for undone in 0..=done {
+                let directory = tempfile::tempdir().unwrap();
+                let at = |name: &str| directory.path().join(name);
+                let plan = cut_off(&directory, done);
+                let renames: Vec<_> = plan.aside.iter().chain(&plan.place).take(done).collect();
+                for (from, to) in renames.into_iter().rev().take(undone) {
+                    std::fs::rename(to, from).unwrap();
+                }
+                let store = at("store");
+                Plan::pending(&store).unwrap().unwrap().abandon(&store).unwrap();
+                for name in ["store", "trail"] {
+                    assert_eq!(what(&at(name)), "old", "{name} after {done} and {undone}");
+                    assert_eq!(what(&at(&format!("{name}.restoring"))), "new");
+                }
+                assert_eq!(Plan::pending(&store).unwrap(), None);
+            }
+        }
+    }
+
     /// A crash after each of the four renames, and before the first: the next try finishes it.
     #[test]
     fn wherever_it_is_cut_off_it_can_be_finished() {
@@ -123,19 +187,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let at = |name: &str| directory.path().join(name);
             let store = at("store");
-            for name in ["store", "trail"] {
-                make(&at(name), "old");
-                make(&at(&format!("{name}.restoring")), "new");
-            }
-            let moves = |from: &str, to: &str| {
-                ["trail", "store"].map(|n| (at(&format!("{n}{from}")), at(&format!("{n}{to}"))))
-            };
-            let plan =
-                Plan { aside: moves("", ".before").into(), place: moves(".restoring", "").into() };
-            plan.write(&store).unwrap();
-            for (from, to) in plan.aside.iter().chain(&plan.place).take(done) {
-                std::fs::rename(from, to).unwrap();
-            }
+            let plan = cut_off(&directory, done);
             let pending = Plan::pending(&store).unwrap().unwrap();
             assert_eq!(pending, plan);
             pending.carry_out(&store).unwrap();

@@ -10,6 +10,7 @@ use super::super::DaemonError;
 use super::super::config::Config;
 use super::super::hand_over::hand_over;
 use super::examine::{self, Places};
+use super::mounts::is_mount_point;
 use super::plan::{Plan, beside, sync_parent};
 use super::report::{Restored, Told, Undone};
 use super::scratch::Scratch;
@@ -28,12 +29,22 @@ struct Finished {
     store: PathBuf,
 }
 
-/// Restores a backup, or finishes a restore.
+/// A restore that was given up, for programs.
+#[derive(Serialize)]
+struct Abandoned {
+    abandoned: bool,
+    store: PathBuf,
+}
+
+/// Restores a backup, or finishes a restore, or gives one up.
 pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let store = std::path::absolute(&config.store.path).map_err(at(&config.store.path))?;
     let pending = Plan::pending(&store)?;
+    if arguments.abandon {
+        return abandon(&config, store, pending);
+    }
     match (&arguments.file, pending) {
         (None, Some(plan)) => {
             plan.carry_out(&store)?;
@@ -44,6 +55,32 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
         (Some(_), Some(_)) => Err(BackupError::CutOff(super::plan::path(&store)).into()),
         (Some(file), None) => restore(arguments, file, config),
     }
+}
+
+/// Goes back to what was there before a restore that was cut off.
+fn abandon(config: &Config, store: PathBuf, plan: Option<Plan>) -> Result<Report, DaemonError> {
+    let directory = &config.audit.directory;
+    let trail = std::path::absolute(directory).map_err(at(directory))?;
+    // The store's is the sign of a restore that is not finished, and goes last.
+    let built = [sibling(&trail), sibling(&store)];
+    if plan.is_none() && !built.iter().any(|path| path.exists()) {
+        return Err(BackupError::NothingToFinish.into());
+    }
+    let [_, of_store] = &built;
+    // Nobody takes it from under a restore that is still at it.
+    let _claim = match of_store.exists().then(|| sled_store::claim(of_store)).transpose() {
+        Err(StoreError::InUse) => return Err(BackupError::Running(of_store.clone()).into()),
+        claim => claim?,
+    };
+    if let Some(plan) = plan {
+        plan.abandon(&store)?;
+    }
+    for path in built.iter().filter(|path| path.exists()) {
+        std::fs::remove_dir_all(path).map_err(at(path))?;
+        sync_parent(path)?;
+    }
+    let text = "the restore is given up: what was there before it is there again\n";
+    Ok(Report::new(text, &Abandoned { abandoned: true, store }, true))
 }
 
 /// Where a directory is built before it goes to its place.
@@ -119,6 +156,9 @@ impl Target {
         let owner = owner_of(&store)?;
         let mut occupied = Vec::new();
         for path in [&trail, &store] {
+            if is_mount_point(path).map_err(at(path))? {
+                return Err(BackupError::MountPoint(path.clone()).into());
+            }
             if has_something(path)? {
                 occupied.push(path.clone());
             }
