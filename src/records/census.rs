@@ -39,8 +39,11 @@ impl Records {
     pub async fn census(&self) -> Result<Census, RecordError> {
         let mut census = Census::default();
         let home = self.home().ok_or(RecordError::NotInitialised)?;
-        let fingerprint = self.recovery().await?.map(|set| set.fingerprint);
-        let unproved = self.unproved_store_keys().await?;
+        // By a record that is none, nothing can be recovered for certain.
+        let (fingerprint, unproved) = match self.recovery().await {
+            Err(RecordError::Broken(_)) => (None, Arc::default()),
+            set => (set?.map(|set| set.fingerprint), self.unproved_store_keys().await?),
+        };
         for store_key in &home.store_keys {
             let is_gone = home.is_gone(generation_of(&store_key.wrapped));
             let recoverable = !is_gone && !unproved.contains(&store_key.id);

@@ -47,6 +47,9 @@ pub struct PassRecord {
     /// What the trail is still to be told of it, in this order.
     #[serde(default)]
     pub owes: Vec<Line>,
+    /// Whether the recovery key was set or taken away while it ran: it brings every key to that, too.
+    #[serde(default)]
+    pub with_recovery: bool,
 }
 
 impl PassRecord {
@@ -62,6 +65,8 @@ impl PassRecord {
 pub enum Line {
     /// The generation is in use.
     InUse,
+    /// Every key is as the recovery key has it, which was set or taken away while the generation changed.
+    Wrapped,
     End,
 }
 

@@ -132,6 +132,7 @@ impl Request for RotateMaster {
             broken: 0,
             ended_at: None,
             owes: Vec::new(),
+            with_recovery: false,
         };
         // On record before the token is asked: only a key that was wanted is ever taken for ours.
         appliance.records.begin_rotation(&record).await?;

@@ -17,6 +17,13 @@ use crate::records::{Census, PassRecord, Purpose, RecordError, RecoveryRecord, S
 /// How long a look at the state waits for what is not known yet.
 const GLANCE: Duration = Duration::from_millis(250);
 
+/// How often a pass that goes on at the same time is replaced anew.
+const TRIES: usize = 100;
+
+/// What is said where the recovery key's own record does not open.
+const BROKEN: &str = "the record of the recovery key was changed outside Strongroom; `strongroom recovery set` \
+                      or `strongroom recovery forget` puts another in its place";
+
 /// Wrap every data key and store key to this recovery key, too, from now on and those that there are.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -129,16 +136,38 @@ impl Request for ShowRecovery {
 }
 
 impl Appliance {
-    /// Keeps what the recovery key is, and begins the pass that brings every key to it.
+    /// Keeps what the recovery key is, and begins the pass that brings every key to it, in place of one
+    /// that is under way for another recovery key: that may never end. A rotation begins its pass anew.
     async fn begin_recovery_pass(
         &self,
         permit: &Permit,
         set: Option<RecoveryRecord>,
     ) -> Result<RecoveryView, Error> {
         let _one_at_a_time = self.founding.lock().await;
+        for _ in 0..TRIES {
+            let (pass, over) = self.next_recovery_pass(permit).await?;
+            match self.set_recovery(set.as_ref(), &pass, over).await {
+                // The one that is under way went on meanwhile.
+                Err(Error::Conflict) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.rotating.wake();
+                    return self.recovery_view(None).await;
+                }
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// The pass for a recovery key, and the revision of the one whose place it takes.
+    async fn next_recovery_pass(
+        &self,
+        permit: &Permit,
+    ) -> Result<(PassRecord, Option<u64>), Error> {
         let home = self.records.home().ok_or(Error::NotInitialised)?;
-        self.must_not_rotate().await?;
-        let pass = PassRecord {
+        let running = self.pass_at().await?.filter(|at| !at.record.is_over());
+        let over = running.as_ref().map(|at| at.revision);
+        let fresh = PassRecord {
             generation: home.generation,
             purpose: Purpose::Recovery,
             stage: Stage::Rewrapping,
@@ -151,19 +180,43 @@ impl Appliance {
             broken: 0,
             ended_at: None,
             owes: Vec::new(),
+            with_recovery: false,
         };
-        self.set_recovery(set.as_ref(), &pass, None).await?;
-        self.rotating.wake();
-        self.recovery_view(None).await
+        let pass = match running.map(|at| at.record) {
+            // Only the trail is still to be told of it.
+            Some(last) if last.stage == Stage::Done => {
+                return Err(Error::Rotating(last.generation));
+            }
+            Some(rotation) if rotation.purpose == Purpose::Rotation => PassRecord {
+                after: None,
+                keys: fresh.keys,
+                keys_done: 0,
+                broken: 0,
+                with_recovery: true,
+                ..rotation
+            },
+            _ => fresh,
+        };
+        Ok((pass, over))
+    }
+
+    /// The recovery key that is set.
+    ///
+    /// # Errors
+    /// [`Error::Recovery`] where its record is not the one that was kept.
+    pub(super) async fn recovery_key(&self) -> Result<Option<RecoveryRecord>, Error> {
+        match self.records.recovery().await {
+            Err(RecordError::Broken(_)) => Err(Error::Recovery(BROKEN.to_owned())),
+            found => Ok(found?),
+        }
     }
 
     async fn recovery_view(&self, census: Option<Census>) -> Result<RecoveryView, Error> {
-        let set = self.records.recovery().await?;
-        let unproved = self.records.unproved_store_keys().await?;
+        let (set, without_the_token) = self.in_a_sentence().await?;
         let pass = self.pass().await?;
         let pass = pass.map(|pass| RotationView::of(pass, self.rotating.waits_for()));
         Ok(RecoveryView {
-            without_the_token: in_a_sentence(set.as_ref(), &unproved),
+            without_the_token,
             fingerprint: set.as_ref().map(|set| hex(&set.fingerprint)),
             set_at: set.as_ref().map(|set| set.set_at),
             by: set.as_ref().map(|set| set.by.clone()),
@@ -172,34 +225,54 @@ impl Appliance {
         })
     }
 
+    /// The recovery key that is set, and what can be recovered with it.
+    async fn in_a_sentence(&self) -> Result<(Option<RecoveryRecord>, String), RecordError> {
+        let set = match self.records.recovery().await {
+            Err(RecordError::Broken(_)) => {
+                return Ok((None, format!("it is not known what can be recovered: {BROKEN}")));
+            }
+            found => found?,
+        };
+        let sentence = in_a_sentence(set.as_ref(), &self.records.unproved_store_keys().await?);
+        Ok((set, sentence))
+    }
+
     /// Whether this appliance can be recovered without its token; `None` while that cannot be read.
     pub(super) async fn recoverable(&self) -> Option<String> {
         self.records.home()?;
         // What tells how the appliance does never waits for custody.
-        let read = async {
-            let set = self.records.recovery().await?;
-            Ok::<_, RecordError>((set, self.records.unproved_store_keys().await?))
-        };
-        let (set, unproved) = tokio::time::timeout(GLANCE, read).await.ok()?.ok()?;
-        Some(in_a_sentence(set.as_ref(), &unproved))
+        let read = tokio::time::timeout(GLANCE, self.in_a_sentence());
+        Some(read.await.ok()?.ok()?.1)
     }
 
-    /// Holds the store keys' recovery wraps against what was kept, at a start: who edits them would take
-    /// the recovery away, and nobody would know before the token is lost.
+    /// Holds the recovery key's record and the store keys' recovery wraps against what was kept, at a
+    /// start: who edits them would take the recovery away, and nobody would know before the token is lost.
     pub(super) async fn check_recovery(&self) -> Result<(), Error> {
-        let set = self.records.recovery().await?;
-        if set.is_none_or(|set| set.complete_at.is_none()) {
+        let set = match self.records.recovery().await {
+            Err(RecordError::Broken(_)) => {
+                tracing::error!("{BROKEN}");
+                self.tell(EventNote::because(Event::StoreEdited, Code("recovery"))).await;
+                return Ok(());
+            }
+            found => found?,
+        };
+        // Until a pass has ended they may differ.
+        let is_settled = match &set {
+            Some(set) => set.complete_at.is_some(),
+            None => self.pass().await?.is_none_or(|last| last.is_over()),
+        };
+        let unproved = self.records.unproved_store_keys().await?;
+        if !is_settled || unproved.is_empty() || self.records.recovery().await? != set {
             return Ok(());
         }
-        let unproved = self.records.unproved_store_keys().await?;
-        if !unproved.is_empty() {
-            tracing::error!(
-                store_keys = ?unproved,
-                "the recovery wraps of store keys were changed outside Strongroom or taken away: what these \
-                 sealed cannot be recovered without the token; `strongroom recovery set` wraps them anew"
-            );
-            self.tell(EventNote::because(Event::StoreEdited, Code("recovery-wrap"))).await;
-        }
+        let code = if set.is_some() { "recovery-wrap" } else { "recovery" };
+        tracing::error!(
+            store_keys = ?unproved,
+            "the recovery wraps of store keys, or the record of the recovery key, were changed outside \
+             Strongroom or taken away: what these sealed cannot be recovered without the token; \
+             `strongroom recovery set` wraps them anew"
+        );
+        self.tell(EventNote::because(Event::StoreEdited, Code(code))).await;
         Ok(())
     }
 }

@@ -90,7 +90,7 @@ impl Appliance {
             return Err(Error::Busy);
         }
         let NewKey { sealed, public, .. } = made;
-        let recovery = match self.records.recovery().await? {
+        let recovery = match self.recovery_key().await? {
             Some(set) => {
                 let fingerprint = set.fingerprint;
                 self.custody.wrap_key_for_recovery(address, sealed.clone(), fingerprint).await?
@@ -189,7 +189,7 @@ impl Appliance {
         }
         self.rotating.wait_for(None);
         self.tell_owed(&mut at).await?;
-        let set = self.records.recovery().await?;
+        let set = self.recovery_key().await?;
         let fingerprint = set.as_ref().map(|set| set.fingerprint);
         self.records.wrap_store_keys(fingerprint).await?;
         self.rewrap_all(&mut at, fingerprint).await?;
@@ -200,6 +200,7 @@ impl Appliance {
         self.gather_store_keys().await?;
         at.record.stage = Stage::Done;
         at.record.ended_at = Some(self.now());
+        at.record.owes.extend(at.record.with_recovery.then_some(Line::Wrapped));
         at.record.owes.push(Line::End);
         self.records.keep_rotation(&mut at).await?;
         self.tell_owed(&mut at).await
@@ -330,7 +331,8 @@ impl Appliance {
             self.must_be_ready()?;
             let note = match line {
                 Line::InUse => EventNote::about(Event::MasterInUse, at.record.generation),
-                Line::End => end_of(&at.record),
+                Line::Wrapped => end_of(&at.record, Purpose::Recovery),
+                Line::End => end_of(&at.record, at.record.purpose),
             };
             self.trail.event(note).await?;
             at.record.owes.remove(0);
@@ -340,10 +342,10 @@ impl Appliance {
     }
 }
 
-fn end_of(record: &PassRecord) -> EventNote {
+fn end_of(record: &PassRecord, purpose: Purpose) -> EventNote {
     let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     let (generation, rewrapped, broken) = (record.generation, record.rewrapped, record.broken);
-    let event = match record.purpose {
+    let event = match purpose {
         Purpose::Rotation => Event::RotationDone,
         Purpose::Recovery => Event::RecoveryWrapped,
     };

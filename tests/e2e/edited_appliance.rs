@@ -160,7 +160,7 @@ fn a_lock_that_is_taken_away_in_the_store_still_holds() {
 }
 
 /// The codes of the events that tell of an edit.
-fn edits(appliance: &Appliance) -> Vec<Value> {
+pub fn edits(appliance: &Appliance) -> Vec<Value> {
     let lines = trail_lines(&appliance.trail());
     let told = lines.iter().filter(|line| line["event"] == "store-edited");
     told.map(|line| line["code"].clone()).collect()

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret};
+use crate::acts::{decrypt, encrypt, events, expect_plaintext, put_secret};
 use crate::appliance::{Appliance, wait_until};
-use crate::raw_store::{Raw, SECRET};
+use crate::edited_appliance::edits;
+use crate::raw_store::{APPLIANCE, Raw, SECRET};
 use crate::recovery::pair;
-use crate::rotation::{master, wait_for_rotation};
+use crate::rotation::{import_keys, master, wait_for_rotation};
 
 /// An initialised appliance whose custody has a recovery key, and the file of its public half.
 fn with_recovery_key() -> (Appliance, PathBuf) {
@@ -104,6 +105,104 @@ fn who_looks_at_the_recovery_key_undoes_nothing_of_it() {
             assert!(told.get("fingerprint").is_none(), "it came back: {told}");
         }
     });
+}
+
+fn sentence(appliance: &Appliance) -> String {
+    let view = appliance.get("/v1/recovery").expect_status(200).json();
+    view["without_the_token"].as_str().expect("a sentence").to_owned()
+}
+
+fn wait_for_what(appliance: &Appliance, words: &str) {
+    wait_until("what the pass waits for", || {
+        let view = appliance.get("/v1/master").json();
+        view["rotation"]["waits_for"].as_str().is_some_and(|what| what.contains(words))
+    });
+}
+
+fn told(appliance: &Appliance, event: &str) -> usize {
+    events(&appliance.trail()).iter().filter(|told| *told == event).count()
+}
+
+#[test]
+fn a_recovery_key_is_corrected_whose_pass_cannot_end() {
+    let (mut appliance, first) = with_recovery_key();
+    let (_, second) = pair(&appliance.path(""), "second", 4096);
+    import_keys(&appliance, 60);
+    for round in 1..3 {
+        appliance.put("/v1/recovery", &set(&first)).expect_status(200);
+        appliance.kill();
+        trust(&mut appliance, &second);
+        appliance.start();
+        appliance.wait_for_state("ready");
+        wait_for_what(&appliance, "recovery key");
+        let create = json!({ "name": "new", "algorithm": "RSA-2048" });
+        appliance.post("/v1/keys", &create).expect_problem(409, "recovery-key");
+        let (begins, becomes) = match round {
+            1 => {
+                let begins = appliance.put("/v1/recovery", &set(&second));
+                (begins, "every key can be recovered")
+            }
+            _ => {
+                let begins = appliance.request("DELETE", "/v1/recovery", "", b"");
+                (begins, "nothing can be recovered")
+            }
+        };
+        begins.expect_status(200);
+        wait_for_rotation(&appliance);
+        assert!(sentence(&appliance).starts_with(becomes), "{}", sentence(&appliance));
+        assert_eq!(told(&appliance, "recovery-wrapped"), round, "the first never ended");
+        appliance.create_key(&format!("new{round}"));
+        trust(&mut appliance, &first);
+        appliance.restart();
+        appliance.wait_for_state("ready");
+    }
+}
+
+#[test]
+fn a_broken_record_of_the_recovery_key_is_told_and_replaced() {
+    let (mut appliance, public) = with_recovery_key();
+    import_keys(&appliance, 3);
+    let is_set = |appliance: &Appliance| {
+        appliance.put("/v1/recovery", &set(&public)).expect_status(200);
+        wait_for_rotation(appliance);
+        assert!(sentence(appliance).starts_with("every key can be"), "{}", sentence(appliance));
+        appliance.create_key(&format!("new{}", edits(appliance).len()));
+    };
+    let edited = |appliance: &mut Appliance, edit: fn(&Raw)| {
+        let told = edits(appliance).len();
+        appliance.stop();
+        edit(&Raw::open(appliance));
+        appliance.start();
+        wait_until("the trail to be told", || edits(appliance).len() == told + 1);
+        assert_eq!(edits(appliance)[told], "recovery");
+    };
+    is_set(&appliance);
+    edited(&mut appliance, |raw| raw.damage(APPLIANCE, "recovery"));
+    assert!(sentence(&appliance).starts_with("it is not known"), "{}", sentence(&appliance));
+    let status = appliance.get("/v1/status").json();
+    assert_eq!(status["without_the_token"], sentence(&appliance));
+    appliance.get("/v1/recovery?counts=true").expect_status(200);
+    assert_eq!(master(&appliance)["generation"], 1);
+    let create = json!({ "name": "not", "algorithm": "RSA-2048" });
+    appliance.post("/v1/keys", &create).expect_problem(409, "recovery-key");
+    // A rotation that was begun waits for it, and ends with it.
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_what(&appliance, "was changed outside");
+    is_set(&appliance);
+    assert_eq!(master(&appliance)["generation"], 2);
+    let ends = ["rotation-done", "recovery-wrapped"].map(|event| told(&appliance, event));
+    assert_eq!(ends, [1, 2]);
+    // Lost, it is told by the wraps that are there.
+    edited(&mut appliance, |raw| raw.remove(APPLIANCE, "recovery"));
+    is_set(&appliance);
+    edited(&mut appliance, |raw| raw.damage(APPLIANCE, "recovery"));
+    appliance.request("DELETE", "/v1/recovery", "", b"").expect_status(200);
+    wait_for_rotation(&appliance);
+    assert!(sentence(&appliance).starts_with("nothing can be"), "{}", sentence(&appliance));
+    appliance.create_key("after");
+    appliance.restart();
+    appliance.wait_for_state("ready");
+    is_set(&appliance);
 }
 
 #[test]
