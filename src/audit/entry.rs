@@ -246,6 +246,7 @@ pub struct EventNote {
     /// Whose refusals, and how many.
     pub(super) refused: Option<(String, u64)>,
     pub(super) at: Option<String>,
+    pub(super) store_key: Option<u32>,
 }
 
 impl EventNote {
@@ -264,6 +265,7 @@ impl EventNote {
             changes: None,
             refused: None,
             at: None,
+            store_key: None,
         }
     }
 
@@ -273,10 +275,15 @@ impl EventNote {
     }
 
     /// Store and trail were put back from the backup whose manifest has this SHA-256: it ends with line
-    /// `head` and shows the moment `at`.
-    pub fn restored(head: Head, digest: [u8; 32], at: jiff::Timestamp) -> Self {
+    /// `head` and shows the moment `at`. What older store keys than `store_key` sealed counts no more.
+    pub fn restored(
+        head: Head,
+        digest: [u8; 32],
+        at: jiff::Timestamp,
+        store_key: Option<u32>,
+    ) -> Self {
         let (line, at) = (Some(head.seq), Some(format!("{at:.6}")));
-        Self { line, at, ..Self::of(Event::Restored, digest) }
+        Self { line, at, store_key, ..Self::of(Event::Restored, digest) }
     }
 
     /// The trail that is no longer in its place ended with this line.
@@ -431,6 +438,7 @@ impl EventNote {
             line: self.line,
             bytes: self.bytes,
             at: self.at.as_deref().map(plain),
+            store_key: self.store_key,
             code: self.code.map(|code| plain(code.0)),
             ..line
         }

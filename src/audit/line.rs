@@ -137,6 +137,9 @@ pub struct Line<'a> {
     pub head: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<&'a str>,
+    /// Event `restored`: the oldest store key whose seals count from here on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_key: Option<u32>,
     /// Checkpoint: generation of the signing key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signer: Option<u32>,

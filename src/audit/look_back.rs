@@ -24,6 +24,8 @@ pub enum Told<'a> {
     Locked(bool),
     /// A master key of this generation was in use.
     Generation(u32),
+    /// A restore began another time, in which nothing counts that an older store key sealed.
+    FirstStoreKey(u32),
     /// Everything before it that the store does not hold was accepted by an operator.
     Accepted,
 }
@@ -124,6 +126,7 @@ fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
         (Kind::Event, Some(event)) if OF_MASTER.contains(&event) => {
             Told::Generation(line.generation?)
         }
+        (Kind::Event, Some("restored")) => Told::FirstStoreKey(line.store_key?),
         (Kind::Event, Some("locked")) => Told::Locked(true),
         (Kind::Event, Some("unlocked" | "initialised")) => Told::Locked(false),
         (Kind::Event, Some("break-recorded")) => match line.code {

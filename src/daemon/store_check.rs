@@ -30,6 +30,8 @@ pub struct StoreCheck {
     lock_removed: Option<u64>,
     /// The highest generation of the master key and the line that tells it.
     generation: Option<(u32, u64)>,
+    /// The highest store key that a restore began with, and the line that tells it.
+    first_store_key: Option<(u32, u64)>,
     /// By resource, the highest revision and the line that tells it.
     told: HashMap<String, (u64, u64)>,
 }
@@ -44,6 +46,7 @@ impl StoreCheck {
             locked: None,
             lock_removed: None,
             generation: None,
+            first_store_key: None,
             told: HashMap::new(),
         };
         let until = check.left.saturating_sub(NEWEST);
@@ -55,6 +58,7 @@ impl StoreCheck {
     fn step(&mut self) -> Result<bool, AuditError> {
         let Some(back) = self.back.as_mut().filter(|_| self.left > 0) else { return Ok(false) };
         let (told, locked, generation) = (&mut self.told, &mut self.locked, &mut self.generation);
+        let first = &mut self.first_store_key;
         let mut accepted = false;
         let mut show = |line: u64, what: Told<'_>| {
             match what {
@@ -66,6 +70,7 @@ impl StoreCheck {
                 }
                 Told::Locked(is_locked) => _ = locked.get_or_insert((line, is_locked)),
                 Told::Generation(in_use) => *generation = (*generation).max(Some((in_use, line))),
+                Told::FirstStoreKey(id) => *first = (*first).max(Some((id, line))),
                 Told::Accepted => {
                     accepted = true;
                     return ControlFlow::Break(());
@@ -104,6 +109,9 @@ impl StoreCheck {
         let mut behind = self.lock_removed.take().is_some();
         if let Some((generation, line)) = self.generation {
             behind |= appliance.hold_home_against(line, generation, self.accepts).await;
+        }
+        if let Some((id, line)) = self.first_store_key {
+            behind |= appliance.hold_store_keys_against(line, id, self.accepts).await;
         }
         for (resource, (revision, line)) in self.told.drain() {
             behind |= appliance.hold_against(line, &resource, revision, self.accepts).await?;

@@ -21,10 +21,11 @@ const AT_ONCE: usize = 16;
 
 impl Records {
     /// Seals every record anew that opens; what is broken stays so. Nobody else works with the store.
+    /// Returns the store key that counts from here on.
     ///
     /// # Errors
     /// Where store, token or custody does not work.
-    pub async fn begin_anew(&self) -> Result<(), RecordError> {
+    pub async fn begin_anew(&self) -> Result<u32, RecordError> {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let id = home.newest_store_key().id + 1;
         let made = self.custody.new_store_key(id, id).await?;
@@ -51,7 +52,10 @@ impl Records {
         next.store_keys.push(made);
         self.replace_home(next);
         *self.count.lock().await = Count::read(self.store.as_ref())?;
-        if wrapped { Ok(()) } else { self.not_every_key().await }
+        if !wrapped {
+            self.not_every_key().await?;
+        }
+        Ok(id)
     }
 
     async fn seal_table_anew(

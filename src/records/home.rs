@@ -64,7 +64,7 @@ impl HomeRecord {
     /// The oldest store key whose seals count: what older ones sealed belongs to a time that a restore has
     /// ended. No store key opens under another `first` than it was made with, and nothing that counts was
     /// sealed by one that was made before the restore.
-    pub(super) fn first_store_key(&self) -> u32 {
+    pub fn first_store_key(&self) -> u32 {
         self.store_keys.iter().map(|key| key.first).max().unwrap_or(0)
     }
 

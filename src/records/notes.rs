@@ -23,6 +23,9 @@ pub struct RestoredRecord {
     pub head: String,
     /// The last line of the trail that was in this one's place, if there was one.
     pub left_behind: Option<String>,
+    /// The oldest store key whose seals count since; not there in older records.
+    #[serde(default)]
+    pub store_key: Option<u32>,
 }
 
 /// Left by a reseal.

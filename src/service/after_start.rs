@@ -38,7 +38,8 @@ impl Appliance {
         let Some(restored) = self.noted::<RestoredRecord>("restored").await? else { return Ok(()) };
         let broken = |_| Error::Record(RecordError::Broken("appliance/restored".to_owned()));
         let head = restored.head.parse().map_err(broken)?;
-        let line = EventNote::restored(head, restored.digest, restored.created_at);
+        let RestoredRecord { digest, created_at, store_key, .. } = restored;
+        let line = EventNote::restored(head, digest, created_at, store_key);
         self.trail.event(line).await?;
         if let Some(left_behind) = &restored.left_behind {
             let head = left_behind.parse().map_err(broken)?;

@@ -67,6 +67,31 @@ impl Appliance {
             "master generation {generation} is in use since line {line} of the trail or earlier, and the store says \
              {found}: an older record was put back"
         );
+        self.hold_all_back(line, why).await;
+        true
+    }
+
+    /// The same for the store key that a restore began with, as a line of the trail tells: a store in which
+    /// older ones count is of the time that the restore ended.
+    pub async fn hold_store_keys_against(&self, line: u64, first: u32, accepted: bool) -> bool {
+        let Some(home) = self.records.home().filter(|home| home.first_store_key() < first) else {
+            return false;
+        };
+        let found = home.first_store_key();
+        if accepted {
+            let what = "the store is of the time before a restore";
+            tracing::warn!(found, first, line, "{what}; accepted");
+            return true;
+        }
+        let why = format!(
+            "line {line} of the trail tells of a restore, and the store is one from before it: it was put back"
+        );
+        self.hold_all_back(line, why).await;
+        true
+    }
+
+    /// Nothing is done any more but to tell why.
+    async fn hold_all_back(&self, line: u64, why: String) {
         if self.standing.home_behind.set(why.clone()).is_ok() {
             tracing::error!(
                 why,
@@ -75,7 +100,6 @@ impl Appliance {
             );
             self.tell_edited("home-behind", line).await;
         }
-        true
     }
 
     /// Tells the trail that the store does not hold what this line tells.

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step};
-use crate::appliance::Appliance;
+use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
+use crate::appliance::{Appliance, wait_until};
 use crate::backup::{backup, command, expect_done, expect_refused, made, text};
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Picture, Raw, SECRET};
 use crate::recovery::offline;
@@ -40,6 +40,10 @@ fn records_of_a_time_that_a_restore_ended_are_taken_for_nothing() {
     let (mut appliance, abandoned, ciphertext) = put_back();
     expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "hello");
     expect_plaintext(&reveal(&appliance, "s"), "of the backup");
+    wait_until("the trail to be told", || {
+        let lines = trail_lines(&appliance.trail());
+        lines.iter().any(|line| line["event"] == "restored" && line["store_key"] == 2)
+    });
     // Revisions go on where the backup was.
     let put = put_secret(&appliance, "s", "other", "after the restore").expect_status(200).json();
     assert_eq!(put["revision"], 2);
@@ -68,6 +72,17 @@ fn records_of_a_time_that_a_restore_ended_are_taken_for_nothing() {
     appliance.start();
     assert!(decrypt(&appliance, "k", &ciphertext, None).status >= 400);
     assert!(reveal(&appliance, "s").status >= 400);
+    appliance.stop();
+
+    // Nor the whole store of that time, with all that lies open in the store as it has to be.
+    let raw = Raw::open(&appliance);
+    raw.restore(&abandoned);
+    raw.put_back(&since, APPLIANCE, "head");
+    raw.put_back(&since, APPLIANCE, "changes");
+    drop(raw);
+    appliance.start();
+    appliance.wait_for_state("store-edited");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "store-edited");
     appliance.stop();
     Raw::open(&appliance).restore(&since);
     appliance.start();

@@ -208,8 +208,8 @@ async fn open_all(
     found.time = started.elapsed();
     // Where this is to be restored: while there is a custody, and in this order.
     if let (Ok(_), Some(note)) = (&checked, note) {
-        opened.begin_anew().await?;
-        opened.leave_note(note).await?;
+        let store_key = Some(opened.begin_anew().await?);
+        opened.leave_note(&RestoredRecord { store_key, ..note.clone() }).await?;
     }
     tokio::task::block_in_place(|| scratch.end_custody());
     shown.end();

@@ -101,6 +101,7 @@ fn restore(arguments: &Restore, file: &Path, config: Config) -> Result<Report, D
         created_at: archive.manifest.created_at,
         head: archive.manifest.trail.head.clone(),
         left_behind: left_behind.as_ref().map(ToString::to_string),
+        store_key: None,
     };
     let examined = examine::examine(&archive, damages, &config, places, &mut scratch, Some(&note))?;
     let mut told = Told::of(&archive, &examined, file);
