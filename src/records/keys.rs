@@ -70,7 +70,11 @@ impl Records {
             return Ok(Some(known));
         }
         let Some(record) = self.stored_key(name).await?.map(Arc::new) else { return Ok(None) };
-        self.opened.keep_if(&record, || self.is_served_at(name, record.revision))?;
+        let is_kept = || {
+            let served = self.is_served_at(name, record.revision)?;
+            Ok(served && self.store.is_durable(Table::Key, name.as_str()))
+        };
+        self.opened.keep_if(&record, is_kept)?;
         Ok(Some(record))
     }
 

@@ -1,18 +1,22 @@
 //! What readers see before it is durable: batches are applied in groups and made durable together, and
 //! what was read between the two may leave only once its group has ended well.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::StoreError;
+use super::batch::Planned;
+use super::{StoreError, Table};
 
 /// Numbers the groups of batches, one after the other: the one begun last, and the one ended last.
 pub(super) struct Groups {
     begun: AtomicU64,
     ended: AtomicU64,
     told: watch::Sender<Ended>,
+    /// What was applied and is not known to be durable.
+    open: Mutex<HashSet<(Table, String)>>,
 }
 
 #[derive(Default)]
@@ -31,7 +35,8 @@ const CLOSED: u64 = u64::MAX;
 impl Groups {
     pub fn new() -> Arc<Self> {
         let told = watch::Sender::new(Ended::default());
-        Arc::new(Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0), told })
+        let (begun, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { begun, ended, told, open: Mutex::default() })
     }
 
     /// Before the first batch of a group is applied.
@@ -39,8 +44,32 @@ impl Groups {
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Before a batch of the group is applied.
+    pub fn touch(&self, planned: &[Planned]) {
+        let touched = planned.iter().map(|planned| (planned.table, planned.key.clone()));
+        self.open().extend(touched);
+    }
+
+    /// Whether what is seen at an address is durable.
+    pub fn is_durable(&self, table: Table, key: &str) -> bool {
+        let open = self.open();
+        open.is_empty() || !open.contains(&(table, key.to_owned()))
+    }
+
+    /// The store was opened anew: what it shows now is durable.
+    pub fn reopened(&self) {
+        self.open().clear();
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashSet<(Table, String)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The group that was begun last is durable, or it is open whether it is.
     pub fn end(&self, result: &Result<(), StoreError>) {
+        if result.is_ok() {
+            self.open().clear();
+        }
         self.tell(self.begun.load(Ordering::Acquire), result);
     }
 

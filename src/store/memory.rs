@@ -138,6 +138,10 @@ impl Store for MemoryStore {
         Look::at_once()
     }
 
+    fn is_durable(&self, _: Table, _: &str) -> bool {
+        true
+    }
+
     fn commit(&self, batch: Batch) -> CommitFuture {
         let result = self.apply(batch);
         Box::pin(std::future::ready(result))

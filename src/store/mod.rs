@@ -213,6 +213,9 @@ pub trait Store: Send + Sync {
     /// To be made before something is read that is to leave.
     fn look(&self) -> Look;
 
+    /// Whether what a read at an address has just seen is durable: what is kept in memory has to be.
+    fn is_durable(&self, table: Table, key: &str) -> bool;
+
     /// Does all of a batch or nothing of it. After [`StoreError::Unsettled`] it is open which, after any
     /// other error nothing was done.
     fn commit(&self, batch: Batch) -> CommitFuture;

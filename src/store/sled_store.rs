@@ -173,6 +173,10 @@ impl Store for SledStore {
         self.shared.groups.look()
     }
 
+    fn is_durable(&self, table: Table, key: &str) -> bool {
+        self.shared.groups.is_durable(table, key)
+    }
+
     fn commit(&self, batch: Batch) -> CommitFuture {
         let (reply, answer) = oneshot::channel();
         if let Some(jobs) = &self.jobs {
@@ -275,6 +279,7 @@ impl Shared {
                     continue;
                 }
             };
+            self.groups.touch(&planned);
             match self.with_engine(|engine| engine.apply(planned)).0 {
                 Ok(changes) => applied.push((reply, changes)),
                 Err(error) => {
@@ -374,6 +379,7 @@ impl Shared {
         let next = match self.check_room().and_then(|()| Engine::open(&self.settings)) {
             Ok(engine) => {
                 tracing::info!("the store works again");
+                self.groups.reopened();
                 State::Open(engine)
             }
             Err(error) => State::Failed { error, retry: Some(Instant::now() + RETRY), spent: None },

@@ -28,12 +28,14 @@ fn what_is_seen_before_it_is_durable_leaves_only_when_it_is() {
         assert!(Instant::now() < deadline, "it is never applied");
         std::thread::sleep(Duration::from_millis(1));
     }
+    assert!(!store.is_durable(Table::Key, "a") && store.is_durable(Table::Key, "b"));
     let mut durable = std::pin::pin!(look.durable());
     let early = runtime
         .block_on(async { tokio::time::timeout(Duration::from_millis(50), &mut durable).await });
     assert!(early.is_err(), "{early:?}");
     drop(held);
     assert_eq!(runtime.block_on(durable), Ok(()));
+    assert!(store.is_durable(Table::Key, "a"));
     assert_eq!(runtime.block_on(store.look().durable()), Ok(()));
     runtime.block_on(commit).unwrap();
 }
@@ -50,6 +52,7 @@ async fn after_a_failed_sync_it_stays_closed_and_says_so() {
     }
     assert_eq!(store.commit(put("b")).await, unsettled(StoreError::NotSynced), "it may be there");
     assert_eq!(store.health(), Err(StoreError::NotSynced));
+    assert!(!store.is_durable(Table::Key, "b"));
     store.shared.fail(&StoreError::Full);
     assert_eq!(store.shared.until_retry(), None, "no other failure has it opened again");
     assert_eq!(store.commit(put("c")).await, Err(StoreError::NotSynced), "it is not tried");
