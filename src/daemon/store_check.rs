@@ -28,6 +28,8 @@ pub struct StoreCheck {
     /// The newest event of its kind: its line, and whether the appliance was locked.
     locked: Option<(u64, bool)>,
     lock_removed: Option<u64>,
+    /// The store knows of a lock that the trail does not: a lock or an unlock was cut short.
+    lock_untold: bool,
     /// The highest generation of the master key and the line that tells it.
     generation: Option<(u32, u64)>,
     /// The highest store key that a restore began with, and the line that tells it.
@@ -45,6 +47,7 @@ impl StoreCheck {
             accepts: settings.on_break == OnBreak::Record,
             locked: None,
             lock_removed: None,
+            lock_untold: false,
             generation: None,
             first_store_key: None,
             told: HashMap::new(),
@@ -90,6 +93,8 @@ impl StoreCheck {
             Some((line, true)) if unlocked => Some(line),
             _ => None,
         };
+        let locked = matches!(wanted, Wanted::Locked);
+        self.lock_untold = locked && matches!(self.locked, Some((_, false)));
         if let Some(line) = self.lock_removed {
             let accepted = self.accepts;
             tracing::error!(line, accepted, "the trail knows of a lock that the store does not");
@@ -101,6 +106,11 @@ impl StoreCheck {
     pub async fn newest(&mut self, appliance: &Appliance) -> Result<(), DaemonError> {
         if let Some(line) = self.lock_removed.filter(|_| !self.accepts) {
             appliance.tell_edited("lock-removed", line).await;
+        }
+        if self.lock_untold {
+            let note = EventNote::because(Event::Locked, Code("at-start"));
+            // A line that cannot be written now is owed.
+            drop(appliance.trail().event(note).await);
         }
         self.hold_against(appliance).await
     }

@@ -157,6 +157,8 @@ fn a_lock_that_is_taken_away_in_the_store_still_holds() {
     scene.whole = Raw::open(&scene.appliance).picture();
     let put = |raw: &Raw| raw.put(APPLIANCE, "locked", [&[0; 8], record.as_bytes()].concat());
     scene.round("lock put", put, Comes::State("locked"));
+    // The trail is told of it, whoever it was: so it is not taken away unnoticed either.
+    scene.round("the same taken away", |_| (), Comes::State("locked"));
 }
 
 /// The codes of the events that tell of an edit.
