@@ -74,7 +74,15 @@ fn module(settings: &token::Settings) -> Check {
 
 fn pin(settings: &token::Settings, credentials: Option<&Path>) -> Check {
     match read_pin(settings, credentials) {
-        Ok(_) => ok("pin", "readable by custody alone".to_owned()),
+        Ok(_) => match &settings.pin_credential {
+            Some(name) => ok(
+                "pin",
+                format!(
+                    "the credential \"{name}\"; who may read the file it is made of is not seen"
+                ),
+            ),
+            None => ok("pin", "readable by custody alone".to_owned()),
+        },
         Err(error) => fail("pin", error.to_string(), "[token] pin_file or pin_credential"),
     }
 }

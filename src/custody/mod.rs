@@ -28,6 +28,7 @@ mod notice;
 mod opening;
 mod outage;
 mod passing;
+mod pins;
 mod probe;
 mod process;
 pub mod protocol;

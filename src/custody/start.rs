@@ -15,6 +15,7 @@ use nix::unistd::{User, geteuid};
 use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
 use super::needs::{Granted, Surroundings, needs};
+use super::pins::Pins;
 use super::probe::Probe;
 use super::process::{self, Settings, StartError};
 use super::protocol::{Fault, Outage, Reason};
@@ -98,21 +99,31 @@ pub fn resolve(user: Option<&str>) -> Result<u32, StartError> {
 }
 
 fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted) -> Opener {
+    let (pins, place) = (Pins::of(&settings), settings.clone());
+    let configured = move || {
+        read_pin(&place, credentials.as_deref()).map_err(|error| {
+            match sandbox::entered().is_some() && file.is_replaced() {
+                // The next process can open it.
+                true => Fault::TokenUnavailable(Outage::new(
+                    Reason::PinUnavailable,
+                    format!("{error}; custody starts anew for it"),
+                )),
+                false => Fault::PinUnavailable(error.to_string()),
+            }
+        })
+    };
     Box::new(move |given| {
+        let is_configured = given.is_none();
         let pin = match given {
             Some(pin) => pin,
-            None => read_pin(&settings, credentials.as_deref()).map_err(|error| {
-                match sandbox::entered().is_some() && file.is_replaced() {
-                    // The next process can open it.
-                    true => Fault::TokenUnavailable(Outage::new(
-                        Reason::PinUnavailable,
-                        format!("{error}; custody starts anew for it"),
-                    )),
-                    false => Fault::PinUnavailable(error.to_string()),
-                }
-            })?,
+            None => {
+                let pin = configured()?;
+                pins.may_try(&pin)?;
+                pin
+            }
         };
-        let token = Pkcs11Token::open(&settings, &pin)?;
+        let opened = Pkcs11Token::open(&settings, &pin);
+        let token = pins.tried(pin, is_configured, opened)?;
         Ok(Arc::new(token) as Arc<dyn Token>)
     })
 }

@@ -75,9 +75,11 @@ static TABLE: [Row; 16] = [
         state: "pin-refused",
         code: "pin-refused",
         text: "the token refused the PIN; an operator has to act",
-        next: "an operator checks the PIN by hand, then `strongroom unlock`; a further wrong PIN may lock \
-               the token",
-        mends: "[token] pin_file or pin_credential, then `strongroom unlock`",
+        next: "an operator corrects the PIN's file, then `strongroom unlock`, which tries no PIN of it again \
+               that was refused; where it is a systemd credential, `systemctl restart strongroom-custody` \
+               comes before; a further wrong PIN may lock the token",
+        mends: "[token] pin_file, then `strongroom unlock`; or pin_credential, then `systemctl restart \
+                strongroom-custody` and `strongroom unlock`",
         passes: false,
     },
     Row {

@@ -61,8 +61,9 @@ pub enum Error {
     Edited,
     #[error("the appliance is not locked")]
     NotLocked,
-    #[error("the token refused the PIN: {0}")]
-    PinRefused(String),
+    /// Only who asked for an unlock is told why.
+    #[error("the token refused the PIN: {why}")]
+    PinRefused { why: String, told: bool },
     /// No PIN was tried. Only who asked for an unlock is told why.
     #[error("there is no PIN: {why}")]
     PinUnavailable { why: String, told: bool },
@@ -121,7 +122,7 @@ impl From<CustodyError> for Error {
             CustodyError::Fault(Fault::DecryptionFailed) => Error::DecryptionFailed,
             CustodyError::Fault(Fault::Locked) => Error::Locked,
             CustodyError::Fault(Fault::NotInitialised) => Error::NotInitialised,
-            CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused(why),
+            CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused { why, told: false },
             CustodyError::Fault(Fault::PinUnavailable(why)) => {
                 Error::PinUnavailable { why, told: false }
             }
@@ -142,7 +143,7 @@ impl Error {
             Error::NotInitialised => Cause::NotInitialised,
             Error::Locked => Cause::Locked,
             Error::Edited => Cause::Edited,
-            Error::PinRefused(_) => Cause::Token(Reason::PinRefused),
+            Error::PinRefused { .. } => Cause::Token(Reason::PinRefused),
             Error::PinUnavailable { .. } => Cause::Token(Reason::PinUnavailable),
             Error::Master(_) => Cause::Token(Reason::MasterUnfit),
             Error::Audit(_) => Cause::Trail,
@@ -212,7 +213,10 @@ impl Error {
             (Error::Record(RecordError::Store(error @ StoreError::Scarce(_))), _) => {
                 error.to_string()
             }
-            (Error::PinUnavailable { told: true, .. }, _) => self.to_string(),
+            (
+                Error::PinUnavailable { told: true, .. } | Error::PinRefused { told: true, .. },
+                _,
+            ) => self.to_string(),
             (_, Some(cause)) => cause.row().text.to_owned(),
             (Error::OutcomeOwed(_), _) => {
                 "it is done; the audit trail could not be told of its outcome \

@@ -54,9 +54,19 @@ impl Request for Lock {
         if !matches!(signed, Ok(Ok(_))) {
             tracing::warn!(request_id = request_id(), "no checkpoint before the lock");
         }
+        appliance.standing.forget_unlock();
         appliance.custody.lock().await?;
         appliance.tell(EventNote::new(Event::Locked)).await;
         Ok(appliance.status().await)
+    }
+}
+
+/// Who asked for an unlock is told what is wrong with the PIN.
+fn told(error: Error) -> Error {
+    match error {
+        Error::PinUnavailable { why, .. } => Error::PinUnavailable { why, told: true },
+        Error::PinRefused { why, .. } => Error::PinRefused { why, told: true },
+        other => other,
     }
 }
 
@@ -96,9 +106,10 @@ impl Request for Unlock {
         };
         let home = appliance.records.home().map(|home| home.for_custody());
         let unlocked = appliance.custody.unlock(locks, home, pin).await;
-        unlocked.map_err(|error| match error.into() {
-            Error::PinUnavailable { why, .. } => Error::PinUnavailable { why, told: true },
-            other => other,
+        unlocked.map_err(|error| {
+            let error = error.into();
+            appliance.standing.unlock_failed(&error);
+            told(error)
         })?;
         let _no_lock_begins = appliance.locking.lock().await;
         if appliance.custody.locks() != locks {

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::cause::Cause;
+use super::error::Error;
 use crate::key::WaitingPeriod;
 use crate::policy::Action;
 
@@ -41,13 +43,36 @@ pub struct Standing {
     pub(super) edits_told: AtomicU64,
     /// Why the record of what the appliance is cannot be the newest one, where that is known.
     pub(super) home_behind: OnceLock<String>,
+    /// Why the newest unlock since the last lock failed, where that was the PIN.
+    unlock_failed: Mutex<Option<(Cause, String)>>,
 }
 
 impl Standing {
     pub(super) fn new() -> Self {
         let edits_told = AtomicU64::new(0);
         let (counts, home_behind) = (Mutex::new(BTreeMap::new()), OnceLock::new());
-        Self { started: Instant::now(), counts, edits_told, home_behind }
+        let unlock_failed = Mutex::default();
+        Self { started: Instant::now(), counts, edits_told, home_behind, unlock_failed }
+    }
+
+    /// An unlock came to this: what was wrong with the PIN stays known while the appliance is locked.
+    pub(super) fn unlock_failed(&self, error: &Error) {
+        if let (Error::PinRefused { .. } | Error::PinUnavailable { .. }, Some(cause)) =
+            (error, error.cause())
+        {
+            let failed = Some((cause, error.to_string()));
+            *self.unlock_failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        }
+    }
+
+    /// A lock is a new beginning.
+    pub(super) fn forget_unlock(&self) {
+        *self.unlock_failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Why the newest unlock failed, if it was the PIN.
+    pub(super) fn failed_unlock(&self) -> Option<(Cause, String)> {
+        self.unlock_failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn count(&self, action: Action, result: &'static str) {

@@ -150,7 +150,12 @@ impl Appliance {
     /// What keeps it from all of its work, worst first, and why. In a brown-out the token does not count.
     pub(super) fn trouble(&self, link: &LinkState) -> (Option<Cause>, String) {
         if matches!(link, LinkState::Locked) {
-            return (Some(Cause::Locked), "an operator locked it".to_owned());
+            let locked = "an operator locked it";
+            let detail = match self.standing.failed_unlock() {
+                Some((_, why)) => format!("{locked}, and the newest unlock failed: {why}"),
+                None => locked.to_owned(),
+            };
+            return (Some(Cause::Locked), detail);
         }
         if let Some(outage) = link.outage().filter(|_| !matches!(link, LinkState::BrownOut { .. }))
         {
@@ -205,7 +210,14 @@ impl Appliance {
         let link = self.custody.state();
         let (state, detail) = self.state_at(&link);
         let away = || link.outage().map(|outage| Cause::Token(outage.reason));
-        let next = self.trouble(&link).0.or_else(away).map_or("", |cause| cause.row().next);
+        let cause = match self.trouble(&link).0 {
+            // What keeps it from being unlocked is to be mended first.
+            Some(Cause::Locked) => {
+                self.standing.failed_unlock().map(|(cause, _)| cause).or(Some(Cause::Locked))
+            }
+            cause => cause.or_else(away),
+        };
+        let next = cause.map_or("", |cause| cause.row().next);
         let token_away = self.token_away_at(&link);
         let custody = match link {
             LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => self.custody.glance().await,

@@ -172,8 +172,64 @@ fn the_pin_may_come_as_a_credential() {
     appliance.set_environment("CREDENTIALS_DIRECTORY", &directory.display().to_string());
     appliance.start();
     assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+    let doctor = appliance.get("/v1/doctor").text();
+    assert!(doctor.contains("token-pin") && !doctor.contains("custody alone"), "{doctor}");
     appliance.post("/v1/lock", &json!({})).expect_status(200);
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
+}
+
+#[test]
+fn a_refused_pin_is_not_tried_again_by_an_unlock_until_it_is_another() {
+    for of_systemd in [true, false] {
+        let mut appliance = Appliance::new();
+        appliance.stop();
+        let mut source = appliance.token().pin_file();
+        if of_systemd {
+            let directory = appliance.path("credentials");
+            std::fs::create_dir(&directory).unwrap();
+            source = directory.join("pin");
+            appliance.change_config(|config| {
+                let token = config["token"].as_table_mut().expect("a table");
+                token.insert("pin_credential".to_owned(), "pin".into());
+            });
+            appliance.set_environment("CREDENTIALS_DIRECTORY", &directory.display().to_string());
+        }
+        write_private(&source, WRONG);
+        appliance.start();
+        appliance.wait_for_state("pin-refused");
+        let tried = tries(&appliance);
+        for _ in 0..3 {
+            let refused = appliance.post("/v1/unlock", &json!({}));
+            refused.expect_problem(503, "pin-refused");
+            let text = refused.text();
+            assert!(text.contains("was not tried again"), "{text}");
+            let named = if of_systemd { "the credential" } else { "the PIN is in /" };
+            assert!(text.contains(named), "{text}");
+            assert!(text.contains("systemctl restart strongroom-custody"), "{text}");
+        }
+        assert_eq!(tries(&appliance), tried, "the token was not asked");
+        write_private(&source, PIN);
+        appliance.post("/v1/unlock", &json!({})).expect_status(200);
+        assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
+    }
+}
+
+#[test]
+fn a_refused_pin_stays_known_while_it_is_locked() {
+    let appliance = Appliance::new();
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    let status = || appliance.get("/v1/status").json();
+    assert_eq!(status()["detail"], "an operator locked it");
+    let output = appliance.cli_with(&["unlock", "--pin-file", "-"], WRONG.as_bytes());
+    assert_eq!(output.status.code(), Some(1));
+    let said = status();
+    assert_eq!(said["state"], "locked");
+    assert!(said["detail"].to_string().contains("refused the PIN"), "{said}");
+    assert!(said["next"].to_string().contains("may lock the token"), "{said}");
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    assert_eq!(status()["state"], "ready");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    assert_eq!(status()["detail"], "an operator locked it");
 }
 
 /// When the token last wrote about itself: SoftHSM does at every wrong PIN, and at a right one after it.
