@@ -94,6 +94,8 @@ pub struct Details {
     pub digest: Option<[u8; 32]>,
     /// How many changes of records the store is known to hold after the deed.
     pub changes: Option<u64>,
+    /// The revision of the record of the pass over all keys that it began.
+    pub pass: Option<u64>,
 }
 
 /// A stable word for why something was not done, as the API's errors carry it: `decryption-failed`.
@@ -380,6 +382,7 @@ impl Details {
             without_token: self.without_token,
             reason: self.reason.map(|reason| plain(reason.0)),
             changes: self.changes,
+            pass: self.pass,
             ..line
         }
     }

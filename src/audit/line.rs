@@ -104,6 +104,9 @@ pub struct Line<'a> {
     /// How many changes of records the store held after the deed: never more than it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<u64>,
+    /// The revision of the record of the pass over all keys that the deed began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'a str>,
     /// Event: version of the program.

@@ -26,6 +26,9 @@ pub enum Told<'a> {
     Generation(u32),
     /// A restore began another time, in which nothing counts that an older store key sealed.
     FirstStoreKey(u32),
+    /// A pass over all keys was begun: the revision of its own record, and where the recovery key was set or
+    /// taken away with it, that of this one's.
+    Begun { pass: u64, recovery: Option<u64> },
     /// Everything before it that the store does not hold was accepted by an operator.
     Accepted,
 }
@@ -115,11 +118,15 @@ const OF_MASTER: [&str; 5] =
 /// What a line says of the store. Most say nothing of it, and are passed over without a parser.
 fn read(line: &[u8]) -> Option<(u64, Told<'_>)> {
     let text = std::str::from_utf8(line).ok()?;
-    if !text.contains("\"revision\":") && !text.contains("\"event\":") {
+    let members = ["\"revision\":", "\"pass\":", "\"event\":"];
+    if !members.iter().any(|member| text.contains(member)) {
         return None;
     }
     let line = Line::read(line)?;
     let told = match (line.kind, line.event) {
+        (Kind::Outcome, _) if line.pass.is_some() && line.result == Some("done") => {
+            Told::Begun { pass: line.pass?, recovery: line.revision }
+        }
         (Kind::Outcome, _) if line.result == Some("done") && !is_read(line.action) => {
             Told::Revision { resource: line.resource?, revision: line.revision? }
         }

@@ -3,7 +3,7 @@
 //! The newest part is read before anybody is served; the rest beside the first requests, and no further
 //! back than the settings say.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::DaemonError;
 use crate::audit::{self, AuditError, Code, Event, EventNote, LookBack, OnBreak, Told};
 use crate::custody::Wanted;
+use crate::records::{RECOVERY, ROTATION};
 use crate::service::Appliance;
 
 /// How many bytes of the trail's end are read before anybody is served.
@@ -34,6 +35,9 @@ pub struct StoreCheck {
     generation: Option<(u32, u64)>,
     /// The highest store key that a restore began with, and the line that tells it.
     first_store_key: Option<(u32, u64)>,
+    /// The appliance's own records of which the newest line was found. They may begin anew after an older
+    /// one was put back, so older lines tell nothing of them.
+    newest: HashSet<&'static str>,
     /// By resource, the highest revision and the line that tells it.
     told: HashMap<String, (u64, u64)>,
 }
@@ -50,6 +54,7 @@ impl StoreCheck {
             lock_untold: false,
             generation: None,
             first_store_key: None,
+            newest: HashSet::new(),
             told: HashMap::new(),
         };
         let until = check.left.saturating_sub(NEWEST);
@@ -62,6 +67,7 @@ impl StoreCheck {
         let Some(back) = self.back.as_mut().filter(|_| self.left > 0) else { return Ok(false) };
         let (told, locked, generation) = (&mut self.told, &mut self.locked, &mut self.generation);
         let first = &mut self.first_store_key;
+        let newest = &mut self.newest;
         let mut accepted = false;
         let mut show = |line: u64, what: Told<'_>| {
             match what {
@@ -72,6 +78,15 @@ impl StoreCheck {
                     }
                 }
                 Told::Locked(is_locked) => _ = locked.get_or_insert((line, is_locked)),
+                Told::Begun { pass, recovery } => {
+                    for (resource, revision) in [(ROTATION, Some(pass)), (RECOVERY, recovery)] {
+                        if let Some(revision) = revision
+                            && newest.insert(resource)
+                        {
+                            told.insert(resource.to_owned(), (revision, line));
+                        }
+                    }
+                }
                 Told::Generation(in_use) => *generation = (*generation).max(Some((in_use, line))),
                 Told::FirstStoreKey(id) => *first = (*first).max(Some((id, line))),
                 Told::Accepted => {

@@ -7,6 +7,10 @@ use super::{RecordError, Records};
 use crate::key::Name;
 use crate::store::Table;
 
+/// The records of the recovery key and of the pass over all keys, as [`Records::reached`] takes them.
+pub const RECOVERY: &str = "appliance/recovery";
+pub const ROTATION: &str = "appliance/rotation";
+
 /// Addresses that are not served until the process starts anew.
 #[derive(Default)]
 pub struct Behind(RwLock<HashSet<(Table, String)>>);
@@ -32,6 +36,14 @@ impl Records {
         }
     }
 
+    /// Serves again what was held back, because it was made anew.
+    pub(super) fn release(&self, resources: &[&str]) {
+        let mut behind = self.behind.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (table, key) in resources.iter().filter_map(|resource| address_of(resource)) {
+            behind.remove(&(table, key.to_owned()));
+        }
+    }
+
     /// Refuses what is held back.
     pub(super) fn must_not_be_behind(&self, table: Table, key: &str) -> Result<(), RecordError> {
         let behind = self.behind.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -45,6 +57,7 @@ impl Records {
 fn address_of(resource: &str) -> Option<(Table, &str)> {
     let (kind, name) = resource.split_once('/')?;
     let table = match kind {
+        _ if [RECOVERY, ROTATION].contains(&resource) => return Some((Table::Appliance, name)),
         "key" => Table::Key,
         "secret" => Table::Secret,
         _ => return None,

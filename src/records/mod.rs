@@ -37,6 +37,7 @@ use crate::custody::{Client, CustodyError};
 use crate::key::Name;
 use crate::store::{Batch, Expect, Store, StoreError, Stored, Table};
 
+pub use behind::{RECOVERY, ROTATION};
 pub use census::{Census, Dependents};
 pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
@@ -186,6 +187,7 @@ impl Records {
         memo: &Memo<Stored, At<T>>,
         key: &str,
     ) -> Result<Option<Arc<At<T>>>, RecordError> {
+        self.must_not_be_behind(Table::Appliance, key)?;
         let Some(stored) = self.store.get(Table::Appliance, key)? else { return Ok(None) };
         if let Some(known) = memo.of(&stored) {
             return Ok(Some(known));
@@ -244,7 +246,10 @@ impl Records {
         (table, key, known): (Table, &str, Option<u64>),
         record: &T,
     ) -> Result<Batch, RecordError> {
-        self.must_not_be_behind(table, key)?;
+        // The appliance's own records are made anew whatever is there.
+        if table != Table::Appliance {
+            self.must_not_be_behind(table, key)?;
+        }
         let (revision, expect) = match known {
             Some(known) => (known + 1, Expect::Revision(known)),
             None => {

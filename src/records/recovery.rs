@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::home::{HomeRecord, encode, plain};
 use super::memo::Memo;
-use super::{At, PassRecord, RecordError, Records, address};
+use super::rotation::ROTATION;
+use super::{At, PassRecord, RecordError, Records, address, behind};
 use crate::custody::protocol::{Fault, RecordAddress, StoreKey};
 use crate::custody::{CustodyError, Fingerprint, RecoveredStoreKey, generation_of, recovery_of};
 use crate::store::{Batch, Expect, Store, Stored, Table};
@@ -63,7 +64,8 @@ impl Records {
     }
 
     /// Sets the recovery key, or none, and begins the pass that brings every key to it, in one commit:
-    /// in place of the pass that was kept at the revision `over`, or of none.
+    /// in place of the pass that was kept at the revision `over`, or of none. Returns the revisions of both
+    /// records, of the recovery key's first.
     ///
     /// # Errors
     /// [`RecordError::Conflict`] where that pass went on meanwhile.
@@ -72,7 +74,12 @@ impl Records {
         set: Option<&RecoveryRecord>,
         begins: &PassRecord,
         over: Option<u64>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(u64, u64), RecordError> {
+        let next = |at| self.store.next_revision(Table::Appliance, at);
+        // Where there is none, none is deleted.
+        let changes = set.is_some() || self.store.get(Table::Appliance, RECOVERY)?.is_some();
+        let recovery = next(RECOVERY)? - u64::from(!changes);
+        let pass = next(ROTATION)?;
         let batch = match set {
             // Whatever is there, and whether it opens or not.
             Some(record) => {
@@ -82,7 +89,9 @@ impl Records {
             None => Batch::new().delete(Table::Appliance, RECOVERY, Expect::Any),
         };
         let batch = self.with_pass(batch, over, begins).await?;
-        self.commit(batch).await
+        self.commit(batch).await?;
+        self.release(&[behind::RECOVERY, behind::ROTATION]);
+        Ok((recovery, pass))
     }
 
     /// Notes that every key is wrapped to the recovery key that was set as `set`.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::home::{HOME, encode, read_home, store_key_at};
-use super::{At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord};
+use super::{At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord, behind};
 use crate::custody::protocol::KeyAddress;
 use crate::custody::{Fingerprint, generation_of, recovery_of};
 use crate::key::Name;
@@ -95,7 +95,11 @@ impl PassRecord {
         match self.stage {
             Stage::Making => home.masters().iter().all(|known| known.generation < self.generation),
             Stage::Rewrapping => self.generation == home.generation,
-            Stage::Done => true,
+            // A reseal since puts another generation in use, with a signing key of its own.
+            Stage::Done => {
+                let resealed = home.signer_generation == home.generation;
+                self.generation == home.generation || self.generation < home.generation && resealed
+            }
         }
     }
 }
@@ -106,6 +110,7 @@ impl Records {
     /// # Errors
     /// [`RecordError::Broken`] where it is none that was kept, or does not fit what the appliance is.
     pub async fn rotation(&self) -> Result<Option<At<PassRecord>>, RecordError> {
+        self.must_not_be_behind(Table::Appliance, ROTATION)?;
         loop {
             let stored = self.store.get(Table::Appliance, ROTATION)?;
             let Some(stored) = stored else { return Ok(None) };
@@ -124,10 +129,13 @@ impl Records {
         }
     }
 
-    /// Begins one where none is under way; there is one caller at a time.
-    pub async fn begin_rotation(&self, record: &PassRecord) -> Result<(), RecordError> {
+    /// Begins one where none is under way; there is one caller at a time. Returns its revision.
+    pub async fn begin_rotation(&self, record: &PassRecord) -> Result<u64, RecordError> {
+        let revision = self.store.next_revision(Table::Appliance, ROTATION)?;
         let batch = self.with_pass(Batch::new(), None, record).await?;
-        self.commit(batch).await
+        self.commit(batch).await?;
+        self.release(&[behind::ROTATION]);
+        Ok(revision)
     }
 
     /// Notes how far it is.

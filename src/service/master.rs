@@ -53,6 +53,9 @@ pub struct MasterView {
     /// The rotation that is under way, or the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationView>,
+    /// The revision of the record of a rotation that was begun, for the trail.
+    #[serde(skip)]
+    pub pass: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -135,9 +138,9 @@ impl Request for RotateMaster {
             with_recovery: false,
         };
         // On record before the token is asked: only a key that was wanted is ever taken for ours.
-        appliance.records.begin_rotation(&record).await?;
+        let pass = appliance.records.begin_rotation(&record).await?;
         appliance.rotating.wake();
-        appliance.master_view(&home, None).await
+        Ok(MasterView { pass: Some(pass), ..appliance.master_view(&home, None).await? })
     }
 }
 
@@ -316,7 +319,7 @@ impl Appliance {
         let rotation = self.pass().await.unwrap_or_default();
         let rotation = rotation.map(|record| RotationView::of(record, self.rotating.waits_for()));
         let broken = census.map(|census| census.broken).unwrap_or_default();
-        Ok(MasterView { generation: home.generation, generations, broken, rotation })
+        Ok(MasterView { generation: home.generation, generations, broken, rotation, pass: None })
     }
 }
 
@@ -383,6 +386,6 @@ impl RotationView {
 
 impl Traced for MasterView {
     fn details(&self) -> Details {
-        Details { generation: Some(self.generation), ..Details::default() }
+        Details { generation: Some(self.generation), pass: self.pass, ..Details::default() }
     }
 }

@@ -62,6 +62,9 @@ pub struct RecoveryView {
     /// The pass over all keys that is under way, or the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass: Option<RotationView>,
+    /// The revisions of the records of the recovery key and of the pass that was begun, for the trail.
+    #[serde(skip)]
+    pub begun: Option<(u64, u64)>,
 }
 
 /// What can be recovered, of how many.
@@ -150,9 +153,10 @@ impl Appliance {
                 // The one that is under way went on meanwhile.
                 Err(Error::Conflict) => {}
                 Err(error) => return Err(error),
-                Ok(()) => {
+                Ok(begun) => {
                     self.rotating.wake();
-                    return self.recovery_view(None).await;
+                    let view = self.recovery_view(None).await?;
+                    return Ok(RecoveryView { begun: Some(begun), ..view });
                 }
             }
         }
@@ -222,6 +226,7 @@ impl Appliance {
             by: set.as_ref().map(|set| set.by.clone()),
             counted: census.map(RecoveryCounts::of),
             pass,
+            begun: None,
         })
     }
 
@@ -316,4 +321,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl Traced for RecoveryView {}
+impl Traced for RecoveryView {
+    fn details(&self) -> Details {
+        let (revision, pass) = self.begun.unzip();
+        Details { revision, pass, ..Details::default() }
+    }
+}

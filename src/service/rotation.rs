@@ -101,13 +101,13 @@ impl Appliance {
     }
 
     /// Changes what the recovery key is while nobody has a key wrapped, as with a new generation, and
-    /// begins the pass over those that there are.
+    /// begins the pass over those that there are. Returns the revisions of both records.
     pub(super) async fn set_recovery(
         &self,
         set: Option<&RecoveryRecord>,
         pass: &PassRecord,
         over: Option<u64>,
-    ) -> Result<(), Error> {
+    ) -> Result<(u64, u64), Error> {
         let nobody_wraps = timeout(self.custody.deadline(), self.rotating.wrapping.write());
         let _nobody_wraps = nobody_wraps.await.map_err(|_| Error::Busy)?;
         Ok(self.records.set_recovery(set, pass, over).await?)
