@@ -146,6 +146,7 @@ async fn tell_numbers(appliance: Arc<Appliance>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         appliance.quiet().tell();
         appliance.tell_refusals(false).await;
+        appliance.tell_odd_keys().await;
     }
 }
 

@@ -85,10 +85,19 @@ impl Records {
                 return Ok(None);
             };
             let read_at = at.revision;
-            let result = self.assemble(name, at).await;
+            let mut result = self.assemble(name, at).await;
+            let mut is_odd = false;
+            if let Ok(key) = &result
+                && let Err(error) = self.must_be_rewrapped(key).await
+            {
+                (result, is_odd) = (Err(error), true);
+            }
             // A change that came between the reads of several records would look like damage.
             if matches!(result, Err(RecordError::Broken(_))) && !self.is_at(name, read_at)? {
                 continue;
+            }
+            if is_odd && matches!(result, Err(RecordError::Broken(_))) {
+                self.note_odd(name);
             }
             return result.map(Some);
         }
@@ -239,7 +248,9 @@ impl Records {
         stored: Stored,
     ) -> Result<usize, RecordError> {
         let at = self.open_value::<StoredKey>(Table::Key, name.as_str(), stored).await?;
-        Ok(self.assemble(name, at).await?.versions.len())
+        let key = self.assemble(name, at).await?;
+        self.must_be_rewrapped(&key).await?;
+        Ok(key.versions.len())
     }
 
     /// What is sealed in the record of a version and which public key belongs to it; `None` where the

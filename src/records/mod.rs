@@ -24,6 +24,7 @@ mod rotation;
 mod sealing;
 mod secrets;
 mod waiting;
+mod wraps;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -94,6 +95,7 @@ pub struct Records {
     opened: Opened,
     behind: Behind,
     waiting: Waiting,
+    wraps: wraps::Odd,
     count: tokio::sync::Mutex<Count>,
     seals_per_store_key: u64,
     changes: AtomicU64,
@@ -139,6 +141,7 @@ impl Records {
             opened,
             behind,
             waiting,
+            wraps: wraps::Odd::default(),
             count,
             seals_per_store_key,
             changes,

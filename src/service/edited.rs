@@ -102,6 +102,23 @@ impl Appliance {
         }
     }
 
+    /// Tells journal and trail of keys that were put back from before a pass over all keys.
+    pub async fn tell_odd_keys(&self) {
+        for key in self.records.newly_odd_keys() {
+            tracing::error!(
+                %key,
+                "it lies under another master key, or has another recovery wrap, than the last pass over all \
+                 keys left it with: it was put back from before. It is not served. Put the right store at \
+                 [store] path; or, if this key is to be believed, `strongroom recovery set` or `strongroom \
+                 master rotate` wraps it anew"
+            );
+            if self.standing.edits_told.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {
+                let note = EventNote::because(Event::StoreEdited, Code("key-before-pass"));
+                self.tell(note.with_key(key)).await;
+            }
+        }
+    }
+
     /// Tells the trail that the store does not hold what this line tells.
     pub async fn tell_edited(&self, code: &'static str, line: u64) {
         if self.standing.edits_told.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {

@@ -238,7 +238,8 @@ impl Appliance {
             }
             found => found?,
         };
-        let sentence = in_a_sentence(set.as_ref(), &self.records.unproved_store_keys().await?);
+        let unproved = self.records.unproved_store_keys().await?;
+        let sentence = in_a_sentence(set.as_ref(), &unproved, self.records.odd_keys());
         Ok((set, sentence))
     }
 
@@ -294,7 +295,7 @@ impl RecoveryCounts {
     }
 }
 
-fn in_a_sentence(set: Option<&RecoveryRecord>, unproved: &[u32]) -> String {
+fn in_a_sentence(set: Option<&RecoveryRecord>, unproved: &[u32], odd: usize) -> String {
     match set {
         None => "nothing can be recovered: no recovery key is set".to_owned(),
         Some(RecoveryRecord { complete_at: None, fingerprint, .. }) => format!(
@@ -305,6 +306,11 @@ fn in_a_sentence(set: Option<&RecoveryRecord>, unproved: &[u32]) -> String {
             "not everything can be recovered: {} store keys have not the wrap to the recovery key {} that was \
              kept; `strongroom recovery set` wraps them anew",
             unproved.len(),
+            short(fingerprint)
+        ),
+        Some(RecoveryRecord { fingerprint, .. }) if odd > 0 => format!(
+            "not everything can be recovered: {odd} keys are not as the last pass over all keys left them, and \
+             may have no wrap to the recovery key {}",
             short(fingerprint)
         ),
         Some(RecoveryRecord { fingerprint, .. }) => {

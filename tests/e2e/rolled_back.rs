@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, trail_lines};
 use crate::appliance::{Appliance, wait_until};
-use crate::raw_store::{APPLIANCE, Raw};
-use crate::recovery::pair;
-use crate::rotation::{master, wait_for_rotation};
+use crate::backup::backup;
+use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Raw};
+use crate::recovery::{pair, text};
+use crate::rotation::{import_keys, master, wait_for_rotation};
 
 /// The codes of the events that tell of an edit.
 fn edits(appliance: &Appliance) -> Vec<Value> {
@@ -166,4 +167,88 @@ fn an_older_record_of_a_pass_does_not_end_one_unseen() {
     assert_eq!(master(&appliance)["rotation"]["stage"], "done");
     let told = |code: &str| edits(&appliance).iter().filter(|told| *told == code).count();
     assert_eq!((told("record-behind"), told("rotation")), (1, 1));
+}
+
+#[test]
+fn a_key_from_before_a_pass_is_not_served() {
+    let mut appliance = Appliance::prepared(|_| {});
+    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
+    let public = public.display().to_string();
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("recovery_key".to_owned(), public.clone().into());
+    });
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let sealed = import_keys(&appliance, 3);
+    // Between the two passes, and before both.
+    let put_back = |appliance: &mut Appliance, pass: &dyn Fn(&Appliance)| {
+        appliance.stop();
+        let before = Raw::open(appliance).picture();
+        appliance.start();
+        appliance.wait_for_state("ready");
+        pass(appliance);
+        wait_for_rotation(appliance);
+        appliance.restart();
+        appliance.wait_for_state("ready");
+        for key in ["k0", "k1"] {
+            expect_plaintext(&decrypt(appliance, key, &sealed, None), "kept");
+        }
+        assert!(edits(appliance).is_empty(), "{:?}", edits(appliance));
+        appliance.stop();
+        let raw = Raw::open(appliance);
+        raw.put_back(&before, KEY, "k0");
+        raw.put_back(&before, KEY_VERSION, "k0/0000000001");
+        drop(raw);
+        appliance.start();
+        appliance.wait_for_state("ready");
+        decrypt(appliance, "k0", &sealed, None).expect_problem(500, "record-broken");
+        expect_plaintext(&decrypt(appliance, "k1", &sealed, None), "kept");
+    };
+    put_back(&mut appliance, &|appliance| set_recovery(appliance, &public));
+    // Also one that nobody asks for is found.
+    wait_until("the trail to be told", || edits(&appliance) == ["key-before-pass"]);
+    let lines = trail_lines(&appliance.trail());
+    let told = lines.iter().rfind(|line| line["event"] == "store-edited").expect("told");
+    assert_eq!(told["key"], "k0");
+    assert!(sentence(&appliance).starts_with("not everything"), "{}", sentence(&appliance));
+    assert_eq!(appliance.get("/v1/master?counts=true").json()["broken"], json!(["key/k0"]));
+    let file = appliance.path("x.backup");
+    let made = backup(&appliance, &["create", "--verify", "--to", file.to_str().expect("text")]);
+    let said = text(&made);
+    assert!(!made.status.success() && said.contains("key/k0"), "{said}");
+    // Who believes it has it wrapped anew.
+    set_recovery(&appliance, &public);
+    expect_plaintext(&decrypt(&appliance, "k0", &sealed, None), "kept");
+    assert!(sentence(&appliance).starts_with("every key can be"), "{}", sentence(&appliance));
+}
+
+#[test]
+fn a_key_from_under_an_older_master_is_not_served() {
+    let mut appliance = Appliance::new();
+    for key in ["k", "other"] {
+        appliance.create_key(key);
+    }
+    let sealed = encrypt(&appliance, "k", "kept");
+    appliance.stop();
+    let before = Raw::open(&appliance).picture();
+    appliance.start();
+    appliance.post("/v1/master/rotate", &json!({})).expect_status(200);
+    wait_for_rotation(&appliance);
+    appliance.stop();
+    let raw = Raw::open(&appliance);
+    raw.put_back(&before, KEY, "k");
+    raw.put_back(&before, KEY_VERSION, "k/0000000001");
+    drop(raw);
+    appliance.start();
+    appliance.wait_for_state("ready");
+    // Nobody has asked for it.
+    wait_until("the trail to be told", || edits(&appliance) == ["key-before-pass"]);
+    decrypt(&appliance, "k", &sealed, None).expect_problem(500, "record-broken");
+    let retire = appliance.post("/v1/master/retire", &json!({ "generation": 1 }));
+    retire.expect_problem(409, "master-needed");
+    appliance.post("/v1/master/rotate", &json!({ "force": true })).expect_status(200);
+    wait_until("the rotation", || master(&appliance)["generation"] == 3);
+    wait_for_rotation(&appliance);
+    expect_plaintext(&decrypt(&appliance, "k", &sealed, None), "kept");
 }
