@@ -53,7 +53,10 @@ pub fn needs(settings: &Settings, token: &token::Settings, around: &Surroundings
     let softhsm = around.softhsm.clone().unwrap_or_else(|| PathBuf::from(SOFTHSM));
     write.extend(softhsm_tokens(&softhsm));
     read.push(softhsm);
-    Needs { read, write, sockets: settings.sockets, ..Needs::default() }
+    let sockets = settings.sockets;
+    // Modules that speak to a daemon share memory and files with it.
+    let with_others = sockets != Sockets::None;
+    Needs { read, write, sockets, ipc: with_others, modes: with_others, ..Needs::default() }
 }
 
 /// What nobody else needs: the PIN, and where the token's files are.
@@ -121,6 +124,7 @@ mod tests {
         let needs = needs(&settings, &token, &around);
         let expected = ["/dev/hsm", "/var/lib/state", "/var/lib/x/"];
         assert_eq!(needs.write, expected.map(PathBuf::from));
+        assert!(!needs.ipc && !needs.modes);
         assert!(needs.read.contains(&conf) && needs.read.contains(&"/p/pin".into()));
     }
 

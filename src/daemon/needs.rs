@@ -29,6 +29,8 @@ pub fn needs(path: &Path, config: &Config) -> Needs {
         socket_in: socket_in.into_iter().collect(),
         never: hidden(config),
         sockets: Sockets::Local,
+        ipc: false,
+        modes: true, // of its socket, once it listens
     }
 }
 

@@ -4,7 +4,7 @@
 //! memory, threads, files and devices, and nobody could keep the list of that for modules unknown here.
 //! (The units add such a list, systemd's `@system-service`.) What is refused: to execute, to debug or
 //! reach into other processes, to change users, privileges, namespaces, mounts, clocks or the kernel;
-//! and the interfaces that do other calls' work unseen (io_uring) or serve to attack the kernel. Calls
+//! what leaves something where a process that is not connected can take it; and the interfaces that do other calls' work unseen (io_uring) or serve to attack the kernel. Calls
 //! that are newer than this list do not exist for the process.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use seccompiler::{
     sock_filter,
 };
 
-use super::{SandboxError, Sockets};
+use super::{Needs, SandboxError, Sockets};
 
 /// Refused with EPERM, whatever the arguments.
 const REFUSED: &[c_long] = &[
@@ -111,11 +111,60 @@ const REFUSED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[c_long] = &[];
 
+/// What another process of this machine could take, without a file: shared memory, message queues and
+/// semaphores that have a name, and what is written beside a file.
+const IPC: &[c_long] = &[
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_msgget,
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+];
+
+/// Who may open a file, and when it was changed.
+const MODES: &[c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_umask,
+];
+#[cfg(target_arch = "x86_64")]
+const MODES_HERE: &[c_long] = &[
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const MODES_HERE: &[c_long] = &[];
+
+/// The same on every processor (Linux 6.6).
+const SYS_FCHMODAT2: c_long = 452;
+
 /// The newest call that this list was written for (mseal, Linux 6.10; the same on every processor).
 const NEWEST: u32 = 462;
 
 /// Enters it for this thread and those that it starts; `false` where the kernel has none.
-pub fn enter(sockets: Sockets) -> Result<bool, SandboxError> {
+pub fn enter(needs: &Needs) -> Result<bool, SandboxError> {
     // The question that seccomp(2) recommends: a null program is a bad address where there is seccomp.
     #[allow(unsafe_code)] // no safe wrapper asks it
     // SAFETY: a null pointer is what is asked with; nothing is written.
@@ -128,7 +177,7 @@ pub fn enter(sockets: Sockets) -> Result<bool, SandboxError> {
         return Ok(false);
     }
     let refused = |why: String| SandboxError::Refused { part: "seccomp", why };
-    let by_list = list(sockets).map_err(|error| refused(error.to_string()))?;
+    let by_list = list(needs).map_err(|error| refused(error.to_string()))?;
     for program in [by_list, unknown()] {
         apply_filter(&program).map_err(|error| refused(error.to_string()))?;
     }
@@ -156,10 +205,18 @@ fn unknown() -> BpfProgram {
 }
 
 /// The calls that are refused (EPERM), some of them for certain arguments alone.
-fn list(sockets: Sockets) -> Result<BpfProgram, seccompiler::BackendError> {
+fn list(needs: &Needs) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut refused = [REFUSED, REFUSED_HERE].concat();
+    if !needs.ipc {
+        refused.extend(IPC);
+    }
+    if !needs.modes {
+        refused.extend(MODES);
+        refused.extend(MODES_HERE);
+    }
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> =
-        REFUSED.iter().chain(REFUSED_HERE).map(|call| (*call, Vec::new())).collect();
-    rules.insert(libc::SYS_socket, of_sockets(sockets)?);
+        refused.into_iter().map(|call| (call, Vec::new())).collect();
+    rules.insert(libc::SYS_socket, of_sockets(needs.sockets)?);
     rules.retain(|call, rules| *call != libc::SYS_socket || !rules.is_empty());
     rules.insert(libc::SYS_clone, of_namespaces()?);
     rules.insert(libc::SYS_prctl, of_visibility()?);

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use nix::sys::prctl;
+use nix::sys::stat::{Mode as StatMode, umask};
 use serde::{Deserialize, Serialize};
 
 /// Whether a process without a sandbox may serve.
@@ -59,6 +60,10 @@ pub struct Needs {
     /// Never granted, though it may lie beneath what is: its siblings are granted one by one instead.
     pub never: Vec<PathBuf>,
     pub sockets: Sockets,
+    /// Whether it speaks to others by shared memory, message queues and semaphores that have a name.
+    pub ipc: bool,
+    /// Whether it changes who may open a file. One that may not makes files for its own user alone.
+    pub modes: bool,
 }
 
 /// Why a process could not be shut in.
@@ -139,7 +144,10 @@ pub fn enter(settings: &Settings, needs: &Needs) -> Result<&'static Report, Sand
                 let why = "this kernel was built or started without it".to_owned();
                 return Err(SandboxError::Missing { part: "Landlock", why });
             }
-            let seccomp = calls::enter(needs.sockets)?;
+            if !needs.modes {
+                umask(StatMode::from_bits_truncate(0o077));
+            }
+            let seccomp = calls::enter(needs)?;
             if !seccomp && mode == Mode::Require {
                 let why = "this kernel was built without it".to_owned();
                 return Err(SandboxError::Missing { part: "seccomp", why });

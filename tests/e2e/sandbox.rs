@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -127,6 +128,19 @@ impl Scene {
     }
 }
 
+/// What anybody on this machine could take up.
+fn shared() -> Vec<String> {
+    let queue = format!("posix-queue strongroom-attacker-{}", std::process::id());
+    vec!["shared-memory".into(), "queue".into(), "semaphore".into(), queue]
+}
+
+/// How a file of custody's own is opened to others; `attribute` alone is refused to the front, too.
+fn opened(file: &str) -> Vec<String> {
+    ["world-readable", "world-readable-at", "give-away", "attribute", "date"]
+        .map(|verb| format!("{verb} {file}"))
+        .into()
+}
+
 /// What would harm the machine, or succeed once only, were it not refused.
 fn harmful(victim: u32) -> Vec<String> {
     let mut all = vec![format!("trace {victim}"), "dumpable".to_owned(), "namespace".to_owned()];
@@ -176,7 +190,11 @@ fn an_attacker_in_custody_takes_nothing_out() {
     let front = scene.appliance.front_pid();
     let mut refused = scene.ways_out(front);
     refused.extend(harmful(front));
+    refused.extend(shared());
+    refused.extend(opened(&scene.token_object()));
+    refused.extend(opened(&scene.appliance.token().pin_file().display().to_string()));
     refused.extend([
+        format!("open-umask {}", scene.appliance.token().tokens().join("open").display()),
         format!("read {}", scene.at("store/db")),
         format!("list {}", scene.at("trail")),
         format!("write {}", scene.at("trail/more")),
@@ -197,6 +215,8 @@ fn an_attacker_in_custody_takes_nothing_out() {
     let report = scene.in_custody(&[&refused[..], &allowed[..]].concat());
     expect_refused(&report, &refused);
     expect_done(&report, &allowed);
+    let mark = std::fs::metadata(scene.directory.join("report")).expect("there");
+    assert_eq!(mark.permissions().mode() & 0o077, 0, "what custody makes is its user's alone");
     expect_every_thread_inside(scene.appliance.custody_pid());
     scene.appliance.create_key("it-works-on");
 }
@@ -208,6 +228,8 @@ fn an_attacker_in_the_front_reaches_no_key() {
     let (custody, front) = (scene.appliance.custody_pid(), scene.appliance.front_pid());
     let mut refused = scene.ways_out(custody);
     refused.extend(harmful(custody));
+    refused.extend(shared());
+    refused.push(format!("attribute {}", scene.at("store/db")));
     let token = scene.appliance.token();
     refused.extend([
         format!("read {}", token.pin_file().display()),
@@ -236,12 +258,16 @@ fn an_attacker_in_the_front_reaches_no_key() {
 #[test]
 fn without_the_sandbox_the_same_attempts_succeed() {
     let scene = Scene::new("off", true);
-    let ways_out = scene.ways_out(scene.appliance.front_pid());
+    let mut ways_out = scene.ways_out(scene.appliance.front_pid());
+    ways_out.extend(shared());
+    ways_out.extend(opened(&scene.token_object()));
+    ways_out.push(format!("open-umask {}", scene.at("attack/open")));
     expect_done(&scene.in_custody(&ways_out), &ways_out);
     let scene = Scene::new("off", false);
     let mut ways_out = scene.ways_out(scene.appliance.custody_pid());
     ways_out.push(format!("read {}", scene.appliance.token().pin_file().display()));
     ways_out.push(format!("read {}", scene.token_object()));
+    ways_out.extend(shared());
     expect_done(&scene.in_the_front(&ways_out), &ways_out);
 }
 

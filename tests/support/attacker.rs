@@ -5,7 +5,9 @@
 //! it looks for a plan in `$ATTACK_DIR`: one attempt per line. What became of them is its report.
 
 use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
+use std::fs::Permissions;
 use std::io::{Error, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 unsafe extern "C" {
@@ -98,6 +100,18 @@ fn attempt(verb: &str, argument: &str) -> Result<(), Error> {
         "dumpable" => raw(PRCTL, &[PR_SET_DUMPABLE, 1]),
         "namespace" => raw(UNSHARE, &[CLONE_NEWUSER]),
         "call" => raw(pid()?, &[0; 6]),
+        "shared-memory" => shared_memory(),
+        "queue" => queue(),
+        "semaphore" => semaphore(),
+        "posix-queue" => posix_queue(argument),
+        "world-readable" => std::fs::set_permissions(argument, Permissions::from_mode(0o644)),
+        "world-readable-at" => {
+            raw(FCHMODAT, &[AT_FDCWD, argument_pointer(argument), 0o644])
+        }
+        "give-away" => std::os::unix::fs::chown(argument, Some(65534), None),
+        "attribute" => attribute(argument),
+        "date" => date(argument),
+        "open-umask" => open_umask(argument),
         _ => Err(ErrorKind::Unsupported.into()),
     }
 }
@@ -112,6 +126,19 @@ mod numbers {
     pub const PRCTL: c_long = 157;
     pub const UNSHARE: c_long = 272;
     pub const PROCESS_VM_READV: c_long = 310;
+    pub const SHMGET: c_long = 29;
+    pub const SHMAT: c_long = 30;
+    pub const SHMCTL: c_long = 31;
+    pub const SEMGET: c_long = 64;
+    pub const SEMCTL: c_long = 66;
+    pub const MSGGET: c_long = 68;
+    pub const MSGCTL: c_long = 71;
+    pub const UMASK: c_long = 95;
+    pub const SETXATTR: c_long = 188;
+    pub const MQ_OPEN: c_long = 240;
+    pub const MQ_UNLINK: c_long = 241;
+    pub const FCHMODAT: c_long = 268;
+    pub const UTIMENSAT: c_long = 280;
 }
 #[cfg(target_arch = "aarch64")]
 mod numbers {
@@ -122,6 +149,19 @@ mod numbers {
     pub const PRCTL: c_long = 167;
     pub const UNSHARE: c_long = 97;
     pub const PROCESS_VM_READV: c_long = 270;
+    pub const SHMGET: c_long = 194;
+    pub const SHMAT: c_long = 196;
+    pub const SHMCTL: c_long = 195;
+    pub const SEMGET: c_long = 190;
+    pub const SEMCTL: c_long = 191;
+    pub const MSGGET: c_long = 186;
+    pub const MSGCTL: c_long = 187;
+    pub const UMASK: c_long = 166;
+    pub const SETXATTR: c_long = 5;
+    pub const MQ_OPEN: c_long = 180;
+    pub const MQ_UNLINK: c_long = 181;
+    pub const FCHMODAT: c_long = 53;
+    pub const UTIMENSAT: c_long = 88;
 }
 use numbers::*;
 const PIDFD_OPEN: c_long = 434;
@@ -129,6 +169,10 @@ const PIDFD_GETFD: c_long = 438;
 const PTRACE_SEIZE: c_long = 0x4206;
 const PR_SET_DUMPABLE: c_long = 4;
 const CLONE_NEWUSER: c_long = 0x1000_0000;
+const AT_FDCWD: c_long = -100;
+const IPC_CREAT: c_long = 0o1000;
+const IPC_RMID: c_long = 0;
+const O_CREAT_RDWR: c_long = 0o102;
 
 /// A system call with up to six arguments.
 fn raw(number: c_long, arguments: &[c_long]) -> Result<(), Error> {
@@ -181,4 +225,51 @@ fn peek(pid: c_long) -> Result<(), Error> {
 fn take_descriptor(pid: c_long) -> Result<(), Error> {
     let descriptor = raw_value(PIDFD_OPEN, &[pid, 0])?;
     raw(PIDFD_GETFD, &[descriptor, 0, 0])
+}
+
+/// A piece of memory that any process of this machine may attach; it goes again.
+fn shared_memory() -> Result<(), Error> {
+    let id = raw_value(SHMGET, &[0, 4096, IPC_CREAT | 0o666])?;
+    let attached = raw(SHMAT, &[id, 0, 0]);
+    raw(SHMCTL, &[id, IPC_RMID, 0])?;
+    attached
+}
+
+fn queue() -> Result<(), Error> {
+    let id = raw_value(MSGGET, &[0, IPC_CREAT | 0o666])?;
+    raw(MSGCTL, &[id, IPC_RMID, 0])
+}
+
+fn semaphore() -> Result<(), Error> {
+    let id = raw_value(SEMGET, &[0, 1, IPC_CREAT | 0o666])?;
+    raw(SEMCTL, &[id, 0, IPC_RMID, 0])
+}
+
+fn posix_queue(name: &str) -> Result<(), Error> {
+    let name = argument_pointer(name);
+    raw(MQ_OPEN, &[name, O_CREAT_RDWR, 0o666, 0])?;
+    raw(MQ_UNLINK, &[name])
+}
+
+/// What a file carries besides its content.
+fn attribute(path: &str) -> Result<(), Error> {
+    let (name, value) = (argument_pointer("user.key"), argument_pointer("key"));
+    raw(SETXATTR, &[argument_pointer(path), name, value, 3, 0])
+}
+
+fn date(path: &str) -> Result<(), Error> {
+    raw(UTIMENSAT, &[AT_FDCWD, argument_pointer(path), 0, 0])
+}
+
+/// Makes a file that everybody may read, whatever its maker was used to.
+fn open_umask(path: &str) -> Result<(), Error> {
+    // SAFETY: it takes a number; a call that is refused answers -1.
+    if unsafe { syscall(UMASK, 0) } < 0 {
+        return Err(Error::last_os_error());
+    }
+    std::fs::File::create(path)?;
+    match std::fs::metadata(path)?.permissions().mode() & 0o044 {
+        0 => Err(Error::from_raw_os_error(1)),
+        _ => Ok(()),
+    }
 }
