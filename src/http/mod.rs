@@ -7,6 +7,7 @@ mod backup;
 mod body;
 mod bucket;
 mod door;
+mod framing;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -122,6 +122,12 @@ impl Problem {
         Self::new(status, code, detail, "look at the client: it does not speak HTTP as it should")
     }
 
+    /// A proxy might take it for another request than it is.
+    pub fn misframed(detail: &'static str) -> Self {
+        let next = "look at the client: it does not speak HTTP as it should";
+        Self::new(StatusCode::BAD_REQUEST, "not-http", detail, next)
+    }
+
     pub fn headers_too_slow() -> Self {
         let detail = "the headers did not come in time";
         Self::new(

@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::door::{Admitted, Door};
+use super::framing;
 use super::perform::{Front, Guest, NothingToForget};
 use super::problem::Problem;
 use super::routes::router;
@@ -218,11 +219,15 @@ async fn answer(
 ) -> Result<Response, Infallible> {
     let (request_id, place) = (guest.call.request_id, Arc::clone(&guest.place));
     let has_body = !request.body().is_end_stream();
+    let misframed = framing::fault(&request);
+    let is_last = misframed.is_some() || framing::is_coded(request.headers());
     let mut request = request.map(Body::new);
     // No name needs an escape, so a path that has one is a trick.
     let mut response = if let Err(wait) = place.asks() {
         tokio::time::sleep(HOLD).await;
         Problem::too_many_requests(wait).reply(request_id)
+    } else if let Some(problem) = misframed {
+        problem.reply(request_id)
     } else if request.uri().path().contains('%') {
         Problem::invalid_name().reply(request_id)
     } else {
@@ -233,7 +238,7 @@ async fn answer(
     // The read buffer goes with the connection, and is wiped as it goes.
     let forget = has_body && response.extensions().get::<NothingToForget>().is_none();
     let headers = response.headers_mut();
-    if forget || place.is_leaving() {
+    if forget || is_last || place.is_leaving() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -97,6 +97,13 @@ fn what_is_no_request_is_refused_or_cut() {
             format!("POST /v1/keys HTTP/1.1\r\n{HOST}{TYPE}transfer-encoding: gzip\r\n\r\n{body}"),
         ),
         (
+            vec![400],
+            format!("{}, chunked\r\n\r\n0\r\n\r\n", chunked.replace(" chunked\r\n\r\n", " gzip")),
+        ),
+        (vec![400], format!("GET /v1/keys HTTP/1.1\r\n{HOST}{HOST}\r\n")),
+        (vec![400], format!("GET /v1/keys HTTP/1.1\r\n{HOST}host: CANARY\r\n\r\n")),
+        (vec![400], "GET /v1/keys HTTP/1.1\r\n\r\n".to_owned()),
+        (
             vec![413],
             format!(
                 "POST /v1/keys HTTP/1.1\r\n{HOST}{TYPE}content-length: 4294967296\r\n\r\n{body}"
@@ -146,6 +153,24 @@ fn what_is_no_request_is_refused_or_cut() {
         assert!(clean, "{answer}");
     }
     unharmed(&appliance, &before);
+}
+
+/// A proxy that goes by the length passes all of it on as one request; by the coding it is two.
+#[test]
+fn nothing_is_smuggled_behind_a_body() {
+    let appliance = impatient();
+    let smuggled = format!("GET /v1/keys/there HTTP/1.1\r\n{HOST}\r\n");
+    let body = format!("0\r\n\r\n{smuggled}");
+    let length = format!("content-length: {}\r\n", body.len());
+    let coding = "transfer-encoding: chunked\r\n";
+    for headers in [format!("{length}{coding}"), format!("{coding}{length}"), coding.to_owned()] {
+        let request = format!("GET /v1/keys/there HTTP/1.1\r\n{HOST}{headers}\r\n{body}");
+        let answer = send(&appliance, request.as_bytes());
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{headers}{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{headers}{answer}");
+    }
+    let twice = send(&appliance, smuggled.replace(HOST, &HOST.repeat(2)).repeat(2).as_bytes());
+    assert!(twice.matches("x-request-id").count() == 1 && status(&twice) == Some(400), "{twice}");
 }
 
 #[test]
