@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::logging;
+use super::{logging, overlaps};
 use crate::secret::arena;
 use crate::{audit, custody, http, policy, records, sandbox, service, store, token};
 
@@ -86,7 +86,8 @@ impl Config {
         }
         let listen = self.listen.fault().map(|fault| fault.to_string());
         let custody = || self.custody.fault().map(|fault| fault.to_string());
-        listen.or_else(custody).or_else(|| self.out_of_bounds())
+        let overlap = || overlaps::overlap(self);
+        listen.or_else(custody).or_else(|| self.out_of_bounds()).or_else(overlap)
     }
 
     /// The first number that no daemon could work with.

@@ -17,6 +17,7 @@ mod house;
 mod inspect;
 pub mod logging;
 mod needs;
+mod overlaps;
 mod recovery;
 mod start;
 mod store_check;

@@ -102,6 +102,36 @@ fn a_path_that_no_socket_can_have_is_refused_by_both() {
     }
 }
 
+/// Two sockets that are one, store and trail within each other: neither starts, and both say so.
+#[test]
+fn places_that_must_be_two_are_refused_by_both() {
+    let appliance = Appliance::prepared(|_| {});
+    let at = |name: &str| appliance.path(name).display().to_string();
+    std::fs::create_dir(at("place")).expect("made");
+    std::os::unix::fs::symlink(at("place"), at("link")).expect("made");
+    let cases = [
+        (
+            format!("listen.socket = '{}'\ncustody.socket = '{}'", at("place/s"), at("link/s")),
+            "[custody] socket",
+        ),
+        (format!("audit.directory = '{}'", at("store/trail")), "[audit] directory"),
+        (
+            format!("store.path = '{}'\naudit.directory = '{}'", at("link/s"), at("place")),
+            "[store] path",
+        ),
+    ];
+    for (change, setting) in cases {
+        let (code, document) = checked(&appliance, &change);
+        let what = document["title"].to_string();
+        assert!(code == Some(1) && what.contains(setting), "{document}");
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        let serve = serve.args(["serve", "--config", &at("changed.toml")]);
+        let served = serve.output().expect("it starts");
+        let said = String::from_utf8_lossy(&served.stderr).into_owned();
+        assert!(!served.status.success() && said.contains(setting), "{said}");
+    }
+}
+
 /// The public half of a new RSA key, in a file.
 fn rsa_public(appliance: &Appliance, bits: usize) -> String {
     let (private, public) = (appliance.path("rsa.key"), appliance.path("rsa.pem"));
