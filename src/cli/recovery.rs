@@ -76,7 +76,7 @@ pub struct Drill {
 /// appliance's. Says what it will do and asks, at the terminal. Cut off, it is run again.
 #[derive(Args)]
 #[command(after_help = "Example:
-  systemctl stop strongroom strongroom-custody
+  systemctl stop strongroom.socket strongroom-custody.socket strongroom strongroom-custody
   openssl pkey -in recovery.key | strongroom recovery reseal \\
       --config /etc/strongroom/strongroom.toml --private-key -
   systemctl start strongroom

@@ -113,7 +113,10 @@ fn of_backup(error: &BackupError) -> &'static str {
         BackupError::Token(_) => {
             "name the token that the backup was made with under [token], and its PIN (--pin-file)"
         }
-        BackupError::Running(_) => "stop it first: systemctl stop strongroom strongroom-custody",
+        BackupError::Running(_) => {
+            "stop it first, with its sockets, or the next caller starts it: systemctl stop \
+             strongroom.socket strongroom-custody.socket strongroom strongroom-custody"
+        }
         BackupError::NotEmpty(_) => "--replace moves what is there aside, under a dated name",
         BackupError::Other { .. } => {
             "name the right place, or move it aside with --replace --other-appliance"
