@@ -159,6 +159,10 @@ fn man_pages_to_stdout_and_into_a_directory() {
         assert!(written.contains(".SH SYNOPSIS"), "{page}");
     }
     assert!(Path::new(&man).read_dir().unwrap().count() >= 40);
+    assert!(output.stdout.is_empty());
+    let output = strongroom().args(["man", "--output", "json", "--dir"]).arg(&man).output();
+    let document: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    assert_eq!(document["directory"], man.to_str().unwrap());
 }
 
 /// A daemon with too many callers answers before it was asked, and closes.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::Session;
 use super::audit::{Filter, PAGE, page};
@@ -52,13 +53,25 @@ impl Export {
             .and_then(|file| file.set_len(bytes).and_then(|()| file.sync_all()))
             .map_err(|error| unwritable(&path, &error))?;
         session.out.note(&format!("{lines} lines in {}", path.display()));
-        if let Some(path) = self.public_key {
+        if let Some(path) = &self.public_key {
             let reply = session.client.get("/v1/audit/public-key")?;
-            create(&path)?.write_all(&reply.body).map_err(|error| unwritable(&path, &error))?;
+            create(path)?.write_all(&reply.body).map_err(|error| unwritable(path, &error))?;
             session.out.note(&format!("the public key in {}", path.display()));
         }
-        Ok(())
+        match session.out.is_json() {
+            true => session.out.document(&document(&path, lines, self.public_key.as_deref())),
+            false => Ok(()),
+        }
     }
+}
+
+/// What was written, for programs.
+fn document(path: &Path, lines: u64, public_key: Option<&Path>) -> Value {
+    let mut document = json!({ "file": path, "lines": lines });
+    if let Some(public_key) = public_key {
+        document["public_key"] = json!(public_key);
+    }
+    document
 }
 
 /// What has been written, and the marks that this export left in the trail itself: its last request is

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
+use serde_json::json;
+
 use super::output::Output;
 use super::problem::Failure;
 
@@ -63,6 +65,10 @@ impl Man {
             .map_err(|error| {
                 let what = format!("{} cannot be written: {error}", dir.display());
                 Failure::failed(what, "choose a directory that this user may write")
-            })
+            })?;
+        match out.is_json() {
+            true => out.document(&json!({ "directory": dir })),
+            false => Ok(()),
+        }
     }
 }

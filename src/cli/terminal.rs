@@ -51,6 +51,8 @@ pub fn ask_unseen(prompt: &str) -> Result<SecretBytes, Failure> {
 pub struct Refusal {
     pub what: String,
     pub next: &'static str,
+    /// Whether nobody was there to be asked.
+    pub is_wrong_use: bool,
 }
 
 /// Asks for a plain yes at the terminal, also where stdin is something else.
@@ -61,13 +63,15 @@ pub fn confirm_at_terminal(question: &str) -> Result<(), Refusal> {
     };
     let Some(terminal) = terminal else {
         let what = format!("{question} That needs a confirmation");
-        return Err(Refusal { what, next: "add --yes where nobody can be asked" });
+        let next = "add --yes where nobody can be asked";
+        return Err(Refusal { what, next, is_wrong_use: true });
     };
-    match answered(question, terminal) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Refusal { what: "not confirmed".to_owned(), next: NOT_DONE }),
-        Err(error) => Err(Refusal { what: error.to_string(), next: NOT_DONE }),
-    }
+    let what = match answered(question, terminal) {
+        Ok(true) => return Ok(()),
+        Ok(false) => "not confirmed".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Refusal { what, next: NOT_DONE, is_wrong_use: false })
 }
 
 /// Asks for a plain yes. Only when stdin and stderr are terminals is there anybody to ask.

@@ -30,7 +30,11 @@ pub fn ended(global: &Global, result: Result<(), DaemonError>) -> ExitCode {
 
 impl DaemonError {
     fn failure(&self) -> Failure {
-        Failure::failed(self.to_string(), self.next())
+        let (what, next) = (self.to_string(), self.next());
+        match self {
+            Self::WrongUse { .. } => Failure::wrong_use(what, next),
+            _ => Failure::failed(what, next),
+        }
     }
 
     /// The same of a daemon that was to read its files again, and may be shut in.
@@ -54,7 +58,7 @@ impl DaemonError {
     pub(super) fn next(&self) -> String {
         let own = match self {
             Self::Config(error) => return of_config(error),
-            Self::Said { next, .. } => next,
+            Self::Said { next, .. } | Self::WrongUse { next, .. } => next,
             Self::Backup(error) => of_backup(error),
             Self::Store(error) => of_store(error),
             Self::Trail(error) => of_trail(error),

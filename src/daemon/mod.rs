@@ -77,6 +77,9 @@ pub enum DaemonError {
     Unsupervised,
     #[error("nobody is let in any more; the front ends, to be started anew")]
     Closed,
+    /// The command was used wrongly; nothing was done.
+    #[error("{what}")]
+    WrongUse { what: String, next: &'static str },
     #[error("{what}")]
     Said { what: String, next: &'static str },
     #[error("{during}: {cause}")]

@@ -63,7 +63,10 @@ fn reseal_all(config: &Config, reseal: &Reseal) -> Result<Resealed, DaemonError>
     let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;
     let what = intended(config, &offline, &token, (planned, all))?;
-    let unconfirmed = |Refusal { what, next }| DaemonError::Said { what, next };
+    let unconfirmed = |Refusal { what, next, is_wrong_use }| match is_wrong_use {
+        true => DaemonError::WrongUse { what, next },
+        false => DaemonError::Said { what, next },
+    };
     reseal.agree(&what).map_err(unconfirmed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

@@ -164,7 +164,9 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
         assert!(said.contains(words), "{words}: {said}");
     }
     let unasked = [&in_use[..6], &["--same-token"]].concat();
-    let refused = text(&offline(&appliance, appliance.token(), &unasked));
+    let refused = offline(&appliance, appliance.token(), &unasked);
+    assert_eq!(refused.status.code(), Some(2), "wrong use, as at every other command that asks");
+    let refused = text(&refused);
     for words in
         ["This makes master generation 3", "the 5 keys of", "needs a confirmation", "--yes"]
     {

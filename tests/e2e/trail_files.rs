@@ -140,6 +140,14 @@ fn a_copy_of_a_trail_in_use_verifies_and_so_does_an_export() {
     let output = appliance.cli(&["audit", "export", "--to", to, "--public-key", exported]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read(exported).unwrap(), std::fs::read(&pem).unwrap());
+    let again = [appliance.path("again.jsonl"), appliance.path("again.pem")];
+    let [file, key] = again.each_ref().map(|path| path.to_str().unwrap());
+    let json = ["audit", "export", "--output", "json", "--to", file, "--public-key", key];
+    let document = appliance.cli(&json).stdout;
+    let document: serde_json::Value = serde_json::from_slice(&document).expect("one document");
+    assert_eq!((&document["file"], &document["public_key"]), (&file.into(), &key.into()));
+    let lines = std::fs::read_to_string(file).unwrap().lines().count();
+    assert_eq!(document["lines"], lines, "{document}");
     let output = appliance.cli(&["audit", "verify", to, "--public-key", exported, "--head", &head]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
