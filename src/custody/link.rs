@@ -48,10 +48,7 @@ pub(super) async fn keep_link(shared: Arc<Shared>) {
             Err(error) => {
                 let path = shared.settings.socket.display();
                 let outage = Outage::new(Reason::CustodyGone, format!("{path}: {error}"));
-                if failures == SHORT_PAUSES {
-                    shared.breaker.lost(outage.clone());
-                }
-                shared.down(outage);
+                shared.unreachable(outage, failures == SHORT_PAUSES);
                 failures += 1;
             }
         }
@@ -204,6 +201,19 @@ impl Shared {
     /// Custody or its token is away. What an operator said, or has to mend, stays what is known; and
     /// that nobody answers does not hide what is known of the token.
     pub fn down(&self, outage: Outage) {
+        self.unreachable(outage, false);
+    }
+
+    /// The same, of which the breaker is told `in_any_case`. Of a custody that is to be locked nothing is
+    /// missed: a lock ends it.
+    fn unreachable(&self, outage: Outage, in_any_case: bool) {
+        let _turning = self.turning();
+        if *self.wanted.borrow() == Wanted::Locked {
+            return;
+        }
+        if in_any_case {
+            self.breaker.lost(outage.clone());
+        }
         self.breaker.see(&LinkState::Down(outage.clone()));
         self.state.send_if_modified(|state| match state {
             state if state.is_settled() => false,
@@ -294,6 +304,16 @@ mod tests {
         let state = client.state();
         assert!(matches!(&state, LinkState::BrownOut { outage, .. } if *outage == away()));
         assert_eq!(client.token_away().map(|(_, reason)| reason), Some(Reason::TokenAbsent));
+    }
+
+    #[tokio::test]
+    async fn that_a_locked_custody_ends_is_no_outage() {
+        let directory = tempfile::tempdir().unwrap();
+        let client = client(directory.path()).await;
+        client.shared.turn_to_locked();
+        client.shared.unreachable(Outage::new(Reason::CustodyGone, "why"), true);
+        client.shared.down(away());
+        assert_eq!((client.state(), client.token_away()), (LinkState::Locked, None));
     }
 
     #[tokio::test]

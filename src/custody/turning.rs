@@ -32,7 +32,7 @@ impl Client {
 
 impl Shared {
     /// Held while what is wanted and what is known change.
-    fn turning(&self) -> MutexGuard<'_, u64> {
+    pub(super) fn turning(&self) -> MutexGuard<'_, u64> {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
