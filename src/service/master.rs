@@ -43,6 +43,9 @@ pub struct RetireMaster {
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MasterView {
+    /// The generation that the request was about, for the trail.
+    #[serde(skip)]
+    about: u32,
     /// The generation that new keys are wrapped under.
     pub generation: u32,
     pub generations: Vec<GenerationView>,
@@ -140,7 +143,8 @@ impl Request for RotateMaster {
         // On record before the token is asked: only a key that was wanted is ever taken for ours.
         let pass = appliance.records.begin_rotation(&record).await?;
         appliance.rotating.wake();
-        Ok(MasterView { pass: Some(pass), ..appliance.master_view(&home, None).await? })
+        let (pass, about) = (Some(pass), record.generation);
+        Ok(MasterView { pass, about, ..appliance.master_view(&home, None).await? })
     }
 }
 
@@ -205,7 +209,8 @@ impl Request for RetireMaster {
         appliance.records.note_retired(generation, appliance.now()).await?;
         tracing::warn!(request_id = request_id(), generation, "a master key was destroyed");
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        appliance.master_view(&home, Some(census)).await
+        let view = appliance.master_view(&home, Some(census)).await?;
+        Ok(MasterView { about: generation, ..view })
     }
 }
 
@@ -319,7 +324,9 @@ impl Appliance {
         let rotation = self.pass().await.unwrap_or_default();
         let rotation = rotation.map(|record| RotationView::of(record, self.rotating.waits_for()));
         let broken = census.map(|census| census.broken).unwrap_or_default();
-        Ok(MasterView { generation: home.generation, generations, broken, rotation, pass: None })
+        let generation = home.generation;
+        let (about, pass) = (generation, None);
+        Ok(MasterView { generation, generations, broken, rotation, about, pass })
     }
 }
 
@@ -386,6 +393,6 @@ impl RotationView {
 
 impl Traced for MasterView {
     fn details(&self) -> Details {
-        Details { generation: Some(self.generation), pass: self.pass, ..Details::default() }
+        Details { generation: Some(self.about), pass: self.pass, ..Details::default() }
     }
 }

@@ -95,6 +95,17 @@ fn a_rotation_rewraps_everything_and_the_old_key_is_retired() {
     let retired = appliance.cli(&["master", "retire", "1", "--yes"]);
     assert!(retired.status.success(), "{retired:?}");
     assert_eq!(masters_in_token(&appliance), 1);
+    // Each outcome names the generation that it was about.
+    let lines = trail_lines(&appliance.trail());
+    let outcomes = lines.iter().filter(|line| line["result"] == "done");
+    let about = outcomes.filter_map(|line| match line["action"].as_str() {
+        Some(action @ ("master:rotate" | "master:retire")) => Some((action, &line["generation"])),
+        _ => None,
+    });
+    assert_eq!(
+        about.collect::<Vec<_>>(),
+        [("master:rotate", &json!(2)), ("master:retire", &json!(1))]
+    );
     let view = master(&appliance);
     assert_eq!(view["generations"][0]["state"], "retired");
     assert_eq!(view["generations"][0]["token"], "missing");
