@@ -84,6 +84,8 @@ impl Front {
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.keep_rotating().await });
         let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.keep_owed_lock().await });
+        let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.after_start().await });
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }

@@ -178,9 +178,9 @@ async fn health(
                 body[name] = true.into();
             }
         }
-        match state {
-            "ready" | "brown-out" | "changes-refused" => Ok(json(StatusCode::OK, &body)),
-            _ => Err(Problem::not_ready("not ready")),
+        match appliance.opens() {
+            true => Ok(json(StatusCode::OK, &body)),
+            false => Err(Problem::not_ready("not ready")),
         }
     };
     open(front, guest, request, reply).await

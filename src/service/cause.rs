@@ -135,7 +135,8 @@ static TABLE: [Row; 16] = [
         state: "store-unavailable",
         code: "store-unavailable",
         text: "the store cannot be used at the moment",
-        next: "try again; an operator sees why with `strongroom status`: the disk, or permissions",
+        next: "try again; an operator sees why with `strongroom status`: the disk, or permissions. What must \
+               stop at once is stopped by `strongroom lock`, which closes all, with or without the store",
         mends: "the disk of [store] path; see the journal",
         passes: true,
     },

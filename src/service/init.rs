@@ -53,6 +53,8 @@ impl Request for Init {
             }
             return Err(Error::AlreadyInitialised(what));
         }
+        // Nothing is made in the token that the store could not be told of.
+        appliance.must_take_changes()?;
         let id = fresh_id()?;
         let made = match appliance.custody.init(&id, self.resume).await {
             Err(CustodyError::Fault(Fault::Exists(what))) => {

@@ -1,5 +1,6 @@
 //! The appliance is locked and unlocked.
 
+use std::io::ErrorKind::TimedOut;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,8 +14,9 @@ use super::status::StatusView;
 use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
-use crate::records::LockRecord;
+use crate::records::{LockRecord, RecordError};
 use crate::secret::Pin;
+use crate::store::StoreError;
 
 /// Wipe all keys from memory, forget the PIN, and refuse work until `unlock`.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -48,18 +50,65 @@ impl Request for Lock {
         let by = permit.caller().name();
         let since = appliance.now();
         let _no_unlock_ends = appliance.locking.lock().await;
-        appliance.records.set_locked(Some(LockRecord { since, by })).await?;
         // The last chance to have the trail signed. A token that is away must not keep it open.
         let signed = tokio::time::timeout(LAST_CHECKPOINT, appliance.trail.checkpoint()).await;
         if !matches!(signed, Ok(Ok(_))) {
             tracing::warn!(request_id = request_id(), "no checkpoint before the lock");
         }
         appliance.standing.forget_unlock();
-        appliance.custody.lock().await?;
-        appliance.tell(EventNote::new(Event::Locked)).await;
+        appliance.close(LockRecord { since, by }).await?;
         Ok(appliance.status().await)
     }
 }
+
+impl Appliance {
+    /// Has custody end first, whatever the store says, and then keeps the record of it. Where that cannot
+    /// be kept now it is owed. To be called with `locking` held.
+    async fn close(&self, record: LockRecord) -> Result<(), Error> {
+        let closed = self.custody.lock().await;
+        let event = match self.keep_lock(&record).await {
+            Ok(()) => EventNote::new(Event::Locked),
+            Err(error) => {
+                tracing::error!(
+                    request_id = request_id(),
+                    %error,
+                    "it is locked, and the store could not be told; it is told as soon as it can be"
+                );
+                self.standing.owe_lock(Some(record));
+                EventNote::because(Event::Locked, Code(Error::from(error).code()))
+            }
+        };
+        self.tell(event).await;
+        Ok(closed?)
+    }
+
+    async fn keep_lock(&self, record: &LockRecord) -> Result<(), RecordError> {
+        let kept = self.records.set_locked(Some(record.clone()));
+        let late = || RecordError::Store(StoreError::Io { during: "locking", kind: TimedOut });
+        tokio::time::timeout(LONGEST_KEEPING, kept).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Keeps the record of a lock that the store could not be told of, as soon as it can.
+    pub async fn keep_owed_lock(&self) {
+        loop {
+            tokio::time::sleep(NEXT_KEEPING).await;
+            if self.standing.owed_lock().is_none() || self.store.health().is_err() {
+                continue;
+            }
+            let _no_unlock_ends = self.locking.lock().await;
+            if let Some(record) = self.standing.owed_lock()
+                && self.keep_lock(&record).await.is_ok()
+            {
+                self.standing.owe_lock(None);
+                tracing::info!("the store has the lock that it could not be told of before");
+            }
+        }
+    }
+}
+
+/// How long a lock waits for its record, and how long until one that is owed is tried again.
+const LONGEST_KEEPING: Duration = Duration::from_secs(2);
+const NEXT_KEEPING: Duration = Duration::from_millis(200);
 
 /// Who asked for an unlock is told what is wrong with the PIN.
 fn told(error: Error) -> Error {
@@ -85,7 +134,7 @@ impl Request for Unlock {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
         // An unlock may take long, and a lock waits for none: the one that comes later counts.
         let locks = {
             let _behind_a_lock = appliance.locking.lock().await;
@@ -95,6 +144,8 @@ impl Request for Unlock {
         if matches!(state, LinkState::Unlocked { .. } | LinkState::BrownOut { .. }) {
             return Err(Error::NotLocked);
         }
+        // It could not be noted that it is open.
+        appliance.store.health().map_err(RecordError::from)?;
         let pin = match &self.pin {
             // No token has such a PIN, and each wrong one brings it nearer to its lock.
             Some(given) if !(1..=LONGEST_PIN).contains(&given.len()) => {
@@ -122,7 +173,13 @@ impl Request for Unlock {
             appliance.tell(EventNote::new(Event::Locked)).await;
             return Err(unwritten.into());
         }
-        appliance.records.set_locked(None).await?;
+        if let Err(unkept) = appliance.records.set_locked(None).await {
+            // Nobody is told that it is open, so it is not.
+            let (since, by) = (appliance.now(), permit.caller().name());
+            appliance.close(LockRecord { since, by }).await?;
+            return Err(unkept.into());
+        }
+        appliance.standing.owe_lock(None);
         Ok(appliance.status().await)
     }
 }

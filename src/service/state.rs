@@ -11,6 +11,7 @@ use super::cause::Cause;
 use super::error::Error;
 use crate::key::WaitingPeriod;
 use crate::policy::Action;
+use crate::records::LockRecord;
 
 /// The `[keys]` part of the configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,14 +46,17 @@ pub struct Standing {
     pub(super) home_behind: OnceLock<String>,
     /// Why the newest unlock since the last lock failed, where that was the PIN.
     unlock_failed: Mutex<Option<(Cause, String)>>,
+    /// The record of a lock that the store could not be told of yet.
+    owed_lock: Mutex<Option<LockRecord>>,
 }
 
 impl Standing {
     pub(super) fn new() -> Self {
         let edits_told = AtomicU64::new(0);
         let (counts, home_behind) = (Mutex::new(BTreeMap::new()), OnceLock::new());
-        let unlock_failed = Mutex::default();
-        Self { started: Instant::now(), counts, edits_told, home_behind, unlock_failed }
+        let (unlock_failed, owed_lock) = (Mutex::default(), Mutex::default());
+        let started = Instant::now();
+        Self { started, counts, edits_told, home_behind, unlock_failed, owed_lock }
     }
 
     /// An unlock came to this: what was wrong with the PIN stays known while the appliance is locked.
@@ -73,6 +77,14 @@ impl Standing {
     /// Why the newest unlock failed, if it was the PIN.
     pub(super) fn failed_unlock(&self) -> Option<(Cause, String)> {
         self.unlock_failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn owe_lock(&self, record: Option<LockRecord>) {
+        *self.owed_lock.lock().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    pub(super) fn owed_lock(&self) -> Option<LockRecord> {
+        self.owed_lock.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn count(&self, action: Action, result: &'static str) {

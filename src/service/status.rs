@@ -10,11 +10,17 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
+use crate::records::RecordError;
 use crate::sandbox;
-use crate::store::Room;
+use crate::store::{Room, StoreError};
 
 /// How the appliance does.
 pub struct Status;
+
+/// What is said of a lock that the store does not know of yet.
+const LOCK_OWED: &str = "an operator locked it, and the store could not be told: it is closed now, and may not \
+                         stay so over a restart. The store is told as soon as it is back: put it back, and leave \
+                         the daemon running until this is gone";
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StatusView {
@@ -151,9 +157,10 @@ impl Appliance {
     pub(super) fn trouble(&self, link: &LinkState) -> (Option<Cause>, String) {
         if matches!(link, LinkState::Locked) {
             let locked = "an operator locked it";
-            let detail = match self.standing.failed_unlock() {
-                Some((_, why)) => format!("{locked}, and the newest unlock failed: {why}"),
-                None => locked.to_owned(),
+            let detail = match (self.standing.owed_lock(), self.standing.failed_unlock()) {
+                (Some(_), _) => LOCK_OWED.to_owned(),
+                (_, Some((_, why))) => format!("{locked}, and the newest unlock failed: {why}"),
+                _ => locked.to_owned(),
             };
             return (Some(Cause::Locked), detail);
         }
@@ -180,9 +187,32 @@ impl Appliance {
         }
     }
 
+    /// Whether keys and secrets open, if not all of them and nothing changes. A store that was misplaced is
+    /// still open here, and all that is in it can be read.
+    pub fn opens(&self) -> bool {
+        match self.state().0 {
+            "ready" | "brown-out" | "changes-refused" => true,
+            "store-unavailable" => {
+                matches!(self.store.health(), Err(StoreError::Misplaced { .. }))
+                    && self.records.home().is_some()
+                    && self.trail.status().failure.is_none()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the store takes changes: the rest of the appliance may work without.
     pub fn takes_changes(&self) -> bool {
         self.store.health().is_ok() && !self.store.room().is_some_and(|room| room.is_scarce())
+    }
+
+    /// Refuses where the store would refuse, as far as that can be known before.
+    pub(super) fn must_take_changes(&self) -> Result<(), RecordError> {
+        self.store.health()?;
+        match self.store.room().filter(Room::is_scarce) {
+            Some(room) => Err(RecordError::Store(StoreError::Scarce(room))),
+            None => Ok(()),
+        }
     }
 
     /// The state's own reason: what was known before is known to the trail.

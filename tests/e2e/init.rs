@@ -207,6 +207,16 @@ fn an_initialised_appliance_on_another_token_says_so_and_generates_nothing() {
     works(&appliance, "l");
 }
 
+#[test]
+fn nothing_is_made_in_the_token_that_the_store_has_no_room_for() {
+    let appliance = Appliance::configured(|config| {
+        let store = config["store"].as_table_mut().expect("a table");
+        store.insert("reserve_bytes".to_owned(), (1i64 << 60).into());
+    });
+    init(&appliance, false).expect_problem(503, "store-full");
+    assert_eq!(keys_in(appliance.token()), Vec::<String>::new());
+}
+
 fn refuses_to_work(appliance: &Appliance, why: &str) {
     let status: Value = appliance.get("/v1/status").json();
     assert_eq!(status["state"], "master-unfit");

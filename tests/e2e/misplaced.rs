@@ -101,12 +101,45 @@ fn nothing_is_changed_while_the_store_is_elsewhere() {
     refused();
     empty_one(&store);
     refused();
-    // What is known is still served: it lies in what is open.
+    // What is known is still served: it lies in what is open, and whoever sends callers elsewhere is told.
     expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    let health = appliance.get("/v1/health").expect_status(200).json();
+    assert_eq!(health, json!({ "ready": true, "degraded": true, "changes_refused": true }));
     std::fs::remove_dir_all(&store).expect("removed");
     move_there(&aside, &store);
     put_secret(&appliance, "t", "k", "y").expect_status(201);
     appliance.wait_for_state("ready");
     appliance.restart();
     expect_plaintext(&reveal(&appliance, "t"), "y");
+}
+
+#[test]
+fn a_lock_holds_without_the_store_which_is_told_when_it_is_back() {
+    let (mut appliance, ciphertext) = furnished();
+    let (store, aside) = (appliance.path("store"), appliance.path("aside"));
+    move_there(&store, &aside);
+    let stopped = appliance.post("/v1/keys/k/compromise", &json!({}));
+    stopped.expect_problem(503, "store-unavailable");
+    assert!(stopped.text().contains("`strongroom lock`"), "{}", stopped.text());
+    let locked = appliance.post("/v1/lock", &json!({})).expect_status(200).json();
+    assert_eq!(locked["state"], "locked", "{locked}");
+    let owed = |status: &serde_json::Value| {
+        status["detail"].as_str().is_some_and(|detail| detail.contains("could not be told"))
+    };
+    assert!(owed(&locked), "{locked}");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
+    reveal(&appliance, "s").expect_problem(503, "locked");
+    appliance.post("/v1/unlock", &json!({})).expect_problem(503, "store-unavailable");
+    assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
+    let told = trail_lines(&appliance.trail());
+    let told = told.iter().find(|line| line["event"] == "locked").expect("a line");
+    assert_eq!(told["code"], "store-unavailable");
+    move_there(&aside, &store);
+    wait_until("the record of the lock", || !owed(&appliance.get("/v1/status").json()));
+    appliance.restart();
+    appliance.wait_for_state("locked");
+    let edited = |line: &serde_json::Value| line["event"] == "store-edited";
+    assert!(!trail_lines(&appliance.trail()).iter().any(edited), "the store knew of it");
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    expect_plaintext(&reveal(&appliance, "s"), "value");
 }
