@@ -34,7 +34,7 @@ fn keep(global: &Global, house: House) -> ExitCode {
     let report = match house {
         House::Serve(serve) => return daemon::ended(global, daemon::serve(&serve)),
         House::Custody(custody) => return daemon::ended(global, daemon::custody(&custody)),
-        House::Doctor(doctor) => daemon::doctor(&doctor.config.unwrap_or_default()),
+        House::Doctor(doctor) => daemon::doctor(&doctor),
         House::Backup(Backup::Create(create)) => daemon::verify_backup(&create.verification()),
         House::Backup(Backup::Verify(verify)) => daemon::verify_backup(&verify),
         House::Backup(Backup::Restore(restore)) => daemon::restore_backup(&restore),

@@ -56,16 +56,24 @@ pub struct Custody {
 /// Examine the appliance: token, master key, locked memory, directories, clock, limits
 ///
 /// The daemon does it under its own conditions. With --config the checks run in this process instead,
-/// as the user who typed it, for a daemon that does not start.
+/// as the user who typed it, for a daemon that does not start. No PIN is tried then without --login.
 /// Exits with 1 when a check fails.
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom doctor
-  sudo -u strongroom strongroom doctor --config /etc/strongroom/strongroom.toml")]
+  strongroom doctor --config /etc/strongroom/strongroom.toml
+  strongroom doctor --config /etc/strongroom/strongroom.toml --login --pin-file /etc/strongroom/pin")]
 pub struct Doctor {
     /// Check here, without a daemon, what this configuration says
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// Log in to the token, with one try of the PIN, and examine the master key; not where a wrong PIN
+    /// was tried before
+    #[arg(long, requires = "config")]
+    pub login: bool,
+    /// Where to read the token's PIN from, in place of what the configuration says
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "config")]
+    pub pin_file: Option<PathBuf>,
     /// Print every return value of PKCS#11: its kind, what it means, what to do
     #[arg(long, conflicts_with = "config")]
     pub pkcs11_return_values: bool,

@@ -9,22 +9,11 @@ use super::masters;
 use super::protocol::{Check, Verdict};
 use crate::sandbox;
 use crate::secret::ArenaKind;
-use crate::token::{self, Token, read_pin};
+use crate::token::pkcs11::{self, Seen};
+use crate::token::{self, PinError, Token, read_pin};
 
 /// Makes all of them in custody itself. `token` is the open one, or why it is not open.
 pub fn examine(
-    settings: &token::Settings,
-    credentials: Option<&Path>,
-    arena: &crate::secret::ArenaReport,
-    token: Result<OpenToken<'_>, &str>,
-) -> Vec<Check> {
-    let mut checks = look(settings, credentials, arena, token);
-    checks.push(core_limit());
-    checks
-}
-
-/// Those that do not judge the process that makes them.
-fn look(
     settings: &token::Settings,
     credentials: Option<&Path>,
     arena: &crate::secret::ArenaReport,
@@ -37,30 +26,63 @@ fn look(
     }
     checks.push(locked_memory(arena));
     checks.extend(sandbox::entered().map(|entered| sandboxed("sandbox of custody", entered)));
+    checks.push(core_limit());
     checks
 }
 
-/// In a process that is not custody: the token is opened for it, with one try of the PIN. The limit of core
-/// files is that of whoever typed it and says nothing of the daemon, which sets its own to zero.
+/// In a process that is not custody, which logs in only where that is asked for, and never where a wrong PIN
+/// was tried before. The limit of core files is that of whoever typed it and says nothing of the daemon,
+/// which sets its own to zero.
 pub fn examine_locked(
     settings: &token::Settings,
     credentials: Option<&Path>,
     arena: &crate::secret::ArenaReport,
+    login: bool,
 ) -> Vec<Check> {
-    let opened =
-        read_pin(settings, credentials).map_err(|error| error.to_string()).and_then(|pin| {
-            let opened = token::pkcs11::Pkcs11Token::open(settings, &pin);
-            opened.map_err(|error| error.to_string())
-        });
-    let token = match &opened {
+    let mut checks = vec![module(settings)];
+    checks.push(match read_pin(settings, credentials) {
+        Err(PinError::NoCredentials) => warn(
+            "pin",
+            "not examined: it is a credential, and systemd hands it to custody's unit alone"
+                .to_owned(),
+            "--pin-file FILE, to examine the file it is made of",
+        ),
+        _ => pin(settings, credentials),
+    });
+    checks.extend(match pkcs11::look(settings) {
+        Err(error) => vec![fail("token", error.to_string(), "[token] label or serial")],
+        Ok(Seen { place, wrong_pin: Some(why) }) => {
+            let found = format!("{place}: {why}; no PIN is tried from here");
+            let remedy = "log in by hand with the right PIN: pkcs11-tool --login --test";
+            vec![if login { fail("token", found, remedy) } else { warn("token", found, remedy) }]
+        }
+        Ok(_) if login => logged_in(settings, credentials),
+        Ok(Seen { place, .. }) => vec![
+            ok("token", place.to_string()),
+            warn("master key", "not examined: needs the PIN (--login)".to_owned(), ""),
+        ],
+    });
+    checks.push(locked_memory(arena));
+    checks
+}
+
+/// With one try of the PIN.
+fn logged_in(settings: &token::Settings, credentials: Option<&Path>) -> Vec<Check> {
+    let pin = match read_pin(settings, credentials) {
+        Ok(pin) => pin,
+        Err(error) => {
+            let found = format!("not examined: {error}");
+            return vec![fail("token", found, "[token] pin_file, or --pin-file FILE")];
+        }
+    };
+    match pkcs11::Pkcs11Token::open(settings, &pin) {
         // Nothing says here which generation is in use: the newest is.
         Ok(token) => {
-            let newest = masters::newest(token).ok().flatten();
-            Ok((token as &dyn Token, newest))
+            let newest = masters::newest(&token).ok().flatten();
+            open_token(&token, newest)
         }
-        Err(why) => Err(why.as_str()),
-    };
-    look(settings, credentials, arena, token)
+        Err(error) => vec![fail("token", error.to_string(), "[token], or the PIN")],
+    }
 }
 
 fn module(settings: &token::Settings) -> Check {

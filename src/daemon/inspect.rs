@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::config::Config;
 use super::{DaemonError, house};
-use crate::cli::{self, Explain, PolicyFrom, Report};
+use crate::cli::{self, Doctor, Explain, PolicyFrom, Report};
 use crate::custody::examine_locked;
 use crate::custody::protocol::{Check, Verdict};
 use crate::identity::{Caller, UnixPeer};
@@ -119,11 +119,13 @@ fn peer(user: &str) -> Result<UnixPeer, DaemonError> {
 
 /// The checks that can be made without a daemon, in this process and as this user: what keeps a daemon
 /// from starting.
-pub fn doctor(path: &Path) -> Result<Report, DaemonError> {
-    let config = Config::load(path)?.config;
+pub fn doctor(asked: &Doctor) -> Result<Report, DaemonError> {
+    let path = asked.config.as_deref().unwrap_or(Path::new(""));
+    let mut config = Config::load(path)?.config;
+    config.use_pin_file(asked.pin_file.as_deref());
     let arena = secret::start(&config.custody.arena, Use::Custody)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let mut checks = examine_locked(&config.token, credentials.as_deref(), arena);
+    let mut checks = examine_locked(&config.token, credentials.as_deref(), arena, asked.login);
     checks.extend(house::checks(path, &config)());
     if let Err(error) = Policy::load(&config.policy) {
         let remedy = "[policy] directory; `strongroom policy check`".to_owned();

@@ -25,7 +25,7 @@ pub enum PinError {
     Unset,
     /// A credential is asked for and the process was handed none.
     #[error(
-        "token.pin_credential is set, but systemd handed this process no credentials: add LoadCredential= to the unit"
+        "token.pin_credential is set, but systemd handed this process no credentials: a unit does with LoadCredential=, and by hand the PIN's file is named with --pin-file"
     )]
     NoCredentials,
     /// A credential's name is one file name.

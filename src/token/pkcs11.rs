@@ -263,14 +263,23 @@ impl Token for Pkcs11Token {
     }
 }
 
+/// A token that was found, and nobody logged in to.
+pub struct Seen {
+    pub place: Place,
+    /// What it says of wrong PINs since the last right one, if there were any.
+    pub wrong_pin: Option<&'static str>,
+}
+
 /// Loads the module and looks for the token, without a login: for a process of its own.
-pub fn look(settings: &Settings) -> Result<(), TokenError> {
+pub fn look(settings: &Settings) -> Result<Seen, TokenError> {
     let path = settings.module.display().to_string();
     let module = load(&settings.module)?;
     let (slot, info) =
         slot::select(&module, settings).map_err(|failure| failure.at(&Place::module(&path)))?;
     let place = Place::new(info.label(), slot.id(), info.serial_number(), &path);
-    module.open_ro_session(slot).map(drop).map_err(|error| Failure::from(error).at(&place))
+    let opened = module.open_ro_session(slot);
+    drop(opened.map_err(|error| Failure::from(error).at(&place))?);
+    Ok(Seen { place, wrong_pin: slot::wrong_pin(&info) })
 }
 
 fn vanished(call: &str) -> Failure {

@@ -1,6 +1,7 @@
 //! What many tests do with an appliance: encrypt, decrypt, store, look into the trail's files.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
@@ -71,4 +72,16 @@ pub fn trail_texts(directory: &Path) -> Vec<String> {
 pub fn events(directory: &Path) -> Vec<String> {
     let lines = trail_lines(directory);
     lines.iter().filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect()
+}
+
+/// When the token last wrote about itself: SoftHSM does at every wrong PIN, and at a right one after it.
+pub fn pin_tries(appliance: &Appliance) -> SystemTime {
+    let tokens = std::fs::read_dir(appliance.token().tokens()).unwrap().flatten();
+    let written = tokens.map(|token| token.path().join("token.object").metadata().unwrap());
+    written.map(|file| file.modified().unwrap()).max().unwrap()
+}
+
+/// Whether the token says that a PIN was wrong since the last right one (`CKF_USER_PIN_COUNT_LOW`).
+pub fn one_try_was_wrong(appliance: &Appliance) -> bool {
+    appliance.token().pkcs11_tool_bare(&["--list-slots"]).contains("user PIN count low")
 }

@@ -1,11 +1,14 @@
 //! Locked and unlocked again; and a PIN that is wrong, or lies open.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, put_secret, reveal};
+use crate::acts::{
+    base64, decrypt, encrypt, events, expect_plaintext, one_try_was_wrong, pin_tries, put_secret,
+    reveal,
+};
 use crate::appliance::{Appliance, wait_until};
 use crate::shim::Shim;
 use crate::token::{PIN, write_private};
@@ -89,10 +92,10 @@ fn an_operators_pin_unlocks_and_a_wrong_one_does_not() {
     let missing = appliance.post("/v1/unlock", &json!({}));
     missing.expect_problem(503, "pin-unavailable");
     assert!(missing.text().contains("No such file"), "{}", missing.text());
-    let tries = tries(&appliance);
+    let tries = pin_tries(&appliance);
     let output = appliance.cli_with(&["unlock", "--pin-file", "-"], WRONG.as_bytes());
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(self::tries(&appliance) > tries, "the token was asked");
+    assert!(pin_tries(&appliance) > tries, "the token was asked");
     assert!(one_try_was_wrong(&appliance));
     assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
     decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
@@ -114,7 +117,7 @@ fn a_wrong_configured_pin_is_tried_once_and_then_waits_for_an_operator() {
     appliance.start();
     appliance.wait_for_state("pin-refused");
     assert!(one_try_was_wrong(&appliance));
-    let tried = tries(&appliance);
+    let tried = pin_tries(&appliance);
     decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "pin-refused");
     appliance.get("/v1/health").expect_status(503);
     // Neither requests nor a new custody try it again.
@@ -125,10 +128,10 @@ fn a_wrong_configured_pin_is_tried_once_and_then_waits_for_an_operator() {
     kill(appliance.custody_pid());
     appliance.wait_for_log(from, "the front has connected");
     decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "pin-refused");
-    assert_eq!(tries(&appliance), tried, "the token was not asked again");
+    assert_eq!(pin_tries(&appliance), tried, "the token was not asked again");
     let doctor = appliance.cli(&["doctor"]);
     assert_eq!(doctor.status.code(), Some(1));
-    assert_eq!(tries(&appliance), tried, "not by the doctor either");
+    assert_eq!(pin_tries(&appliance), tried, "not by the doctor either");
 
     let typed = format!("{PIN}\n");
     let output = appliance.cli_with(&["unlock", "--pin-file", "-"], typed.as_bytes());
@@ -143,7 +146,7 @@ fn a_pin_that_lies_open_is_not_used() {
     appliance.stop();
     let file = appliance.token().pin_file();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let before = tries(&appliance);
+    let before = pin_tries(&appliance);
     appliance.start();
     appliance.wait_for_state("pin-unavailable");
     let away = appliance.get("/v1/status").json()["token_away"]["reason"].clone();
@@ -151,7 +154,7 @@ fn a_pin_that_lies_open_is_not_used() {
     let detail = appliance.get("/v1/status").json()["detail"].to_string();
     assert!(detail.contains("has mode 0644: chmod 0600 it"), "{detail}");
     assert!(detail.contains(&file.display().to_string()), "{detail}");
-    assert_eq!(tries(&appliance), before, "the token was not asked");
+    assert_eq!(pin_tries(&appliance), before, "the token was not asked");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
     assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
@@ -197,7 +200,7 @@ fn a_refused_pin_is_not_tried_again_by_an_unlock_until_it_is_another() {
         write_private(&source, WRONG);
         appliance.start();
         appliance.wait_for_state("pin-refused");
-        let tried = tries(&appliance);
+        let tried = pin_tries(&appliance);
         for _ in 0..3 {
             let refused = appliance.post("/v1/unlock", &json!({}));
             refused.expect_problem(503, "pin-refused");
@@ -207,7 +210,7 @@ fn a_refused_pin_is_not_tried_again_by_an_unlock_until_it_is_another() {
             assert!(text.contains(named), "{text}");
             assert!(text.contains("systemctl restart strongroom-custody"), "{text}");
         }
-        assert_eq!(tries(&appliance), tried, "the token was not asked");
+        assert_eq!(pin_tries(&appliance), tried, "the token was not asked");
         write_private(&source, PIN);
         appliance.post("/v1/unlock", &json!({})).expect_status(200);
         assert_eq!(appliance.get("/v1/status").json()["state"], "ready");
@@ -230,18 +233,6 @@ fn a_refused_pin_stays_known_while_it_is_locked() {
     assert_eq!(status()["state"], "ready");
     appliance.post("/v1/lock", &json!({})).expect_status(200);
     assert_eq!(status()["detail"], "an operator locked it");
-}
-
-/// When the token last wrote about itself: SoftHSM does at every wrong PIN, and at a right one after it.
-fn tries(appliance: &Appliance) -> SystemTime {
-    let tokens = std::fs::read_dir(appliance.token().tokens()).unwrap().flatten();
-    let written = tokens.map(|token| token.path().join("token.object").metadata().unwrap());
-    written.map(|file| file.modified().unwrap()).max().unwrap()
-}
-
-/// Whether the token says that a PIN was wrong since the last right one (`CKF_USER_PIN_COUNT_LOW`).
-fn one_try_was_wrong(appliance: &Appliance) -> bool {
-    appliance.token().pkcs11_tool_bare(&["--list-slots"]).contains("user PIN count low")
 }
 
 fn kill(pid: u32) {
@@ -279,11 +270,11 @@ fn a_pin_file_that_was_put_in_another_s_place_is_seen_by_the_first_unlock() {
     appliance.start();
     appliance.post("/v1/unlock", &json!({}));
     replace(WRONG);
-    let before = tries(&appliance);
+    let before = pin_tries(&appliance);
     appliance.post("/v1/unlock", &json!({})).expect_problem(503, "pin-refused");
-    assert!(tries(&appliance) > before && one_try_was_wrong(&appliance));
-    let before = tries(&appliance);
+    assert!(pin_tries(&appliance) > before && one_try_was_wrong(&appliance));
+    let before = pin_tries(&appliance);
     replace(PIN);
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
-    assert!(tries(&appliance) > before && !one_try_was_wrong(&appliance));
+    assert!(pin_tries(&appliance) > before && !one_try_was_wrong(&appliance));
 }

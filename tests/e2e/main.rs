@@ -24,6 +24,7 @@ mod clients;
 mod config_check;
 mod custody_verbs;
 mod daemon;
+mod doctor_offline;
 mod edited_appliance;
 mod edited_store;
 mod fixtures;

@@ -122,7 +122,7 @@ fn a_rotation_rewraps_everything_and_the_old_key_is_retired() {
     assert!(!doctor.to_string().contains("\"fail\""), "{doctor}");
     appliance.stop();
     let offline = Command::new(env!("CARGO_BIN_EXE_strongroom"))
-        .args(["doctor", "--config"])
+        .args(["doctor", "--login", "--config"])
         .arg(appliance.config_file())
         .envs([appliance.token().environment()])
         .output()

@@ -97,7 +97,8 @@ pub fn verify_created(global: &Global, create: &CreateBackup, made: Made) -> Exi
             if !wants_json {
                 eprintln!(
                     "not verified ({why}): it is good once this says so:\n  strongroom backup verify \
-                     {file} --config {config}"
+                     {file} --config {config}{}",
+                    pin_option(create)
                 );
             }
             created.not_verified = Some(why);
@@ -130,11 +131,21 @@ fn obstacle(create: &CreateBackup) -> Option<String> {
         Err(error) => return Some(error.to_string()),
     };
     config.use_pin_file(create.by.pin_file.as_deref());
-    match &config.token.pin_file {
+    match config.token.pin_file.as_ref().filter(|_| config.token.pin_credential.is_none()) {
         Some(path) => std::fs::File::open(path)
             .err()
             .map(|error| format!("the PIN file {}: {error}", path.display())),
         None => Some("the PIN is a credential of custody's; see --pin-file".to_owned()),
+    }
+}
+
+/// How the PIN is named to `verify`, where the configuration does not say it to whoever types that.
+fn pin_option(create: &CreateBackup) -> String {
+    match (&create.by.pin_file, Config::load(&create.by.config)) {
+        (Some(path), _) => format!(" --pin-file {}", path.display()),
+        (None, Ok(loaded)) if loaded.config.token.pin_credential.is_none() => String::new(),
+        (None, Ok(_)) => " --pin-file FILE".to_owned(),
+        (None, Err(_)) => " [--pin-file FILE, where the PIN is a credential]".to_owned(),
     }
 }
 

@@ -53,6 +53,19 @@ pub(super) fn may_try_pin(info: &TokenInfo, place: &Place) -> Result<(), TokenEr
     Ok(())
 }
 
+/// What the token says of wrong PINs.
+pub(super) fn wrong_pin(info: &TokenInfo) -> Option<&'static str> {
+    if info.user_pin_locked() {
+        Some("its user PIN is locked")
+    } else if info.user_pin_final_try() {
+        Some("one more wrong PIN locks it")
+    } else if info.user_pin_count_low() {
+        Some("a wrong PIN was tried since the last login")
+    } else {
+        None
+    }
+}
+
 fn list(present: &[(Slot, TokenInfo)]) -> String {
     if present.is_empty() {
         return "no initialised token".to_owned();
