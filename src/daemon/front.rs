@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{Config, Loaded};
+use super::config::{Config, ConfigError, Loaded};
 use super::store_check::StoreCheck;
 use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
@@ -13,7 +13,7 @@ use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
-use crate::service::{Appliance, Clock, Parts, Seen};
+use crate::service::{Appliance, Clock, ConfigRefused, Parts, Seen};
 use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
@@ -67,6 +67,7 @@ impl Front {
             clock,
             house: house::checks(path, config),
             config_file: path.display().to_string(),
+            config_refused: config_refused(path),
         }));
         check.newest(&appliance).await?;
         tokio::spawn(check.rest(Arc::clone(&appliance)));
@@ -172,6 +173,25 @@ async fn tend_clock(appliance: Arc<Appliance>) {
         appliance.tend_clock().await;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
+}
+
+/// Looks at the configuration on the disk: custody reads it whenever it starts anew, reloaded or not. One
+/// that only this process cannot read says nothing.
+fn config_refused(path: &Path) -> ConfigRefused {
+    let path = path.to_owned();
+    Box::new(move || {
+        let error = Config::load(&path).err()?;
+        if matches!(error, ConfigError::Unreadable { .. }) {
+            return None;
+        }
+        let text = error.to_string();
+        let lines = text.lines().filter(|line| !line.contains(" |")).map(str::trim);
+        let why = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        Some(format!(
+            "the configuration on the disk is refused, and custody cannot start anew with it: {why}; what \
+             was in force at the start stays so until then"
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -57,6 +57,15 @@ impl Request for Doctor {
             checks.retain(|check| check.name != "token" || check.verdict == Verdict::Ok);
         }
         checks.extend(check_of_state(state, detail, cause));
+        checks.extend((appliance.config_refused)().map(|found| Check {
+            name: "configuration".to_owned(),
+            verdict: Verdict::Fail,
+            found,
+            remedy: format!(
+                "correct {}, then `systemctl reload strongroom`",
+                appliance.config_file
+            ),
+        }));
         checks.push(check_of_clock(&appliance.clock_view()));
         checks.extend((appliance.house)());
         Ok(DoctorView {

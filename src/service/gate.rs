@@ -91,6 +91,7 @@ pub struct Appliance {
     pub(super) clock: Clock,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
+    pub(super) config_refused: ConfigRefused,
     /// Held while the appliance is initialised or its masters change: two must not make one.
     pub(super) founding: tokio::sync::Mutex<()>,
     /// Held while the appliance is locked, and while the record of it is taken away; never for long.
@@ -113,7 +114,11 @@ pub struct Parts {
     pub house: HouseChecks,
     /// The file that settings stand in, to be named to operators.
     pub config_file: String,
+    pub config_refused: ConfigRefused,
 }
+
+/// Reads the configuration that lies on the disk now, and says why no process could start with it, if so.
+pub type ConfigRefused = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Makes those checks of `doctor` that only the floor above can make: directories, clock, limits.
 pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
@@ -143,6 +148,7 @@ impl Appliance {
             clock: parts.clock,
             house: parts.house,
             config_file: parts.config_file,
+            config_refused: parts.config_refused,
             founding: tokio::sync::Mutex::default(),
             locking: tokio::sync::Mutex::default(),
             rotating: Rotating::default(),

@@ -42,7 +42,7 @@ pub use crypt::{
 };
 pub use doctor::{CheckView, Doctor, DoctorView};
 pub use error::Error;
-pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
+pub use gate::{Appliance, Call, ConfigRefused, HouseChecks, Parts, Request, Trace, Traced};
 pub use init::{Init, InitView};
 pub use key_update::{UpdateBody, UpdateKey};
 pub use keys::{

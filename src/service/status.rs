@@ -238,7 +238,10 @@ impl Appliance {
 
     pub(super) async fn status(&self) -> StatusView {
         let link = self.custody.state();
-        let (state, detail) = self.state_at(&link);
+        let (state, mut detail) = self.state_at(&link);
+        if let Some(why) = (self.config_refused)() {
+            detail = if detail.is_empty() { why } else { format!("{detail}; {why}") };
+        }
         let away = || link.outage().map(|outage| Cause::Token(outage.reason));
         let cause = match self.trouble(&link).0 {
             // What keeps it from being unlocked is to be mended first.

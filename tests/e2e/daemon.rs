@@ -13,6 +13,36 @@ use serde_json::{Value, json};
 use crate::acts::{base64, decrypt, encrypt, events, expect_plaintext, reveal, trail_lines};
 use crate::appliance::{Appliance, wait_until};
 
+/// Custody reads the file whenever it starts anew: one that it cannot start with is named before that.
+#[test]
+fn a_configuration_that_custody_cannot_start_with_is_named() {
+    let appliance = Appliance::new();
+    let status = || appliance.get("/v1/status").json();
+    assert_eq!(status()["detail"], Value::Null);
+    let sound = std::fs::read_to_string(appliance.config_file()).unwrap();
+    std::fs::write(appliance.config_file(), format!("nonsense = 1\n{sound}")).unwrap();
+    let from = appliance.log().len();
+    appliance.signal(Signal::SIGHUP);
+    appliance.wait_for_log(from, "nothing is loaded");
+    let named = |text: &str| {
+        text.contains("custody cannot start anew with it")
+            && text.contains("strongroom.toml")
+            && text.contains("unknown field `nonsense`")
+    };
+    let said = status();
+    assert!(said["state"] == "ready" && named(said["detail"].as_str().unwrap()), "{said}");
+    let doctor = appliance.cli(&["doctor"]);
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.status.code() == Some(1) && named(&text), "{text}");
+    kill(Pid::from_raw(appliance.custody_pid() as i32), Signal::SIGKILL).unwrap();
+    appliance.wait_for_state("token-unavailable");
+    let said = status();
+    assert!(named(said["detail"].as_str().unwrap()), "{said}");
+    std::fs::write(appliance.config_file(), sound).unwrap();
+    appliance.wait_for_state("ready");
+    assert_eq!(status()["detail"], Value::Null);
+}
+
 #[test]
 fn a_reload_takes_over_what_is_sound_and_nothing_else() {
     let appliance = Appliance::new();
