@@ -56,10 +56,13 @@ impl Breaker {
         self.inside().listener.take()
     }
 
-    /// Since when service by the token has stopped, if it has, and why.
+    /// Since when service by the token has stopped, if it has, and why, in the word that was told last.
     pub fn away(&self) -> Option<(Timestamp, Reason)> {
-        match self.inside().stand {
-            Stand::Away { since, reason } => Some((since, reason)),
+        let inside = self.inside();
+        match inside.stand {
+            Stand::Away { since, reason } => {
+                Some((since, inside.told.last().copied().unwrap_or(reason)))
+            }
             _ => None,
         }
     }
@@ -155,7 +158,7 @@ mod tests {
         }
         breaker.see(&down(Reason::CustodyGone));
         let known = breaker.away().map(|(_, reason)| reason);
-        assert_eq!(known, Some(Reason::MasterUnfit), "what was known last of the token");
+        assert_eq!(known, Some(Reason::MasterUnfit), "what was told last");
         breaker.see(&LinkState::Locked);
         assert!(breaker.away().is_some(), "a lock is not its end");
         breaker.see(&unlocked());

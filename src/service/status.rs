@@ -215,10 +215,11 @@ impl Appliance {
         }
     }
 
-    /// The state's own reason: what was known before is known to the trail.
+    /// In the trail's word: what turned out after that is in the state's detail.
     fn token_away_at(&self, link: &LinkState) -> Option<AwayView> {
         let (since, known) = self.custody.token_away()?;
-        let reason = link.outage().map_or(known, |outage| outage.reason).as_str();
+        let reason = link.outage().map(|outage| outage.reason);
+        let reason = reason.filter(|reason| reason.needs_operator()).unwrap_or(known).as_str();
         Some(AwayView { since, reason })
     }
 
