@@ -94,6 +94,21 @@ impl Custodian {
         *self.stand() = Stand::PastUse(outage);
     }
 
+    /// Ends a process that has lost its probe while all is well: without one, no key could serve once the token
+    /// is away, and a new one can only be split off from a new process.
+    pub fn tend_probe(&self) {
+        if self.probe.is_there() {
+            return;
+        }
+        let mut stand = self.stand();
+        if matches!(*stand, Stand::Well) {
+            let why =
+                "the process that looks for the token has ended; custody starts anew for another";
+            tracing::error!(why, "the token is well");
+            *stand = Stand::PastUse(Outage::new(Reason::CustodyGone, why));
+        }
+    }
+
     /// Tells the front why the process ends, where there is a reason.
     pub fn say_why(&self) {
         let outage = match &*self.stand() {

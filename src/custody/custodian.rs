@@ -249,6 +249,7 @@ impl Custodian {
 
     fn examine(&self) -> Vec<Check> {
         let mut checks = self.examine_token();
+        checks.push(self.probe.check());
         checks.extend(self.recovery.as_ref().err().map(|why| Check {
             name: "recovery key".to_owned(),
             verdict: Verdict::Fail,

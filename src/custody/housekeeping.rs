@@ -51,8 +51,8 @@ pub fn spawn_canary(
     builder.spawn(try_now_and_then).map(drop).map_err(StartError::Thread)
 }
 
-/// Wipes what was kept too long, notices work with the token that does not come to an end, and ends a
-/// brown-out and a process that is past use. It never touches the module itself.
+/// Wipes what was kept too long, notices work with the token that does not come to an end and a probe that
+/// has ended, and ends a brown-out and a process that is past use. It never touches the module itself.
 pub fn spawn_housekeeping(
     hang: Arc<HangWatch>,
     custodian: &Arc<Custodian>,
@@ -63,6 +63,7 @@ pub fn spawn_housekeeping(
         loop {
             thread::sleep(PERIOD);
             custodian.expire(Instant::now());
+            custodian.tend_probe();
             if custodian.brown_out().is_some() {
                 // Nobody tries the token meanwhile.
                 beat();

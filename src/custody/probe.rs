@@ -6,17 +6,20 @@
 //! looks for the token without a login, and ends.
 
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::process::StartError;
-use super::protocol::{Outage, Reason};
+use super::protocol::{Check, Outage, Reason, Verdict};
 use crate::sandbox::{self, Needs};
 use crate::token::{self, TokenError, pkcs11};
 
@@ -87,6 +90,38 @@ impl Probe {
             Ok(told) => Err(Unseen::Absent(understood(&told))),
             Err(error) => Err(lost(&error.to_string())),
         }
+    }
+}
+
+impl Probe {
+    /// Whether there is a process to be asked. One that is being asked at the moment is taken to be.
+    pub fn is_there(&self) -> bool {
+        let Ok(line) = self.0.try_lock() else { return true };
+        line.as_ref().is_some_and(|line| !has_ended(line))
+    }
+
+    /// The check of `doctor`.
+    pub fn check(&self) -> Check {
+        let (verdict, found, remedy) = match self.is_there() {
+            true => (Verdict::Ok, "looks for the token when that is away", ""),
+            false => (Verdict::Fail, "it has ended: custody starts anew", "the journal of custody"),
+        };
+        Check {
+            name: "probe".to_owned(),
+            verdict,
+            found: found.to_owned(),
+            remedy: remedy.to_owned(),
+        }
+    }
+}
+
+/// Whether nobody is left at the other end, which says nothing unasked.
+fn has_ended(line: &UnixStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(line.as_raw_fd(), &mut [0], flags) {
+        Ok(0) => true,
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => false,
+        Err(_) => true,
     }
 }
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
@@ -244,4 +246,26 @@ fn neither_a_stop_nor_a_lock_leaves_a_brown_out_behind() {
     std::fs::rename(away, appliance.token().tokens()).expect("moved back");
     appliance.start();
     expect_plaintext(&decrypt(&appliance, "k", &texts[0], None), "x");
+}
+
+#[test]
+fn a_probe_that_was_killed_takes_no_brown_out_away() {
+    let (appliance, texts) = with_keys(&[("long", 60)]);
+    let (custody, probe) = (appliance.custody_pid(), appliance.probe_pid().expect("a probe"));
+    let probe = i32::try_from(probe).expect("a pid");
+    kill(Pid::from_raw(probe), Signal::SIGKILL).expect("it runs");
+    wait_until("another custody, and its probe", || {
+        appliance.custody_pid() != custody && appliance.probe_pid().is_some()
+    });
+    assert!(appliance.log().contains("the process that looks for the token has ended"));
+    appliance.wait_for_state("ready");
+    let doctor = appliance.get("/v1/doctor").json();
+    let checks = doctor["checks"].as_array().expect("checks");
+    assert!(checks.iter().any(|check| check["name"] == "probe" && check["result"] == "ok"));
+    expect_plaintext(&decrypt(&appliance, "long", &texts[0], None), "x");
+    let away = move_away(&appliance);
+    appliance.wait_for_state("brown-out");
+    served_alone(&decrypt(&appliance, "long", &texts[0], None));
+    std::fs::rename(away, appliance.token().tokens()).expect("moved back");
+    appliance.wait_for_state("ready");
 }
