@@ -2,15 +2,13 @@
 
 use std::borrow::Cow;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
 use crate::identity::Caller;
 use crate::key::{Algorithm, Name};
 use crate::policy::{Action, Resource};
 
-use super::line::{Hash, Head, Hex, Kind, Line, plain};
+use super::line::{Head, Line};
 
 /// Somebody is about to do something: who, what, on what.
 #[derive(Debug, Clone)]
@@ -37,11 +35,11 @@ impl Intent {
 /// Who, what and on what, as both lines of a deed say it.
 #[derive(Debug, Clone)]
 pub(super) struct Subject {
-    request: Uuid,
-    caller: String,
-    peer: Option<(u32, u32, i32)>,
-    action: Cow<'static, str>,
-    resource: String,
+    pub request: Uuid,
+    pub caller: String,
+    pub peer: Option<(u32, u32, i32)>,
+    pub action: Cow<'static, str>,
+    pub resource: String,
 }
 
 impl Subject {
@@ -325,125 +323,5 @@ impl EventNote {
     /// The same, about what a certain line tells.
     pub fn about_line(self, line: u64) -> Self {
         Self { line: Some(line), ..self }
-    }
-}
-
-type RequestText = [u8; uuid::fmt::Hyphenated::LENGTH];
-
-/// Texts that a line borrows while it is encoded.
-pub(super) struct Texts {
-    request: RequestText,
-    hex: Option<Hex>,
-    base64: String,
-}
-
-impl Texts {
-    pub fn new() -> Self {
-        Self { request: [0; uuid::fmt::Hyphenated::LENGTH], hex: None, base64: String::new() }
-    }
-
-    /// The texts of a checkpoint: hex of the head, base64 of the signature.
-    pub fn checkpoint(&mut self, head: &Hash, signature: &[u8]) -> (&str, &str) {
-        self.base64 = STANDARD.encode(signature);
-        (self.hex.insert(head.hex()).as_str(), &self.base64)
-    }
-}
-
-impl Subject {
-    fn fill<'a>(&'a self, line: Line<'a>, request: &'a mut RequestText) -> Line<'a> {
-        Line {
-            request: Some(self.request.as_hyphenated().encode_lower(request)),
-            caller: Some(plain(&self.caller)),
-            uid: self.peer.map(|(uid, _, _)| uid),
-            gid: self.peer.map(|(_, gid, _)| gid),
-            pid: self.peer.map(|(_, _, pid)| pid),
-            action: Some(plain(&self.action)),
-            resource: Some(plain(&self.resource)),
-            ..line
-        }
-    }
-}
-
-impl Details {
-    fn fill<'a>(&'a self, line: Line<'a>, hex: &'a mut Option<Hex>) -> Line<'a> {
-        *hex = self.digest.map(|digest| Hash(digest).hex());
-        Line {
-            digest: hex.as_ref().map(Hex::as_str),
-            key: self.key.as_ref().map(Name::as_str),
-            version: self.version,
-            generation: self.generation,
-            algorithm: self.algorithm.map(Algorithm::as_str),
-            revision: self.revision,
-            input_bytes: self.input_bytes,
-            output_bytes: self.output_bytes,
-            items: self.items,
-            failed_items: self.failed_items,
-            recovery: self.recovery,
-            without_token: self.without_token,
-            reason: self.reason.map(|reason| plain(reason.0)),
-            changes: self.changes,
-            pass: self.pass,
-            ..line
-        }
-    }
-}
-
-impl Intent {
-    pub(super) fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
-        let line = Line { kind: Kind::Intent, ..line };
-        let Texts { request, hex, .. } = texts;
-        self.details.fill(self.subject.fill(line, request), hex)
-    }
-}
-
-impl Outcome {
-    pub(super) fn fill<'a>(
-        &'a self,
-        of: Option<u64>,
-        subject: &'a Subject,
-        line: Line<'a>,
-        texts: &'a mut Texts,
-    ) -> Line<'a> {
-        let (result, code) = match self.verdict {
-            Verdict::Done => ("done", None),
-            Verdict::Failed(code) => ("failed", Some(code)),
-            Verdict::Refused(code) => ("refused", Some(code)),
-            Verdict::Interrupted(code) => ("interrupted", Some(code)),
-        };
-        let line = Line {
-            kind: Kind::Outcome,
-            of,
-            result: Some(result),
-            code: code.map(|code| plain(code.0)),
-            ..line
-        };
-        let Texts { request, hex, .. } = texts;
-        self.details.fill(subject.fill(line, request), hex)
-    }
-}
-
-impl EventNote {
-    pub(super) fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
-        texts.hex = self.digest.map(|digest| Hash(digest).hex());
-        Line {
-            kind: Kind::Event,
-            caller: self.refused.as_ref().map(|(caller, _)| plain(caller)),
-            count: self.refused.as_ref().map(|(_, count)| *count),
-            event: Some(self.event.as_str()),
-            key: self.key.as_ref().map(Name::as_str),
-            program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),
-            digest: texts.hex.as_ref().map(Hex::as_str),
-            generation: self.generation,
-            items: self.items,
-            failed_items: self.failed_items,
-            open_from: self.open_from,
-            changes: self.changes,
-            line: self.line,
-            bytes: self.bytes,
-            at: self.at.as_deref().map(plain),
-            store_key: self.store_key,
-            code: self.code.map(|code| plain(code.0)),
-            ..line
-        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod check;
 mod entry;
+mod fill;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::entry::{EventNote, Intent, Outcome, Subject, Texts};
+use super::entry::{EventNote, Intent, Outcome, Subject};
+use super::fill::Texts;
 use super::gather::Shared;
 use super::line::{Hash, Head, Kind, Line};
 use super::segment::{Claim, Segment};

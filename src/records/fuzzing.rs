@@ -10,7 +10,7 @@ use crate::custody::protocol::StoreKey;
 pub fn stored_record(data: &[u8]) {
     let Some((kind, value)) = data.split_first() else { return };
     match kind % 7 {
-        0 => super::keys::read_again(value),
+        0 => super::key_form::read_again(value),
         1 => same_again::<SecretRecord>(value),
         2 => same_again::<HomeRecord>(value),
         3 => same_again::<LockRecord>(value),

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod home;
 #[cfg(test)]
 mod in_memory_tests;
+mod key_form;
 mod keys;
 mod memo;
 mod notes;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::home::read_home;
-use super::keys::key_with;
+use super::key_form::key_with;
 use super::recovery::read_store_key_recovery;
 use super::{HomeRecord, KeyRecord, RecordError, VersionRecord, address};
 use crate::custody::protocol::{Fault, KeyAddress, StoreKey};

@@ -196,12 +196,11 @@ fn migrate(db: &sled::Db, migrations: &[Migration]) -> Result<(), StoreError> {
     let supported = 1 + migrations.len() as u32;
     let about = db.open_tree("about").map_err(of_sled)?;
     let found = match about.get("schema").map_err(of_sled)? {
-        Some(bytes) => u32::from_be_bytes(
-            bytes
-                .as_ref()
-                .try_into()
-                .map_err(|_| StoreError::Corrupt { what: "the schema version is not a number" })?,
-        ),
+        Some(bytes) => bytes
+            .as_ref()
+            .try_into()
+            .map(u32::from_be_bytes)
+            .map_err(|_| StoreError::Corrupt { what: "the schema version is not a number" })?,
         None => supported,
     };
     if found > supported {

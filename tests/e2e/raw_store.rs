@@ -1,6 +1,7 @@
 //! The store of an appliance that does not run, below the rules that its own code keeps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::appliance::Appliance;
 
@@ -21,7 +22,16 @@ pub type Picture = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Raw {
     pub fn open(appliance: &Appliance) -> Self {
-        let db = sled::open(appliance.path("store")).expect("a store");
+        // A child that another test has just forked keeps the lock until it runs its own program.
+        let mut opened = sled::open(appliance.path("store"));
+        for _ in 0..40 {
+            if opened.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            opened = sled::open(appliance.path("store"));
+        }
+        let db = opened.expect("a store");
         let tree = db.open_tree("records").expect("its tree");
         Self { _db: db, tree }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::super::home::{HOME, counted, encode, store_key_at};
-use super::super::keys::{stored_parts, version_key};
+use super::super::key_form::{stored_parts, version_key};
 use super::super::notes::{RESEALED, RESTORED};
 use super::super::recovery::RECOVERY;
 use super::super::rotation::{PassRecord, ROTATION, Stage};
