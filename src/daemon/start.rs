@@ -20,7 +20,7 @@ use super::needs::needs;
 use super::{DaemonError, descriptors, io};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
-use crate::custody::{Client, Spawn};
+use crate::custody::{Client, LinkState, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
 use crate::sandbox;
@@ -33,6 +33,9 @@ const FRONT_ARENA: usize = 4 * 1024 * 1024;
 
 /// A custody that says nothing for so many seconds is taken to hang.
 const HUNG: u32 = 12;
+
+/// How long custody is waited for before systemd is told that the start is done.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// How long requests that are under way may take when it is time to stop, and how long the trail may take
 /// to be signed to its end: at once less where custody kept requests waiting. With what custody is given
@@ -126,7 +129,7 @@ async fn run(
     let (server, mut closed) = server.map_err(io("taking over the socket"))?;
     let serving = tokio::spawn(server.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
-    notify(&[NotifyState::Ready]);
+    let ready = tokio::spawn(say_ready(front.custody.clone()));
     footprint.let_go();
     let mut beat = tokio::time::interval(watchdog_period());
     let end = loop {
@@ -146,6 +149,7 @@ async fn run(
         tracing::error!(%error, "the front has to end");
     }
     tracing::info!("what is under way is finished, then the front ends");
+    ready.abort();
     notify(&[NotifyState::Stopping]);
     stop.send_replace(true);
     let stuck = tokio::time::timeout(PATIENCE, serving).await.is_err();
@@ -156,6 +160,15 @@ async fn run(
     let last = if stuck { LAST_LINES_OF_THE_STUCK } else { LAST_LINES };
     let stopped = front.appliance.trail().stop_within(last).await;
     end.and(stopped.map_err(DaemonError::from))
+}
+
+/// Says that it is ready once custody is there, or after a moment all the same: whoever comes right after a
+/// start is told of no outage that is none. Callers are served meanwhile.
+async fn say_ready(custody: Client) {
+    let mut state = custody.watch();
+    let word = state.wait_for(|state| !matches!(state, LinkState::Down(_)));
+    drop(tokio::time::timeout(FIRST_WORD, word).await);
+    notify(&[NotifyState::Ready]);
 }
 
 /// Ends a custody of ours that has not said a word for so long that it must hang. One whose token is

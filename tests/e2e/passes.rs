@@ -168,16 +168,16 @@ fn a_broken_record_of_the_recovery_key_is_told_and_replaced() {
         assert!(sentence(appliance).starts_with("every key can be"), "{}", sentence(appliance));
         appliance.create_key(&format!("new{}", edits(appliance).len()));
     };
-    let edited = |appliance: &mut Appliance, edit: fn(&Raw)| {
+    let edited = |appliance: &mut Appliance, code: &str, edit: fn(&Raw)| {
         let told = edits(appliance).len();
         appliance.stop();
         edit(&Raw::open(appliance));
         appliance.start();
         wait_until("the trail to be told", || edits(appliance).len() == told + 1);
-        assert_eq!(edits(appliance)[told], "recovery");
+        assert_eq!(edits(appliance)[told], code);
     };
     is_set(&appliance);
-    edited(&mut appliance, |raw| raw.damage(APPLIANCE, "recovery"));
+    edited(&mut appliance, "recovery", |raw| raw.damage(APPLIANCE, "recovery"));
     assert!(sentence(&appliance).starts_with("it is not known"), "{}", sentence(&appliance));
     let status = appliance.get("/v1/status").json();
     assert_eq!(status["without_the_token"], sentence(&appliance));
@@ -192,10 +192,10 @@ fn a_broken_record_of_the_recovery_key_is_told_and_replaced() {
     assert_eq!(master(&appliance)["generation"], 2);
     let ends = ["rotation-done", "recovery-wrapped"].map(|event| told(&appliance, event));
     assert_eq!(ends, [1, 2]);
-    // Lost, it is told by the wraps that are there.
-    edited(&mut appliance, |raw| raw.remove(APPLIANCE, "recovery"));
+    // Lost, it is told by the revision that the trail knows of.
+    edited(&mut appliance, "record-behind", |raw| raw.remove(APPLIANCE, "recovery"));
     is_set(&appliance);
-    edited(&mut appliance, |raw| raw.damage(APPLIANCE, "recovery"));
+    edited(&mut appliance, "recovery", |raw| raw.damage(APPLIANCE, "recovery"));
     appliance.request("DELETE", "/v1/recovery", "", b"").expect_status(200);
     wait_for_rotation(&appliance);
     assert!(sentence(&appliance).starts_with("nothing can be"), "{}", sentence(&appliance));
