@@ -183,7 +183,7 @@ impl Client {
     /// What custody is like if it answers at once; what tells how the appliance does never waits.
     pub async fn glance(&self) -> Option<Status> {
         let connection = self.shared.connection.borrow().clone()?;
-        let answer = connection.ask(&Verb::Status, LEAST_PATIENCE).await;
+        let answer = connection.status(LEAST_PATIENCE).await;
         match self.read(&connection, answer) {
             Ok(Reply::Status(status)) => Some(status),
             _ => None,

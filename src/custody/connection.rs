@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, shutdown, socket,
@@ -14,8 +14,11 @@ use tokio::sync::oneshot;
 
 use super::client::LinkSettings;
 use super::notice::UNASKED;
-use super::protocol::{Answer, Hello, Verb};
+use super::protocol::{Answer, Hello, Reply, Status, Verb};
 use super::wire::{Packet, WireError};
+
+/// How old what custody said of itself may be: it is asked every second.
+const MOMENTS: Duration = Duration::from_secs(2);
 
 /// One connection, and who waits for an answer on it.
 pub struct Connection {
@@ -23,6 +26,8 @@ pub struct Connection {
     next: AtomicU64,
     output: Mutex<Packet>,
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+    /// What custody last said of itself, and when.
+    status: Mutex<Option<(Instant, Status)>>,
 }
 
 impl Connection {
@@ -55,6 +60,7 @@ impl Connection {
             next: AtomicU64::new(1),
             output: Mutex::new(Packet::new()?),
             waiting: Mutex::new(Some(HashMap::new())),
+            status: Mutex::default(),
         };
         connection.send(0, &Hello::OURS).await?;
         let mut input = Packet::new()?;
@@ -137,6 +143,30 @@ impl Connection {
         self.close();
         self.waiting().take();
         end
+    }
+
+    /// What custody is like. Where it is at work, that is what it said within the last moments, for the
+    /// question would wait behind the work.
+    pub async fn status(&self, patience: Duration) -> Result<Answer, WireError> {
+        let at_work = self.waiting().as_ref().is_some_and(|waiting| !waiting.is_empty());
+        let known = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if at_work
+            && let Some((at, status)) = known
+            && at.elapsed() < MOMENTS
+        {
+            return Ok(Ok(Reply::Status(status)));
+        }
+        self.ask_status(patience).await
+    }
+
+    /// The same, from custody in any case.
+    pub async fn ask_status(&self, patience: Duration) -> Result<Answer, WireError> {
+        let answer = self.ask(&Verb::Status, patience).await?;
+        if let Ok(Reply::Status(status)) = &answer {
+            let mut known = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            *known = Some((Instant::now(), status.clone()));
+        }
+        Ok(answer)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {

@@ -119,7 +119,7 @@ async fn silence(shared: &Shared, connection: &Connection) -> Outage {
         shared.heard();
         tokio::time::sleep(PING_PERIOD).await;
         if let Err(error @ WireError::Silent) =
-            connection.ask(&Verb::Status, shared.settings.deadline).await
+            connection.ask_status(shared.settings.deadline).await
         {
             connection.close();
             return Outage::new(Reason::CustodySilent, error.to_string());

@@ -1,7 +1,8 @@
 //! The front, put together: store, custody's link, trail, records, policy, and the service over them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::config::{Config, ConfigError, Loaded};
@@ -179,19 +180,33 @@ async fn tend_clock(appliance: Arc<Appliance>) {
 /// that only this process cannot read says nothing.
 fn config_refused(path: &Path) -> ConfigRefused {
     let path = path.to_owned();
+    let known = Mutex::new(None::<(_, Option<String>)>);
     Box::new(move || {
-        let error = Config::load(&path).err()?;
-        if matches!(error, ConfigError::Unreadable { .. }) {
-            return None;
+        // Read again only where it is another file, or was written to.
+        let stamp = path.metadata().ok().map(|found| {
+            (found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec())
+        });
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((of, refused)) if *of == stamp => refused.clone(),
+            _ => known.insert((stamp, refused_by(&path))).1.clone(),
         }
-        let text = error.to_string();
-        let lines = text.lines().filter(|line| !line.contains(" |")).map(str::trim);
-        let why = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        Some(format!(
-            "the configuration on the disk is refused, and custody cannot start anew with it: {why}; what \
-             was in force at the start stays so until then"
-        ))
     })
+}
+
+/// Why the configuration on the disk is refused, where it is and can be read.
+fn refused_by(path: &Path) -> Option<String> {
+    let error = Config::load(path).err()?;
+    if matches!(error, ConfigError::Unreadable { .. }) {
+        return None;
+    }
+    let text = error.to_string();
+    let lines = text.lines().filter(|line| !line.contains(" |")).map(str::trim);
+    let why = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    Some(format!(
+        "the configuration on the disk is refused, and custody cannot start anew with it: {why}; what was \
+         in force at the start stays so until then"
+    ))
 }
 
 #[cfg(test)]
