@@ -25,7 +25,7 @@ pub enum Recovery {
 
 /// Wrap every key to a recovery key, too: those that there are, and every new one
 ///
-/// The file holds the public half, RSA-4096. It must be the one that [custody] recovery_key of the
+/// The file holds the public half, RSA-4096. It must be the one that `[custody] recovery_key` of the
 /// configuration names: custody wraps to that one alone, and only once it was set here. The private half
 /// belongs in a safe and never near this machine.
 #[derive(Args)]
@@ -85,7 +85,7 @@ As root, what it writes to the store goes to the owner of the store's directory.
 module makes, as SoftHSM does, are root's: run it with `runuser -u USER --` as custody's user, who must be
 able to write the store then, or give them back: chown -R USER: /var/lib/softhsm/tokens")]
 pub struct Reseal {
-    /// The configuration: its [store] and its [token], which is the new one
+    /// The configuration: its `[store]` and its `[token]`, which is the new one
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
     /// The private half, unencrypted PEM; `-` is stdin

@@ -74,7 +74,7 @@ impl Probe {
     /// Whether the token is to be found now, from a process that has not used it before.
     ///
     /// # Errors
-    /// [`Unseen`]: it is not to be found, or nobody can look.
+    /// `Unseen`: it is not to be found, or nobody can look.
     pub fn look(&self) -> Result<(), Unseen> {
         let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lost =

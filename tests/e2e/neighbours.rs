@@ -189,7 +189,12 @@ fn one_user_s_crowd_leaves_the_others_their_service() {
     let quiet = house.waits(requests);
     println!("neighbours: quiet: {quiet}");
 
-    let (files, memory) = (descriptors(appliance), resident_kib(appliance));
+    // A connection that has just ended may still be counted.
+    let fewest = (0..10).map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        descriptors(appliance)
+    });
+    let (files, memory) = (fewest.min().expect("ten looks"), resident_kib(appliance));
     let begin = Instant::now();
     let idle: Vec<UnixStream> = CROWD.does(|| (0..many).map(|_| house.connect()).collect());
     wait_until("all to be accepted", || descriptors(appliance) >= files + many);
