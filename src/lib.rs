@@ -15,7 +15,7 @@
 //! 3  custody                    the cryptographic boundary
 //! 2  token · store · policy     touches hardware · touches disk · judges
 //! 1  identity · key             knows: who asks · what a key is and may do
-//! 0  secret · sandbox           holds bytes that must not be seen · shuts the process in
+//! 0  secret · sandbox · turns   holds bytes that must not be seen · shuts the process in · shares processors
 //! ```
 
 #![deny(unsafe_code)]
@@ -35,6 +35,7 @@ pub mod secret;
 pub mod service;
 pub mod store;
 pub mod token;
+pub mod turns;
 
 #[cfg(test)]
 #[path = "../fuzz/targets.rs"]

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 8] = [
     &["custody"],
     &["token", "store", "policy"],
     &["identity", "key"],
-    &["secret", "sandbox"],
+    &["secret", "sandbox", "turns"],
 ];
 
 #[test]

@@ -1,6 +1,9 @@
 //! The operation alone: RSA-2048 OAEP decryption on aws-lc-rs, and what OpenSSL says of the same key
 //! size.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -47,11 +50,36 @@ impl Key {
             threads.into_iter().map(|thread| thread.join().expect("it decrypts")).collect()
         });
         let cpu: Duration = results.iter().map(|(_, cpu)| *cpu).sum();
-        let mut latencies: Vec<u32> = results.into_iter().flat_map(|(all, _)| all).collect();
-        let count = latencies.len() as f64;
-        let (p50_ms, p99_ms) = percentiles(&mut latencies);
-        let cpu_ms = cpu.as_secs_f64() * 1e3 / count;
-        Figures { per_second: count / time.as_secs_f64(), p50_ms, p99_ms, cpu_ms }
+        figures(results.into_iter().flat_map(|(all, _)| all).collect(), cpu, time)
+    }
+
+    /// Decrypts for `time` on a thread that sleeps until it is woken for each operation, as a thread of a
+    /// service with one caller does: what waking up costs whoever keeps the key in a process of its own.
+    pub fn decrypt_woken(&self, time: Duration) -> Figures {
+        let (asks, works) = UnixStream::pair().expect("a pair of sockets");
+        let works_until_closed = move || {
+            let (mut out, mut byte) = (vec![0; self.key.min_output_size()], [0]);
+            let cpu = thread_cpu();
+            while (&works).read(&mut byte).expect("received") == 1 {
+                self.once(&mut out);
+                (&works).write_all(&byte).expect("sent");
+            }
+            thread_cpu() - cpu
+        };
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(works_until_closed);
+            let mut latencies = Vec::with_capacity(100_000);
+            let start = Instant::now();
+            while start.elapsed() < time {
+                let asked = Instant::now();
+                (&asks).write_all(&[0]).expect("sent");
+                (&asks).read_exact(&mut [0]).expect("received");
+                latencies.push(asked.elapsed().as_nanos() as u32);
+            }
+            asks.shutdown(Shutdown::Both).expect("closed");
+            let cpu = worker.join().expect("it decrypts");
+            figures(latencies, cpu, time)
+        })
     }
 
     /// Nanoseconds that each operation took.
@@ -60,14 +88,25 @@ impl Key {
         let start = Instant::now();
         let mut last = Duration::ZERO;
         while last < time {
-            let plaintext = self.key.decrypt(&OAEP_SHA256_MGF1SHA256, &self.ciphertext, out, None);
-            assert_eq!(plaintext.expect("decrypted").len(), 32);
+            self.once(out);
             let now = start.elapsed();
             latencies.push((now - last).as_nanos() as u32);
             last = now;
         }
         latencies
     }
+
+    fn once(&self, out: &mut [u8]) {
+        let plaintext = self.key.decrypt(&OAEP_SHA256_MGF1SHA256, &self.ciphertext, out, None);
+        assert_eq!(plaintext.expect("decrypted").len(), 32);
+    }
+}
+
+fn figures(mut latencies: Vec<u32>, cpu: Duration, time: Duration) -> Figures {
+    let count = latencies.len() as f64;
+    let (p50_ms, p99_ms) = percentiles(&mut latencies);
+    let cpu_ms = cpu.as_secs_f64() * 1e3 / count;
+    Figures { per_second: count / time.as_secs_f64(), p50_ms, p99_ms, cpu_ms }
 }
 
 fn thread_cpu() -> Duration {

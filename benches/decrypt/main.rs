@@ -46,10 +46,12 @@ fn main() {
 
 fn measure(time: Duration, directory: &Path) -> Report {
     let machine = machine::describe(directory);
+    let ahead = load::may_run_ahead();
     let openssl = bare::openssl();
     let key = bare::Key::generate();
     let before = key.decrypt(1, time);
     let two = key.decrypt(2, time);
+    let woken = key.decrypt_woken(time);
 
     let mut appliance = Appliance::configured(|config| {
         config["log"]["level"] = "info".into();
@@ -75,7 +77,20 @@ fn measure(time: Duration, directory: &Path) -> Report {
     let sockets = sockets.into_iter().map(|run| Socket::of(run, &one, &two)).collect();
     let half_load = Paced { per_second: half, p50_ms: half_load.0, p99_ms: half_load.1 };
     let beside = Beside { p50_ms: beside.0, p99_ms: beside.1 };
-    Report { machine, openssl, one, two, sockets, half_load, beside, startup, idle, loaded }
+    Report {
+        machine,
+        openssl,
+        one,
+        two,
+        woken,
+        ahead,
+        sockets,
+        half_load,
+        beside,
+        startup,
+        idle,
+        loaded,
+    }
 }
 
 /// From exec to the first 200 of health, several times.

@@ -16,6 +16,10 @@ pub struct Report {
     /// The bare operation on one thread, before and after all else, and on two.
     pub one: Figures,
     pub two: Figures,
+    /// The bare operation on a thread that is woken for each.
+    pub woken: Figures,
+    /// Whether the clients run ahead of everything else.
+    pub ahead: bool,
     pub sockets: Vec<Socket>,
     pub half_load: Paced,
     pub beside: Beside,
@@ -134,8 +138,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "load before {load_before}; write and fdatasync {fdatasync_ms:.3} ms; \
-             a wake-up {wake_up_ms:.3} ms\n"
+             a wake-up {wake_up_ms:.3} ms"
         )?;
+        let ahead = if self.ahead { "ahead of all others" } else { "in line with all others" };
+        writeln!(f, "clients run {ahead}\n")?;
         writeln!(
             f,
             "{:<24}{:>8}{:>9}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}{:>8}",
@@ -157,6 +163,8 @@ impl fmt::Display for Report {
         line(f, "bare, 1 thread", &self.one)?;
         writeln!(f)?;
         line(f, "bare, 2 threads", &self.two)?;
+        writeln!(f)?;
+        line(f, "bare, woken for each", &self.woken)?;
         writeln!(f)?;
         for socket in &self.sockets {
             let many = if socket.connections == 1 { "" } else { "s" };

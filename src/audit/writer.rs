@@ -20,6 +20,7 @@ use super::segment::{Claim, Segment};
 use super::tend::Signature;
 use super::trail::Entry;
 use super::{AuditError, Event};
+use crate::turns::Turns;
 
 type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
 
@@ -135,12 +136,16 @@ pub(super) struct Writer {
 /// How often the files are looked for where nothing is written.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
+/// Everybody waits for this thread, which mostly waits for the disk.
+const TURN: Duration = Duration::from_micros(100);
+
 /// After a failure, how long to wait before what is owed is tried again without a new intent.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl Writer {
     /// The thread: ends after a stop was handed in and everything before it was dealt with.
     pub fn run(mut self) {
+        drop(Turns::of(TURN));
         let mut jobs = Vec::new();
         if !self.owed.is_empty() {
             self.write_group(&mut jobs);

@@ -21,6 +21,7 @@ use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
 use crate::secret::{arena, with_wiped_stack};
+use crate::turns::Turns;
 
 /// Custody's own settings; the token's are its module's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -285,8 +286,12 @@ fn greet(connection: &OwnedFd) -> Result<(), WireError> {
     if theirs == Hello::OURS { Ok(()) } else { Err(WireError::Malformed) }
 }
 
+/// How long the turns of a computing thread are: about as long as a private operation of RSA-2048.
+const TURN: Duration = Duration::from_micros(300);
+
 /// Reads, computes and answers until the front hangs up.
 fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut output: Packet) {
+    let turns = Turns::of(TURN);
     loop {
         let (id, verb) = match input.receive::<Verb>(connection.as_fd()) {
             Ok(request) => request,
@@ -306,6 +311,10 @@ fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut outpu
                 reply(connection, &mut output, id, answer);
                 if lock {
                     leave(&office.custodian, 0);
+                }
+                // The front may wait for this processor, with a request that has nothing to do with us.
+                if let Some(turns) = &turns {
+                    turns.give_way();
                 }
                 continue;
             }

@@ -27,6 +27,7 @@ use crate::sandbox;
 use crate::secret::{self, Use, arena};
 use crate::store::Store;
 use crate::store::sled_store::SledStore;
+use crate::turns::Turns;
 
 /// Locked memory of the front: plaintexts and PINs that pass through.
 const FRONT_ARENA: usize = 4 * 1024 * 1024;
@@ -76,6 +77,7 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(front_threads())
         .thread_name("front")
+        .on_thread_start(|| drop(Turns::of(TURN)))
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
@@ -88,6 +90,10 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     }
     result
 }
+
+/// The front's threads do little at a time, and somebody waits for it: shorter turns than those of threads
+/// that compute.
+const TURN: Duration = Duration::from_micros(100);
 
 /// Half as many as there are cores, which custody computes on: a request costs the front about a tenth
 /// of what it costs custody, and threads that wake each other cost more than they carry.

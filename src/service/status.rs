@@ -203,7 +203,7 @@ impl Appliance {
 
     /// Whether the store takes changes: the rest of the appliance may work without.
     pub fn takes_changes(&self) -> bool {
-        self.store.health().is_ok() && !self.store.room().is_some_and(|room| room.is_scarce())
+        self.must_take_changes().is_ok()
     }
 
     /// Refuses where the store would refuse, as far as that can be known before.

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
@@ -11,26 +10,9 @@ use crate::acts::{decrypt, encrypt, events, expect_plaintext, put_secret};
 use crate::appliance::{Appliance, wait_until};
 use crate::edited_appliance::edits;
 use crate::raw_store::{APPLIANCE, Raw, SECRET};
-use crate::recovery::pair;
+use crate::recovery::{pair, trust};
+use crate::reseal::prepared;
 use crate::rotation::{import_keys, master, wait_for_rotation};
-
-/// An initialised appliance whose custody has a recovery key, and the file of its public half.
-fn with_recovery_key() -> (Appliance, PathBuf) {
-    let mut appliance = Appliance::prepared(|_| {});
-    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
-    trust(&mut appliance, &public);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
-    (appliance, public)
-}
-
-/// Has custody wrap to this recovery key, from its next start on.
-fn trust(appliance: &mut Appliance, public: &std::path::Path) {
-    appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
-    });
-}
 
 fn set(public: &std::path::Path) -> Value {
     json!({ "public_key": std::fs::read_to_string(public).expect("readable") })
@@ -86,7 +68,7 @@ fn who_looks_at_a_rotation_undoes_nothing_of_it() {
 
 #[test]
 fn who_looks_at_the_recovery_key_undoes_nothing_of_it() {
-    let (appliance, public) = with_recovery_key();
+    let (appliance, _, public) = prepared(None);
     appliance.create_key("k");
     let body = set(&public);
     let view = |appliance: &Appliance| appliance.get("/v1/recovery").expect_status(200).json();
@@ -125,7 +107,7 @@ fn told(appliance: &Appliance, event: &str) -> usize {
 
 #[test]
 fn a_recovery_key_is_corrected_whose_pass_cannot_end() {
-    let (mut appliance, first) = with_recovery_key();
+    let (mut appliance, _, first) = prepared(None);
     let (_, second) = pair(&appliance.path(""), "second", 4096);
     import_keys(&appliance, 60);
     for round in 1..3 {
@@ -160,7 +142,7 @@ fn a_recovery_key_is_corrected_whose_pass_cannot_end() {
 
 #[test]
 fn a_broken_record_of_the_recovery_key_is_told_and_replaced() {
-    let (mut appliance, public) = with_recovery_key();
+    let (mut appliance, _, public) = prepared(None);
     import_keys(&appliance, 3);
     let is_set = |appliance: &Appliance| {
         appliance.put("/v1/recovery", &set(&public)).expect_status(200);

@@ -70,6 +70,14 @@ fn counted(appliance: &Appliance) -> [u64; 4] {
     ]
 }
 
+/// Has custody wrap to this recovery key, from its next start on.
+pub fn trust(appliance: &mut Appliance, public: &Path) {
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
+    });
+}
+
 /// An appliance with keys, store keys and secrets from before and after its recovery key was set, and a
 /// master that was rotated since. Returns also the file of the private half.
 fn recoverable() -> (Appliance, PathBuf, String) {
@@ -80,10 +88,7 @@ fn recoverable() -> (Appliance, PathBuf, String) {
     let (private, public) = pair(&appliance.path(""), "recovery", 4096);
     let (_, other) = pair(&appliance.path(""), "other", 4096);
     let (_, small) = pair(&appliance.path(""), "small", 2048);
-    appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
-    });
+    trust(&mut appliance, &public);
     appliance.start();
     appliance.post("/v1/init", &json!({})).expect_status(201);
     let ciphertext = import_keys(&appliance, 4);
@@ -290,9 +295,8 @@ fn what_cannot_be_recovered_is_named_and_nothing_is_made_without_its_wrap() {
 fn a_recovery_key_is_never_set_without_its_pass() {
     let mut appliance = Appliance::prepared(|_| {});
     let (_, public) = pair(&appliance.path(""), "recovery", 4096);
+    trust(&mut appliance, &public);
     appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
         // The store is put back after each round, and its trail is not.
         let audit = config["audit"].as_table_mut().expect("a table");
         audit.insert("on_break".to_owned(), "record".into());

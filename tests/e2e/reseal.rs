@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::acts::{decrypt, expect_plaintext, put_secret, reveal, trail_lines};
 use crate::appliance::{Appliance, wait_until};
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Raw};
-use crate::recovery::{offline, pair, text};
+use crate::recovery::{offline, pair, text, trust};
 use crate::rotation::{import_keys, master, wait_for_rotation};
 use crate::token::TestToken;
 
@@ -21,10 +21,7 @@ pub fn prepared(seals_per_store_key: Option<u32>) -> (Appliance, PathBuf, PathBu
         }
     });
     let (private, public) = pair(&appliance.path(""), "recovery", 4096);
-    appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.display().to_string().into());
-    });
+    trust(&mut appliance, &public);
     appliance.start();
     appliance.post("/v1/init", &json!({})).expect_status(201);
     (appliance, private, public)

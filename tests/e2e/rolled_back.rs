@@ -1,13 +1,16 @@
 //! Somebody puts back what the appliance is, which recovery key it has, how far a pass is, or a key from
 //! before a pass: each authentic, and older than what the trail or another record knows.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, trail_lines};
 use crate::appliance::{Appliance, wait_until};
 use crate::backup::backup;
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Raw};
-use crate::recovery::{pair, text};
+use crate::recovery::text;
+use crate::reseal::{prepared, set_recovery};
 use crate::rotation::{import_keys, master, wait_for_rotation};
 
 /// The codes of the events that tell of an edit.
@@ -85,24 +88,11 @@ fn the_master_key_in_use_is_not_retired_by_an_edit() {
 }
 
 /// An appliance that runs, with a recovery key that is set, and the file of its public half.
-fn with_recovery() -> (Appliance, String) {
-    let mut appliance = Appliance::prepared(|_| {});
-    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
-    let public = public.display().to_string();
-    appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.clone().into());
-    });
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+fn with_recovery() -> (Appliance, PathBuf) {
+    let (appliance, _, public) = prepared(None);
     appliance.create_key("k");
     set_recovery(&appliance, &public);
     (appliance, public)
-}
-
-fn set_recovery(appliance: &Appliance, public: &str) {
-    let said = appliance.cli(&["recovery", "set", public]);
-    assert!(said.status.success(), "{said:?}");
 }
 
 fn sentence(appliance: &Appliance) -> String {
@@ -171,15 +161,7 @@ fn an_older_record_of_a_pass_does_not_end_one_unseen() {
 
 #[test]
 fn a_key_from_before_a_pass_is_not_served() {
-    let mut appliance = Appliance::prepared(|_| {});
-    let (_, public) = pair(&appliance.path(""), "recovery", 4096);
-    let public = public.display().to_string();
-    appliance.change_config(|config| {
-        let custody = config["custody"].as_table_mut().expect("a table");
-        custody.insert("recovery_key".to_owned(), public.clone().into());
-    });
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (mut appliance, _, public) = prepared(None);
     let sealed = import_keys(&appliance, 3);
     // Between the two passes, and before both.
     let put_back = |appliance: &mut Appliance, pass: &dyn Fn(&Appliance)| {
