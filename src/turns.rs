@@ -3,9 +3,16 @@
 //! A thread says how long its turns are to be (the slice of the kernel's fair scheduler, Linux 6.12; from
 //! 0.1 to 100 ms): one with short turns comes before those with longer ones when it wakes up. It gets no
 //! more time by that, only sooner. Older kernels take the number and forget it, so it is read back.
+//!
+//! Threads that compute also keep apart. The kernel wakes a thread where it ran last and moves it only now
+//! and then: two that once met on a processor stay there for tens of milliseconds, beside an idle one.
 #![allow(unsafe_code)] // two system calls that no crate wraps
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// The proof that the kernel gives the calling thread turns of the length it asked for.
 #[derive(Debug)]
@@ -30,6 +37,58 @@ impl Turns {
     /// with short ones may do so: another gives away milliseconds to everything else on the machine.
     pub fn give_way(&self) {
         std::thread::yield_now();
+    }
+}
+
+/// Which processors several threads are busy on.
+pub struct Apart(Box<[AtomicUsize]>);
+
+/// A thread that is busy, until this is dropped.
+pub struct Busy<'a>(&'a AtomicUsize);
+
+/// In place of a processor's number.
+const IDLE: usize = usize::MAX;
+
+impl Apart {
+    pub fn new(threads: usize) -> Self {
+        Self((0..threads).map(|_| AtomicUsize::new(IDLE)).collect())
+    }
+
+    /// The calling thread, of this number, has something to do. Where another is busy on its processor it
+    /// goes to one where none is, of those that it may run on; where there is none, it stays.
+    pub fn start(&self, thread: usize) -> Option<Busy<'_>> {
+        let own = self.0.get(thread)?;
+        let here = sched_getcpu().ok()?;
+        let others = || self.0.iter().filter(|at| !std::ptr::eq(*at, own));
+        let here = if others().any(|at| at.load(Ordering::Relaxed) == here) {
+            move_off(others().map(|at| at.load(Ordering::Relaxed)));
+            sched_getcpu().ok()?
+        } else {
+            here
+        };
+        own.store(here, Ordering::Relaxed);
+        Some(Busy(own))
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// Moves the calling thread off these processors, and lets it run wherever it might before.
+fn move_off(taken: impl Iterator<Item = usize>) {
+    let this = Pid::from_raw(0);
+    let Ok(all) = sched_getaffinity(this) else { return };
+    let mut free = all;
+    for processor in taken.filter(|processor| *processor != IDLE) {
+        // Beyond the set's end there is nothing to take out.
+        let _ = free.unset(processor);
+    }
+    // Refused where none is left.
+    if sched_setaffinity(this, &free).is_ok() {
+        let _ = sched_setaffinity(this, &all);
     }
 }
 
@@ -69,6 +128,25 @@ mod tests {
         .join()
         .expect("it ends");
         assert_ne!(read().expect("the kernel says").sched_runtime, 300_000);
+    }
+
+    #[test]
+    fn a_busy_thread_goes_where_no_other_is_and_may_come_back() {
+        let all = sched_getaffinity(Pid::from_raw(0)).expect("the kernel says");
+        let apart = Apart::new(2);
+        let meet = |free: bool| {
+            let here = sched_getcpu().expect("the kernel says");
+            apart.0[1].store(here, Ordering::Relaxed);
+            let busy = apart.start(0).expect("there is a place");
+            let now = apart.0[0].load(Ordering::Relaxed);
+            drop(busy);
+            assert_eq!(apart.0[0].load(Ordering::Relaxed), IDLE);
+            free && now == here
+        };
+        let many = std::thread::available_parallelism().expect("some").get() > 1;
+        assert!((0..20).all(|_| !meet(many)));
+        assert_eq!(sched_getaffinity(Pid::from_raw(0)).expect("the kernel says"), all);
+        assert!(apart.start(2).is_none(), "only two are known");
     }
 
     #[test]

@@ -145,7 +145,7 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Writer {
     /// The thread: ends after a stop was handed in and everything before it was dealt with.
     pub fn run(mut self) {
-        drop(Turns::of(TURN));
+        Turns::of(TURN);
         let mut jobs = Vec::new();
         if !self.owed.is_empty() {
             self.write_group(&mut jobs);

@@ -21,7 +21,7 @@ use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
 use crate::secret::{arena, with_wiped_stack};
-use crate::turns::Turns;
+use crate::turns::{Apart, Busy, Turns};
 
 /// Custody's own settings; the token's are its module's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -260,12 +260,14 @@ fn serve(
     }
     tracing::debug!("the front has connected");
     let mut threads = Vec::new();
+    let apart = Arc::new(Apart::new(workers));
     for number in 0..workers {
+        let apart = Arc::clone(&apart);
         let (connection, office) = (Arc::clone(connection), Arc::clone(office));
         let (input, output) = (Packet::new()?, Packet::new()?);
         let thread = thread::Builder::new()
             .name(format!("compute-{number}"))
-            .spawn(move || work(&connection, &office, input, output))
+            .spawn(move || work(&connection, &office, || apart.start(number), (input, output)))
             .map_err(StartError::Thread)?;
         threads.push(thread);
     }
@@ -290,7 +292,12 @@ fn greet(connection: &OwnedFd) -> Result<(), WireError> {
 const TURN: Duration = Duration::from_micros(300);
 
 /// Reads, computes and answers until the front hangs up.
-fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut output: Packet) {
+fn work<'a>(
+    connection: &Arc<OwnedFd>,
+    office: &Office,
+    start: impl Fn() -> Option<Busy<'a>>,
+    (mut input, mut output): (Packet, Packet),
+) {
     let turns = Turns::of(TURN);
     loop {
         let (id, verb) = match input.receive::<Verb>(connection.as_fd()) {
@@ -305,6 +312,7 @@ fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut outpu
                 return;
             }
         };
+        let busy = start();
         let lock = matches!(verb, Verb::Lock);
         let (queue, verb) = match office.custodian.quick(verb) {
             Quick::Answered(answer) => {
@@ -312,6 +320,7 @@ fn work(connection: &Arc<OwnedFd>, office: &Office, mut input: Packet, mut outpu
                 if lock {
                     leave(&office.custodian, 0);
                 }
+                drop(busy);
                 // The front may wait for this processor, with a request that has nothing to do with us.
                 if let Some(turns) = &turns {
                     turns.give_way();

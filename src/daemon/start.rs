@@ -77,7 +77,9 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(front_threads())
         .thread_name("front")
-        .on_thread_start(|| drop(Turns::of(TURN)))
+        .on_thread_start(|| {
+            Turns::of(TURN);
+        })
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
