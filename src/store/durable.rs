@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -24,6 +25,23 @@ pub fn sync_data(file: &File) -> io::Result<()> {
     }
 }
 
+/// Removes the snapshot of its log that sled was writing when it ended. It writes one whenever it opens, under
+/// a name that it takes for a snapshot's the next time: half of one, as a full disk or a crash leaves it, is
+/// then "a bad checksum". What it was made of is all there until it has its own name.
+///
+/// Nobody else may have the store open.
+pub fn remove_unfinished_snapshots(store: &Path) -> io::Result<()> {
+    for entry in store.read_dir()? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -36,6 +54,17 @@ mod tests {
         file.write_all(b"line\n").unwrap();
         sync_data(&file).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn only_what_is_unfinished_is_removed() {
+        let store = tempfile::tempdir().unwrap();
+        let names = ["db", "snap.0000000000000123", "snap.0000000000000456.generating"];
+        for name in names {
+            std::fs::write(store.path().join(name), name).unwrap();
+        }
+        remove_unfinished_snapshots(store.path()).unwrap();
+        assert_eq!(names.map(|name| store.path().join(name).exists()), [true, true, false]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::batch::{Planned, Slot};
-use super::durable::sync_data;
+use super::durable::{remove_unfinished_snapshots, sync_data};
 use super::sled_store::Settings;
 use super::{Change, Copied, StoreError, Stored, Table};
 
@@ -41,6 +41,8 @@ impl Engine {
             .path(&settings.path)
             .cache_capacity(settings.cache_bytes)
             .flush_every_ms(None);
+        remove_unfinished_snapshots(&settings.path)
+            .map_err(|error| of_io("removing an unfinished snapshot", &error))?;
         // sled panics on some damaged files.
         let db = retrying(|| {
             catch_unwind(AssertUnwindSafe(|| config.open()))

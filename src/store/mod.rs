@@ -93,6 +93,14 @@ pub struct Room {
 }
 
 impl Room {
+    /// What sled needs to write anything at all, in bytes: two segments of its file, and a snapshot.
+    const LEAST: u64 = 2 << 20;
+
+    /// Whether there is so little that even what must not wait is refused.
+    pub fn is_spent(&self) -> bool {
+        self.free_bytes < Self::LEAST.min(self.reserve_bytes)
+    }
+
     /// Whether there is so little that changes are refused.
     pub fn is_scarce(&self) -> bool {
         self.free_bytes < self.reserve_bytes

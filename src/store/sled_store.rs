@@ -266,7 +266,7 @@ impl Shared {
         }
         for Commit { batch, reply } in group {
             let roomy = match &room {
-                Err(StoreError::Scarce(_)) if batch.is_urgent() => Ok(()),
+                Err(StoreError::Scarce(room)) if batch.is_urgent() && !room.is_spent() => Ok(()),
                 room => room.clone(),
             };
             let plan = |engine: &Engine| batch.plan(|table, key| engine.slot(table, key));
@@ -376,7 +376,11 @@ impl Shared {
         if self.until_retry().is_none_or(|pause| !pause.is_zero()) {
             return;
         }
-        let next = match self.check_room().and_then(|()| Engine::open(&self.settings)) {
+        let enough = match self.check_room() {
+            Err(StoreError::Scarce(room)) if !room.is_spent() => Ok(()),
+            found => found,
+        };
+        let next = match enough.and_then(|()| Engine::open(&self.settings)) {
             Ok(engine) => {
                 tracing::info!("the store works again");
                 self.groups.reopened();

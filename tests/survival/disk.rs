@@ -85,6 +85,76 @@ fn at_work(appliance: &Appliance, test: &str) -> crate::witness::Load {
     load
 }
 
+/// Takes the last byte of the disk; returns the file that has it.
+fn fill(appliance: &Appliance) -> PathBuf {
+    let filler = appliance.path("disk/filler");
+    let mut file = File::create(&filler).expect("a file");
+    while file.write_all(&[1; 65_536]).is_ok() {}
+    while file.write_all(&[1; 512]).is_ok() {}
+    filler
+}
+
+/// sled writes a snapshot whenever it opens: one that a full disk or a crash cut off must not be read as one.
+#[test]
+fn a_start_that_finds_no_room_or_is_cut_off_stops_no_later_one() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(on_disk);
+    let _disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("k");
+    let reveal = |appliance: &Appliance, name: &str| {
+        let body = json!({});
+        appliance.post(&format!("/v1/secrets/{name}/reveal"), &body).expect_status(200);
+    };
+    for round in 0..6_usize {
+        let secret = json!({ "key": "k", "plaintext": "eA==" });
+        for at in 0..=(round * 7) {
+            appliance.put(&format!("/v1/secrets/s{round}-{at}"), &secret).expect_status(201);
+        }
+        appliance.kill();
+        let filler = fill(&appliance);
+        appliance.spawn();
+        if !appliance.settled() {
+            appliance.kill();
+        }
+        assert!(!appliance.log().contains("damaged"), "{}", appliance.log());
+        std::fs::remove_file(filler).expect("removed");
+        // And as a crash between its creation and its first byte leaves it.
+        let store = appliance.path("disk/store");
+        std::fs::write(store.join("snap.7FFFFFFFFFFFFFFF.generating"), "").expect("room for it");
+        appliance.start();
+        reveal(&appliance, &format!("s{round}-0"));
+    }
+}
+
+/// What must not wait is taken from the reserve, and refused where that is gone as well; what is there opens.
+#[test]
+fn without_a_byte_for_the_store_what_is_there_opens_and_stays_open() {
+    own_mounts();
+    let mut appliance = Appliance::prepared(|config| {
+        let trail = config["audit"]["directory"].clone();
+        on_disk(config);
+        config["audit"]["directory"] = trail;
+    });
+    let _disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance.create_key("k");
+    appliance.create_key("other");
+    let secret = json!({ "key": "k", "plaintext": "eA==" });
+    appliance.put("/v1/secrets/s", &secret).expect_status(201);
+    let filler = fill(&appliance);
+    for _ in 0..3 {
+        let refused = appliance.post("/v1/keys/other/suspend", &json!({}));
+        refused.expect_problem(503, "store-full");
+        appliance.post("/v1/secrets/s/reveal", &json!({})).expect_status(200);
+    }
+    std::fs::remove_file(filler).expect("removed");
+    wait_until("room", || appliance.get("/v1/status").json()["state"] == "ready");
+    appliance.post("/v1/keys/other/suspend", &json!({})).expect_status(200);
+}
+
 #[test]
 fn a_full_disk_is_refused_and_with_room_it_goes_on() {
     own_mounts();
@@ -94,11 +164,7 @@ fn a_full_disk_is_refused_and_with_room_it_goes_on() {
     appliance.post("/v1/init", &json!({})).expect_status(201);
     let (load, front) = (at_work(&appliance, "a full disk"), appliance.front_pid());
     for _ in 0..2 {
-        let filler = appliance.path("disk/filler");
-        let mut file = File::create(&filler).expect("a file");
-        while file.write_all(&[1; 65_536]).is_ok() {}
-        while file.write_all(&[1; 512]).is_ok() {}
-        drop(file);
+        let filler = fill(&appliance);
         wait_for_refusals(&appliance);
         // The last blocks go, too: also for the trail there is no room.
         wait_until("the trail's refusal", || {
