@@ -11,7 +11,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// The proof that the kernel gives the calling thread turns of the length it asked for.
@@ -43,6 +43,14 @@ impl Turns {
 /// Which processors several threads are busy on.
 pub struct Apart(Box<[AtomicUsize]>);
 
+/// A thread's place among them. It stays with its thread.
+pub struct Seat<'a> {
+    all: &'a [AtomicUsize],
+    own: &'a AtomicUsize,
+    /// Where the thread may run, as found when it took its seat; nothing where somebody has said so.
+    wherever: Option<CpuSet>,
+}
+
 /// A thread that is busy, until this is dropped.
 pub struct Busy<'a>(&'a AtomicUsize);
 
@@ -54,20 +62,32 @@ impl Apart {
         Self((0..threads).map(|_| AtomicUsize::new(IDLE)).collect())
     }
 
-    /// The calling thread, of this number, has something to do. Where another is busy on its processor it
-    /// goes to one where none is, of those that it may run on; where there is none, it stays.
-    pub fn start(&self, thread: usize) -> Option<Busy<'_>> {
+    /// The seat of the calling thread, which has this number. It keeps apart only where there is a processor
+    /// for each thread, and where nobody has told it by name where to run (`taskset`).
+    pub fn seat(&self, thread: usize) -> Option<Seat<'_>> {
         let own = self.0.get(thread)?;
+        let enough =
+            std::thread::available_parallelism().is_ok_and(|many| many.get() >= self.0.len());
+        let wherever = if enough { wherever() } else { None };
+        Some(Seat { all: &self.0, own, wherever })
+    }
+}
+
+impl<'a> Seat<'a> {
+    /// The thread has something to do. Where another is busy on its processor, it goes to one where none is.
+    pub fn start(&self) -> Option<Busy<'a>> {
+        let wherever = self.wherever.as_ref()?;
         let here = sched_getcpu().ok()?;
-        let others = || self.0.iter().filter(|at| !std::ptr::eq(*at, own));
-        let here = if others().any(|at| at.load(Ordering::Relaxed) == here) {
-            move_off(others().map(|at| at.load(Ordering::Relaxed)));
+        let others = || self.all.iter().filter(|at| !std::ptr::eq(*at, self.own));
+        let mut places = others().map(|at| at.load(Ordering::Relaxed));
+        let here = if places.any(|place| place == here) {
+            move_off(others().map(|at| at.load(Ordering::Relaxed)), wherever);
             sched_getcpu().ok()?
         } else {
             here
         };
-        own.store(here, Ordering::Relaxed);
-        Some(Busy(own))
+        self.own.store(here, Ordering::Relaxed);
+        Some(Busy(self.own))
     }
 }
 
@@ -77,18 +97,44 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Moves the calling thread off these processors, and lets it run wherever it might before.
-fn move_off(taken: impl Iterator<Item = usize>) {
-    let this = Pid::from_raw(0);
-    let Ok(all) = sched_getaffinity(this) else { return };
-    let mut free = all;
+const THIS: Pid = Pid::from_raw(0);
+
+/// Every processor there could be. As a thread's wish it leaves it to its cpuset where it may run, also where
+/// that grows later.
+fn anywhere() -> CpuSet {
+    let mut set = CpuSet::new();
+    for processor in 0..CpuSet::count() {
+        let _ = set.set(processor);
+    }
+    set
+}
+
+/// Where the calling thread may run; `None` where it was told so by name, which stays as it is.
+fn wherever() -> Option<CpuSet> {
+    let found = sched_getaffinity(THIS).ok()?;
+    sched_setaffinity(THIS, &anywhere()).ok()?;
+    let most = sched_getaffinity(THIS).ok()?;
+    if most == found {
+        return Some(found);
+    }
+    let _ = sched_setaffinity(THIS, &found);
+    None
+}
+
+/// Moves the calling thread off these processors. Nothing where it may no longer run `wherever` it might:
+/// somebody has told it where since.
+fn move_off(taken: impl Iterator<Item = usize>, wherever: &CpuSet) {
+    if sched_getaffinity(THIS).as_ref() != Ok(wherever) {
+        return;
+    }
+    let mut free = *wherever;
     for processor in taken.filter(|processor| *processor != IDLE) {
         // Beyond the set's end there is nothing to take out.
         let _ = free.unset(processor);
     }
-    // Refused where none is left.
-    if sched_setaffinity(this, &free).is_ok() {
-        let _ = sched_setaffinity(this, &all);
+    // Refused where none is left. Who tells it where to run just now is heard.
+    if sched_setaffinity(THIS, &free).is_ok() && sched_getaffinity(THIS).as_ref() == Ok(&free) {
+        let _ = sched_setaffinity(THIS, &anywhere());
     }
 }
 
@@ -130,23 +176,43 @@ mod tests {
         assert_ne!(read().expect("the kernel says").sched_runtime, 300_000);
     }
 
-    #[test]
-    fn a_busy_thread_goes_where_no_other_is_and_may_come_back() {
-        let all = sched_getaffinity(Pid::from_raw(0)).expect("the kernel says");
-        let apart = Apart::new(2);
-        let meet = |free: bool| {
+    /// What the kernel says of where the calling thread may run.
+    fn allowed() -> CpuSet {
+        sched_getaffinity(THIS).expect("the kernel says")
+    }
+
+    /// How often, of twenty times, a busy thread stayed where another is.
+    fn stays(apart: &Apart, seat: &Seat<'_>) -> usize {
+        let meet = |_: &usize| {
             let here = sched_getcpu().expect("the kernel says");
             apart.0[1].store(here, Ordering::Relaxed);
-            let busy = apart.start(0).expect("there is a place");
+            let busy = seat.start();
             let now = apart.0[0].load(Ordering::Relaxed);
             drop(busy);
             assert_eq!(apart.0[0].load(Ordering::Relaxed), IDLE);
-            free && now == here
+            now == here || now == IDLE
         };
-        let many = std::thread::available_parallelism().expect("some").get() > 1;
-        assert!((0..20).all(|_| !meet(many)));
-        assert_eq!(sched_getaffinity(Pid::from_raw(0)).expect("the kernel says"), all);
-        assert!(apart.start(2).is_none(), "only two are known");
+        (0..20).filter(meet).count()
+    }
+
+    #[test]
+    fn a_busy_thread_goes_where_no_other_is_and_does_as_it_is_told() {
+        if std::thread::available_parallelism().expect("some").get() < 2 {
+            return;
+        }
+        let before = allowed();
+        let apart = Apart::new(2);
+        let seat = apart.seat(0).expect("there is a place");
+        assert!(stays(&apart, &seat) < 10);
+        assert_eq!(allowed(), before);
+        // Somebody tells it where to run: now, or before it took its seat.
+        let mut told = CpuSet::new();
+        told.set(sched_getcpu().expect("the kernel says")).expect("it is in the set");
+        sched_setaffinity(THIS, &told).expect("told");
+        assert_eq!(stays(&apart, &seat), 20);
+        assert_eq!(stays(&apart, &apart.seat(0).expect("there is a place")), 20);
+        assert_eq!(allowed(), told);
+        assert!(apart.seat(2).is_none(), "only two are known");
     }
 
     #[test]

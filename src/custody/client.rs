@@ -321,6 +321,7 @@ impl Client {
                 Ok(answer?)
             }
             Err(WireError::TooLong) => Err(CustodyError::TooLong),
+            Err(WireError::Crowded) => Err(Fault::Busy.into()),
             Err(error @ WireError::Silent) => {
                 Err(CustodyError::Away(Outage::new(Reason::CustodySilent, error.to_string())))
             }

@@ -17,7 +17,7 @@ use super::notice::UNASKED;
 use super::protocol::{Answer, Hello, Reply, Status, Verb};
 use super::wire::{Packet, WireError};
 
-/// How old what custody said of itself may be: it is asked every second.
+/// How old what custody said of itself may be. It is asked a second after each answer.
 const MOMENTS: Duration = Duration::from_secs(2);
 
 /// One connection, and who waits for an answer on it.
@@ -28,6 +28,8 @@ pub struct Connection {
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
     /// What custody last said of itself, and when.
     status: Mutex<Option<(Instant, Status)>>,
+    /// When custody last said anything.
+    heard: Mutex<Instant>,
 }
 
 impl Connection {
@@ -61,6 +63,7 @@ impl Connection {
             output: Mutex::new(Packet::new()?),
             waiting: Mutex::new(Some(HashMap::new())),
             status: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
         };
         connection.send(0, &Hello::OURS).await?;
         let mut input = Packet::new()?;
@@ -76,12 +79,20 @@ impl Connection {
             Some(waiting) => waiting.insert(id, sender),
             None => return Err(WireError::Closed),
         };
+        let mut sent = false;
         let answered = async {
             self.send(id, verb).await?;
+            sent = true;
             receiver.await.map_err(|_| WireError::Closed)
         };
         let waited = tokio::time::timeout(patience, answered).await;
-        let answer = waited.unwrap_or(Err(WireError::Silent));
+        let in_time = waited.unwrap_or(Err(WireError::Silent));
+        let answer = match in_time {
+            Err(WireError::Silent) if !sent && self.heard_within(patience) => {
+                Err(WireError::Crowded)
+            }
+            answer => answer,
+        };
         if answer.is_err()
             && let Some(waiting) = self.waiting().as_mut()
         {
@@ -130,8 +141,12 @@ impl Connection {
         };
         let end = loop {
             match self.receive::<Answer>(&mut input).await {
-                Ok((UNASKED, answer)) => notice(answer),
+                Ok((UNASKED, answer)) => {
+                    self.hear();
+                    notice(answer);
+                }
                 Ok((id, answer)) => {
+                    self.hear();
                     let waiter = self.waiting().as_mut().and_then(|waiting| waiting.remove(&id));
                     if let Some(waiter) = waiter {
                         let _ = waiter.send(answer);
@@ -167,6 +182,15 @@ impl Connection {
             *known = Some((Instant::now(), status.clone()));
         }
         Ok(answer)
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether custody has said anything within the last of so much time: who does may be slow, and is there.
+    pub fn heard_within(&self, time: Duration) -> bool {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < time
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {

@@ -118,8 +118,10 @@ async fn silence(shared: &Shared, connection: &Connection) -> Outage {
     loop {
         shared.heard();
         tokio::time::sleep(PING_PERIOD).await;
-        if let Err(error @ WireError::Silent) =
-            connection.ask_status(shared.settings.deadline).await
+        let deadline = shared.settings.deadline;
+        // Behind a crowd the question itself may wait for longer, while others are answered.
+        if let Err(error @ WireError::Silent) = connection.ask_status(deadline).await
+            && !connection.heard_within(deadline)
         {
             connection.close();
             return Outage::new(Reason::CustodySilent, error.to_string());

@@ -1,7 +1,7 @@
 //! The cryptographic boundary: the one process that loads the PKCS#11 module, knows the PIN and ever
 //! holds a key in the clear; and the front's way to it.
 //!
-//! It answers about a dozen verbs over a private Unix socket ([`protocol`]), from plain data: sealed
+//! It answers two dozen verbs over a private Unix socket ([`protocol`]), from plain data: sealed
 //! forms in, results out. It keeps nothing but its cache, so it can be ended and started at any moment.
 
 mod asking;

@@ -21,7 +21,7 @@ use super::protocol::{Answer, Fault, Hello, Verb};
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
 use crate::secret::{arena, with_wiped_stack};
-use crate::turns::{Apart, Busy, Turns};
+use crate::turns::{Apart, Seat, Turns};
 
 /// Custody's own settings; the token's are its module's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -267,7 +267,7 @@ fn serve(
         let (input, output) = (Packet::new()?, Packet::new()?);
         let thread = thread::Builder::new()
             .name(format!("compute-{number}"))
-            .spawn(move || work(&connection, &office, || apart.start(number), (input, output)))
+            .spawn(move || work(&connection, &office, apart.seat(number).as_ref(), (input, output)))
             .map_err(StartError::Thread)?;
         threads.push(thread);
     }
@@ -292,10 +292,10 @@ fn greet(connection: &OwnedFd) -> Result<(), WireError> {
 const TURN: Duration = Duration::from_micros(300);
 
 /// Reads, computes and answers until the front hangs up.
-fn work<'a>(
+fn work(
     connection: &Arc<OwnedFd>,
     office: &Office,
-    start: impl Fn() -> Option<Busy<'a>>,
+    seat: Option<&Seat<'_>>,
     (mut input, mut output): (Packet, Packet),
 ) {
     let turns = Turns::of(TURN);
@@ -312,7 +312,7 @@ fn work<'a>(
                 return;
             }
         };
-        let busy = start();
+        let busy = seat.and_then(Seat::start);
         let lock = matches!(verb, Verb::Lock);
         let (queue, verb) = match office.custodian.quick(verb) {
             Quick::Answered(answer) => {

@@ -26,6 +26,8 @@ pub enum WireError {
     Stranger,
     #[error("custody did not answer in time")]
     Silent,
+    #[error("custody answers others, and so many ask that this did not get to it in time")]
+    Crowded,
     #[error("a packet that does not hold a message")]
     Malformed,
     #[error("a message longer than a packet may be")]

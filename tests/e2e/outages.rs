@@ -314,3 +314,31 @@ fn a_custody_that_hangs_is_ended_and_started_anew() {
     assert_ne!(appliance.custody_pid(), custody);
     assert!(turns(&appliance).contains(&"token-lost custody-silent".to_owned()));
 }
+
+/// Custody has more to do than it gets done within the deadline: that is slow, and no outage.
+#[test]
+fn a_crowd_is_told_that_it_is_one_and_loses_nobody_the_token() {
+    let appliance = Appliance::configured(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        custody.insert("deadline_ms".to_owned(), 300.into());
+    });
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let large = json!({ "name": "large", "algorithm": "RSA-4096" });
+    appliance.post("/v1/keys", &large).expect_status(201);
+    let ciphertext = encrypt(&appliance, "large", "x");
+    expect_plaintext(&decrypt(&appliance, "large", &ciphertext, None), "x");
+    let items = json!({ "items": vec![json!({ "ciphertext": ciphertext }); 256] });
+    let until = Instant::now() + Duration::from_secs(4);
+    std::thread::scope(|scope| {
+        for _ in 0..48 {
+            scope.spawn(|| {
+                while Instant::now() < until {
+                    let reply = appliance.post("/v1/keys/large/decrypt", &items);
+                    assert!([200, 429, 503].contains(&reply.status), "{}", reply.text());
+                }
+            });
+        }
+    });
+    assert_eq!(turns(&appliance), ["token-back"], "{}", appliance.log());
+    expect_plaintext(&decrypt(&appliance, "large", &ciphertext, None), "x");
+}
