@@ -197,7 +197,9 @@ fn config_refused(path: &Path) -> ConfigRefused {
 /// Why the configuration on the disk is refused, where it is and can be read.
 fn refused_by(path: &Path) -> Option<String> {
     let error = Config::load(path).err()?;
-    if matches!(error, ConfigError::Unreadable { .. }) {
+    if let ConfigError::Unreadable { error, .. } = &error
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+    {
         return None;
     }
     let text = error.to_string();
