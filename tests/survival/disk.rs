@@ -45,8 +45,10 @@ fn disk(appliance: &Appliance, mebibytes: u64) -> Ext4 {
 }
 
 /// Waits until what callers ask for is refused, by a name that they know, and health says so, too.
-fn wait_for_refusals(appliance: &Appliance) {
+fn wait_for_refusals(appliance: &Appliance, load: &crate::witness::Load) {
     wait_until("the refusals", || appliance.get("/v1/health").status == 503);
+    // All of them may be at work that takes a while: making a key.
+    wait_until("a caller's refusal", || load.is_refused());
     let refused = appliance.put("/v1/secrets/x", &json!({ "key": "base", "plaintext": "eA==" }));
     assert!(refused.status >= 500, "{}", refused.text());
     let code = refused.json()["code"].clone();
@@ -165,7 +167,7 @@ fn a_full_disk_is_refused_and_with_room_it_goes_on() {
     let (load, front) = (at_work(&appliance, "a full disk"), appliance.front_pid());
     for _ in 0..2 {
         let filler = fill(&appliance);
-        wait_for_refusals(&appliance);
+        wait_for_refusals(&appliance, &load);
         // The last blocks go, too: also for the trail there is no room.
         wait_until("the trail's refusal", || {
             let body = json!({ "ciphertext": "AAAA" });
@@ -247,7 +249,7 @@ fn a_directory_without_permission_is_refused_and_with_it_it_goes_on() {
     let mode =
         |mode| std::fs::set_permissions(appliance.path("disk"), Permissions::from_mode(mode));
     mode(0).expect("root may");
-    wait_for_refusals(&appliance);
+    wait_for_refusals(&appliance, &load);
     mode(0o700).expect("root may");
     wait_for_service(&appliance, load, front);
 

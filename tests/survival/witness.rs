@@ -24,6 +24,7 @@ pub struct Witness {
 
 /// Callers at work.
 pub struct Load {
+    shared: Option<Arc<Shared>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Worker>>,
 }
@@ -51,7 +52,8 @@ impl Witness {
         let reply = appliance.post("/v1/keys/base/encrypt", &body).expect_status(200).json();
         let ciphertext = reply["ciphertext"].as_str().expect("a text").to_owned();
         let imports = (0..3).map(|_| BASE64_STANDARD.encode(fresh_key())).collect();
-        let shared = Shared { ciphertext, plaintext, imports, now: Box::new(now) };
+        let refused = AtomicBool::new(false);
+        let shared = Shared { ciphertext, plaintext, imports, refused, now: Box::new(now) };
         let shared = Arc::new(shared);
         let worker = |number| Worker::new(number, dice.fork(number as u64), Arc::clone(&shared));
         Self { workers: (0..CALLERS).map(worker).collect() }
@@ -64,7 +66,8 @@ impl Witness {
             let (stop, socket) = (Arc::clone(&stop), socket.to_owned());
             std::thread::spawn(move || worker.run(&socket, &stop))
         };
-        Load { threads: self.workers.into_iter().map(start).collect(), stop }
+        let shared = self.workers.first().map(Worker::shared);
+        Load { shared, threads: self.workers.into_iter().map(start).collect(), stop }
     }
 
     /// Holds what was told by the moment `cut` against an appliance that serves what survived of it.
@@ -158,6 +161,11 @@ impl Witness {
 }
 
 impl Load {
+    /// Whether any of the callers was refused.
+    pub fn is_refused(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.refused.load(Ordering::Relaxed))
+    }
+
     /// The callers end what they are at, and are done.
     pub fn end(self) -> Witness {
         self.stop.store(true, Ordering::Relaxed);

@@ -21,6 +21,8 @@ pub struct Shared {
     pub plaintext: String,
     /// Private keys to import: PKCS#8 DER in base64.
     pub imports: Vec<String>,
+    /// Whether anybody was refused.
+    pub refused: AtomicBool,
     /// The moment it is.
     pub now: Box<dyn Fn() -> Moment + Send + Sync>,
 }
@@ -55,6 +57,10 @@ impl Worker {
         let (keys, secrets) = Default::default();
         let (left, refusals) = Default::default();
         Self { number, dice, shared, keys, secrets, left, refusals, made: 0 }
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     /// Works until it is to stop, or there is nobody to connect to.
@@ -181,6 +187,7 @@ impl Worker {
     fn note(&mut self, reply: &Reply, change: bool) -> bool {
         assert!(reply.status < 300 || reply.status >= 500, "{}\n{}", reply.head, reply.text());
         if reply.status >= 500 {
+            self.shared.refused.store(true, Ordering::Relaxed);
             self.refusals.insert(reply.json()["code"].as_str().expect("a code").to_owned());
             return false;
         }
