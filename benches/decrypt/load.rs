@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::resource::UsageWho;
 use serde_json::json;
 
+use crate::ahead::ahead;
 use crate::appliance::Appliance;
 use crate::bare::cpu_of;
 use crate::machine::{self, Threads};
@@ -28,16 +29,10 @@ pub struct Run {
     pub threads_ms: Vec<(String, f64)>,
 }
 
-/// Whether threads of the bench may run ahead of everything else (real-time priority), as clients on other
-/// machines would: else their own waits for a processor count as the appliance's.
+/// Whether clients run ahead of everything else, as on other machines; see [`ahead`].
 pub fn may_run_ahead() -> bool {
-    std::thread::spawn(run_ahead).join().expect("it tries")
-}
-
-fn run_ahead() -> bool {
-    let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the structure is whole, and 0 names the calling thread.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) == 0 }
+    // SAFETY: 0 names the calling thread.
+    ahead(|| unsafe { libc::sched_getscheduler(0) } == libc::SCHED_FIFO)
 }
 
 /// Latencies at half of what the appliance can do, on eight connections: requests fall due at even
@@ -55,8 +50,7 @@ pub fn run_beside(socket: &Path, request: &[u8], time: Duration) -> (f64, f64) {
     std::thread::scope(|scope| {
         let streams: Vec<UnixStream> =
             (0..8).map(|_| UnixStream::connect(socket).expect("connects")).collect();
-        let probe = scope.spawn(|| {
-            run_ahead();
+        let probe = || {
             let mut latencies = Vec::new();
             while !stop.load(Ordering::Acquire) {
                 std::thread::sleep(Duration::from_millis(3));
@@ -68,7 +62,8 @@ pub fn run_beside(socket: &Path, request: &[u8], time: Duration) -> (f64, f64) {
                 assert!(buffer[..length].starts_with(b"HTTP/1.1 200 "), "status is answered");
             }
             percentiles(&mut latencies)
-        });
+        };
+        let probe = scope.spawn(|| ahead(probe));
         drive(&streams, request, time);
         stop.store(true, Ordering::Release);
         probe.join().expect("it probes")
@@ -124,13 +119,7 @@ pub fn run(socket: &Path, request: &[u8], connections: usize, time: Duration, pi
 /// One request after the other on every stream; returns the nanoseconds that each took. All are
 /// answered when it returns.
 fn drive(streams: &[UnixStream], request: &[u8], time: Duration) -> Vec<u32> {
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            run_ahead();
-            drive_here(streams, request, time)
-        });
-        client.join().expect("it asks")
-    })
+    ahead(|| drive_here(streams, request, time))
 }
 
 fn drive_here(streams: &[UnixStream], request: &[u8], time: Duration) -> Vec<u32> {
@@ -167,13 +156,7 @@ fn drive_here(streams: &[UnixStream], request: &[u8], time: Duration) -> Vec<u32
 
 /// Sends a request each `distance` on whichever stream is free; see [`run_paced`].
 fn paced(streams: &[UnixStream], request: &[u8], distance: Duration, time: Duration) -> Vec<u32> {
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            run_ahead();
-            paced_here(streams, request, distance, time)
-        });
-        client.join().expect("it asks")
-    })
+    ahead(|| paced_here(streams, request, distance, time))
 }
 
 fn paced_here(

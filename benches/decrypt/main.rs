@@ -4,6 +4,8 @@
 //! long each measurement takes. The appliance is a release build of its own in a directory of its own
 //! under `target/`, with a SoftHSM token of its own; it ends with the bench.
 
+#[path = "../../tests/support/ahead.rs"]
+mod ahead;
 #[path = "../../tests/support/appliance.rs"]
 #[allow(dead_code)] // made for the tests, which use more of it
 mod appliance;

@@ -1,4 +1,4 @@
-//! What is written is durable, and known to be.
+//! What is written is durable, and known to be; what was never finished is not taken for it.
 
 use std::fs::File;
 use std::io;

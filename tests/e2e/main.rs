@@ -1,5 +1,7 @@
 //! End to end: the real binary, its real socket, a real SoftHSM token of each test's own.
 
+#[path = "../support/ahead.rs"]
+mod ahead;
 #[path = "../support/appliance.rs"]
 #[allow(dead_code)] // each test binary uses another part of it
 mod appliance;

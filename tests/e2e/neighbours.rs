@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::acts::encrypt;
+use crate::ahead::ahead;
 use crate::appliance::{Appliance, JSON, PATIENCE, wait_until};
 use crate::callers::{User, open_to_all};
 use crate::limits::{descriptors, resident_kib};
@@ -64,13 +65,8 @@ impl House {
 
     /// How long each of so many decryptions of the other user takes.
     fn waits(&self, many: usize) -> Waits {
-        let mut waits: Vec<Duration> = std::thread::scope(|scope| {
-            let ahead = scope.spawn(|| {
-                run_ahead();
-                OTHER.does(|| (0..many).map(|_| self.decrypt()).collect())
-            });
-            ahead.join().expect("it waits")
-        });
+        let mut waits: Vec<Duration> =
+            ahead(|| OTHER.does(|| (0..many).map(|_| self.decrypt()).collect()));
         waits.sort();
         Waits(waits)
     }
@@ -81,14 +77,6 @@ impl House {
         stream.set_write_timeout(Some(Duration::from_millis(200))).expect("set");
         stream
     }
-}
-
-/// Real-time priority, where it may be had, for this thread and those it starts: how long a caller waits is to
-/// be told, not how long it then waits for a processor that the crowd's own threads have.
-fn run_ahead() {
-    let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the structure is whole, and 0 names the calling thread.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
 }
 
 struct Waits(Vec<Duration>);

@@ -44,6 +44,16 @@ fn disk(appliance: &Appliance, mebibytes: u64) -> Ext4 {
     Ext4::mount(&image, &appliance.path("disk"))
 }
 
+/// An initialised appliance with a disk of its own that is soon full.
+fn on_small_disk(place: impl FnOnce(&mut toml::Table)) -> (Appliance, Ext4) {
+    own_mounts();
+    let mut appliance = Appliance::prepared(place);
+    let disk = disk(&appliance, 40);
+    appliance.start();
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    (appliance, disk)
+}
+
 /// Waits until what callers ask for is refused, by a name that they know, and health says so, too.
 fn wait_for_refusals(appliance: &Appliance, load: &crate::witness::Load) {
     wait_until("the refusals", || appliance.get("/v1/health").status == 503);
@@ -99,11 +109,7 @@ fn fill(appliance: &Appliance) -> PathBuf {
 /// sled writes a snapshot whenever it opens: one that a full disk or a crash cut off must not be read as one.
 #[test]
 fn a_start_that_finds_no_room_or_is_cut_off_stops_no_later_one() {
-    own_mounts();
-    let mut appliance = Appliance::prepared(on_disk);
-    let _disk = disk(&appliance, 40);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (mut appliance, _disk) = on_small_disk(on_disk);
     appliance.create_key("k");
     let reveal = |appliance: &Appliance, name: &str| {
         let body = json!({});
@@ -133,15 +139,11 @@ fn a_start_that_finds_no_room_or_is_cut_off_stops_no_later_one() {
 /// What must not wait is taken from the reserve, and refused where that is gone as well; what is there opens.
 #[test]
 fn without_a_byte_for_the_store_what_is_there_opens_and_stays_open() {
-    own_mounts();
-    let mut appliance = Appliance::prepared(|config| {
+    let (appliance, _disk) = on_small_disk(|config| {
         let trail = config["audit"]["directory"].clone();
         on_disk(config);
         config["audit"]["directory"] = trail;
     });
-    let _disk = disk(&appliance, 40);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
     appliance.create_key("k");
     appliance.create_key("other");
     let secret = json!({ "key": "k", "plaintext": "eA==" });
@@ -159,11 +161,7 @@ fn without_a_byte_for_the_store_what_is_there_opens_and_stays_open() {
 
 #[test]
 fn a_full_disk_is_refused_and_with_room_it_goes_on() {
-    own_mounts();
-    let mut appliance = Appliance::prepared(on_disk);
-    let _disk = disk(&appliance, 40);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (mut appliance, _disk) = on_small_disk(on_disk);
     let (load, front) = (at_work(&appliance, "a full disk"), appliance.front_pid());
     for _ in 0..2 {
         let filler = fill(&appliance);
@@ -183,11 +181,7 @@ fn a_full_disk_is_refused_and_with_room_it_goes_on() {
 
 #[test]
 fn below_the_store_s_reserve_it_opens_what_is_there_and_says_that_nothing_changes() {
-    own_mounts();
-    let mut appliance = Appliance::prepared(on_disk);
-    let _disk = disk(&appliance, 40);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (mut appliance, _disk) = on_small_disk(on_disk);
     appliance.create_key("k");
     let value = json!({ "key": "k", "plaintext": "eA==" });
     appliance.put("/v1/secrets/s", &value).expect_status(201);
@@ -268,11 +262,7 @@ fn a_directory_without_permission_is_refused_and_with_it_it_goes_on() {
 
 #[test]
 fn a_start_on_a_read_only_disk_is_refused_by_name() {
-    own_mounts();
-    let mut appliance = Appliance::prepared(on_disk);
-    let _disk = disk(&appliance, 40);
-    appliance.start();
-    appliance.post("/v1/init", &json!({})).expect_status(201);
+    let (mut appliance, _disk) = on_small_disk(on_disk);
     let load = at_work(&appliance, "a read-only start");
     let witness = load.end();
     appliance.kill();
