@@ -5,6 +5,8 @@ mod ahead;
 #[path = "../support/appliance.rs"]
 #[allow(dead_code)] // each test binary uses another part of it
 mod appliance;
+#[path = "../support/intruder.rs"]
+mod intruder;
 #[path = "../support/key_parts.rs"]
 mod key_parts;
 #[path = "../support/scan.rs"]
@@ -13,6 +15,9 @@ mod scan;
 mod shim;
 #[path = "../support/token.rs"]
 mod token;
+
+#[path = "../attacks/mod.rs"]
+mod attacks;
 
 mod acts;
 mod apart;
@@ -33,7 +38,6 @@ mod fixtures;
 mod hostile;
 mod imports;
 mod init;
-mod intruder;
 mod key_states;
 mod keys;
 mod limits;

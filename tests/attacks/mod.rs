@@ -1,0 +1,3 @@
+//! Attacks on the promises of `docs/security.md`: one file for each finding, run as the user whom the
+//! attacker would be.
+
