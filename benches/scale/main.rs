@@ -5,6 +5,8 @@
 //! 1 000 000 secrets through its socket, which takes several minutes and some GiB of disk;
 //! `-- --keys N --secrets N` for less of either.
 
+#[path = "../../tests/support/ahead.rs"]
+mod ahead;
 #[path = "../../tests/support/appliance.rs"]
 #[allow(dead_code)] // made for the tests, which use more of it
 mod appliance;

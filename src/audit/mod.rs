@@ -9,7 +9,7 @@
 mod check;
 mod entry;
 mod fill;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;

@@ -9,7 +9,7 @@ mod audit_export;
 mod audit_verify;
 mod backup;
 mod client;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod house;

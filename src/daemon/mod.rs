@@ -9,7 +9,7 @@ mod custody;
 mod descriptors;
 mod footprint;
 mod front;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hand_over;

@@ -8,7 +8,7 @@ mod body;
 mod bucket;
 mod door;
 mod framing;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod listen;

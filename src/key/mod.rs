@@ -1,7 +1,7 @@
 //! Knows what a key is and may do: names, algorithms, versions, SP 800-57 states, public forms.
 
 mod algorithm;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod jwk;

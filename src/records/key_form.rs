@@ -116,7 +116,7 @@ pub(super) fn stored_parts(key: &KeyRecord) -> Result<(Vec<u8>, Vec<Vec<u8>>), R
 
 /// The record of a key and those of its versions, a line each: what makes a key is written and read
 /// again as the same.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn read_again(lines: &[u8]) {
     let mut lines = lines.split(|&byte| byte == b'\n');
     let name = Name::parse("payments").expect("a name");
@@ -136,7 +136,7 @@ pub(super) fn read_again(lines: &[u8]) {
     }
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 fn read<'a>(name: &Name, lines: &mut impl Iterator<Item = &'a [u8]>) -> Option<KeyRecord> {
     let StoredKey { meta, version_revisions } = serde_json::from_slice(lines.next()?).ok()?;
     let (mut metas, mut versions) = (Vec::new(), Vec::new());

@@ -8,7 +8,7 @@ mod behind;
 mod census;
 mod check;
 mod clock;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod home;

