@@ -137,17 +137,16 @@ impl PrivateKey {
     /// RSAES-OAEP-DECRYPT with SHA-256 (RFC 8017 §7.1.2); `label` is L, empty if none was given.
     ///
     /// Whatever is wrong with the ciphertext, the error is the same and one private operation was
-    /// done: a ciphertext of the wrong length, a number not below n, or 0, which the library would
-    /// answer without an operation, is replaced by one that fits and the result thrown away.
+    /// done: a ciphertext that the library would answer without an operation (of the wrong length, 0,
+    /// 1, n - 1, or a number not below n) is replaced by one that fits and the result thrown away.
     pub fn decrypt_oaep(
         &self,
         mgf1: Mgf1Hash,
         ciphertext: &[u8],
         label: &[u8],
     ) -> Result<Plaintext, DecryptError> {
-        let is_zero = ciphertext.iter().fold(0, |all, byte| all | byte) == 0;
-        let is_below = is_below(ciphertext, &self.modulus);
-        let fits = ciphertext.len() == self.modulus.len() && is_below && !is_zero;
+        let fits = ciphertext.len() == self.modulus.len()
+            && is_between_one_and_the_last(ciphertext, &self.modulus);
         let mut room = [0; 512];
         let stand_in = self.stand_in(&mut room);
         let input = if fits { ciphertext } else { stand_in };
@@ -183,6 +182,20 @@ impl PrivateKey {
         let modulus = key.modulus(algorithm.ciphertext_len())?;
         Ok(Self { key, algorithm, modulus })
     }
+}
+
+/// Whether 1 < number < n - 1, for an odd n of the same length, both big-endian. Always reads all of both.
+/// (The three others below n that can be named, 0, 1 and n - 1, are their own results in RSA.)
+fn is_between_one_and_the_last(number: &[u8], modulus: &[u8]) -> bool {
+    let is_last = |at: usize| at + 1 == number.len();
+    let bytes = || number.iter().zip(modulus).enumerate();
+    // n - 1 differs from n in its last bit alone.
+    let from_last =
+        bytes().fold(0, |all, (at, (byte, n))| all | (byte ^ n ^ u8::from(is_last(at))));
+    let from_one = bytes().fold(0, |all, (at, (byte, _))| all | (byte ^ u8::from(is_last(at))));
+    let from_zero = number.iter().fold(0, |all, byte| all | byte);
+    let is_below = is_below(number, modulus);
+    is_below & (from_last != 0) & (from_one != 0) & (from_zero != 0)
 }
 
 /// Whether a big-endian number is below another of the same length. Always looks at all of both.

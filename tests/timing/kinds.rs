@@ -27,12 +27,14 @@ pub enum Kind {
     LabelShortest,
     /// Made with another hash in MGF1.
     OtherMgf,
-    /// The number 0, and numbers not below the modulus.
+    /// The numbers that are their own results (0, 1, n - 1), and numbers not below the modulus n.
     Zero,
+    One,
+    Last,
     TooLarge,
 }
 
-pub const KINDS: [(Kind, &str); 12] = [
+pub const KINDS: [(Kind, &str); 14] = [
     (Kind::Label, "the hash of another label"),
     (Kind::LeadingByte, "first byte not 0"),
     (Kind::LabelFirstBit, "label's hash, first bit"),
@@ -44,12 +46,14 @@ pub const KINDS: [(Kind, &str); 12] = [
     (Kind::OtherMgf, "another hash in MGF1"),
     (Kind::Random, "a random number"),
     (Kind::Zero, "the number 0"),
+    (Kind::One, "the number 1"),
+    (Kind::Last, "the modulus less 1"),
     (Kind::TooLarge, "not below the modulus"),
 ];
 
 /// Whether the public key is enough to tell that a ciphertext is of this kind.
 pub fn is_plain(name: &str) -> bool {
-    let plain = [Kind::Zero, Kind::TooLarge];
+    let plain = [Kind::Zero, Kind::One, Kind::Last, Kind::TooLarge];
     KINDS.iter().any(|(kind, known)| *known == name && plain.contains(kind))
 }
 
@@ -66,6 +70,8 @@ fn ciphertext(kind: Kind, key: &rsa::RsaPublicKey) -> Vec<u8> {
     let number = match kind {
         Kind::Random => BigUint::from_bytes_be(&random(length)) % key.n(),
         Kind::Zero => BigUint::from(0_u8),
+        Kind::One => BigUint::from(1_u8),
+        Kind::Last => key.n() - 1_u8,
         Kind::TooLarge => {
             // Above n, and not longer.
             let above = key.n() + BigUint::from_bytes_be(&random(8));

@@ -170,6 +170,10 @@ fn every_wrong_ciphertext_is_the_same_error() {
     let (der, other) = known_key();
     let key = PrivateKey::from_pkcs8(&der).expect("a good key");
     let modulus = other.n().to_bytes_be();
+    let near = |number: &BigUint| {
+        let bytes = number.to_bytes_be();
+        [vec![0; 256 - bytes.len()], bytes].concat()
+    };
     let wrong = [
         vec![],
         vec![0; 1],
@@ -180,6 +184,10 @@ fn every_wrong_ciphertext_is_the_same_error() {
         vec![0xff; 256],
         modulus.clone(),
         [&[0], modulus.as_slice()].concat(),
+        near(&BigUint::from(1_u8)),
+        near(&BigUint::from(2_u8)),
+        near(&(other.n() - 1_u8)),
+        near(&(other.n() - 2_u8)),
     ];
     for ciphertext in wrong {
         let failed = key.decrypt_oaep(Mgf1Hash::Sha256, &ciphertext, b"").err();
