@@ -13,6 +13,7 @@ use super::notice::Notices;
 use super::probe::{Probe, Unseen};
 use super::protocol::{Answer, Check, Fault, Outage, Reason, Reply, Status, Verb, Verdict};
 use super::recovery::{Fingerprint, RecoveryKey};
+use super::state::State;
 use crate::sandbox;
 use crate::secret::{self, Pin};
 use crate::token::Token;
@@ -44,6 +45,9 @@ pub struct Custodian {
     pub notices: Notices,
     /// Why the token refused the configured PIN, until an operator unlocks.
     pub(super) refused: Mutex<Option<String>>,
+    /// What is remembered over the end of this process; locked for as long as it lives.
+    #[allow(dead_code)] // its sections are read by what is built on it
+    pub(super) state: State,
 }
 
 /// How long the end of the process waits for a login or a generation that is under way.
@@ -66,6 +70,7 @@ impl Custodian {
         cache: cache::Settings,
         arena: String,
         recovery: Result<Option<RecoveryKey>, String>,
+        state: State,
     ) -> Self {
         Self {
             opener,
@@ -80,6 +85,7 @@ impl Custodian {
             probe,
             notices: Notices::default(),
             refused: Mutex::new(None),
+            state,
         }
     }
 

@@ -37,6 +37,7 @@ pub mod rsa;
 mod seal;
 mod sealed;
 mod start;
+pub mod state;
 mod turning;
 mod wire;
 

@@ -67,6 +67,7 @@ pub fn private_files(
 ) -> Vec<PathBuf> {
     let mut files = needs(&settings.sandbox, token, around).write;
     files.extend(token.pin_file.clone());
+    files.push(settings.state_directory.clone());
     files
 }
 

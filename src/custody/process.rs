@@ -18,6 +18,7 @@ use super::custodian::{Custodian, Quick};
 use super::hang::HangWatch;
 use super::housekeeping::{Beat, Watched, spawn_canary, spawn_housekeeping};
 use super::protocol::{Answer, Fault, Hello, Verb};
+use super::state::StateError;
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
 use crate::secret::{arena, with_wiped_stack};
@@ -47,6 +48,8 @@ pub struct Settings {
     /// Seconds after which work with the token is taken to hang, so that custody is started anew. To
     /// open the token, or to make keys in it, may take four times as long.
     pub hang_seconds: u64,
+    /// What custody remembers over its end; its user's alone, and never the front's to write.
+    pub state_directory: PathBuf,
     /// The recovery key: an RSA-4096 public key, PEM. Its private half lies offline.
     pub recovery_key: Option<PathBuf>,
     /// The locked memory that opened keys live in.
@@ -69,6 +72,7 @@ impl Default for Settings {
             token_threads: 4,
             canary_seconds: 10,
             hang_seconds: 10,
+            state_directory: PathBuf::from("/var/lib/strongroom-custody/state"),
             recovery_key: None,
             arena: arena::Settings::default(),
             cache: cache::Settings::default(),
@@ -107,6 +111,8 @@ pub enum StartError {
     Harden(#[from] crate::secret::HardenError),
     #[error("the sandbox: {0}")]
     Sandbox(#[from] crate::sandbox::SandboxError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("packets: {0}")]
     Wire(#[from] WireError),
     #[error("the socket {path} could not be opened: {cause}")]

@@ -20,6 +20,7 @@ use super::probe::Probe;
 use super::process::{self, Settings, StartError};
 use super::protocol::{Fault, Outage, Reason};
 use super::recovery::RecoveryKey;
+use super::state::State;
 use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
 use crate::token::pkcs11::Pkcs11Token;
@@ -64,11 +65,15 @@ impl Ready {
             tracing::error!(why, "no recovery key; no key can be made while one is set");
         }
         let pin = Granted::pin(&token);
-        sandbox::enter(sandbox, &needs(&settings.sandbox, &token, around))?;
+        let state = State::open(&settings.state_directory)?;
+        let mut needs = needs(&settings.sandbox, &token, around);
+        needs.write.push(settings.state_directory.clone());
+        sandbox::enter(sandbox, &needs)?;
         let examiner = examiner(token.clone(), around.credentials.clone(), arena);
         let opener = opener(token, around.credentials.clone(), pin);
         let (cache, arena_in_words) = (settings.cache.clone(), arena.to_string());
-        let custodian = Custodian::new(opener, examiner, probe, cache, arena_in_words, recovery);
+        let custodian =
+            Custodian::new(opener, examiner, probe, cache, arena_in_words, recovery, state);
         Ok(Self { settings, listener, front_uid, custodian, arena })
     }
 

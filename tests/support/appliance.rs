@@ -103,6 +103,7 @@ impl Appliance {
             pin_file = "{pin}"
             [custody]
             socket = "{custody}"
+            state_directory = "{state}"
             [store]
             path = "{store}"
             [audit]
@@ -124,6 +125,7 @@ impl Appliance {
             label = self.token.label(),
             pin = self.token.pin_file().display(),
             custody = at("custody.sock"),
+            state = self.token.state_directory().display(),
             store = at("store"),
             trail = at("trail"),
         );

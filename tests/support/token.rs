@@ -139,6 +139,11 @@ impl TestToken {
         self.directory.join("pin")
     }
 
+    /// Where custody keeps what it remembers.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("custody-state")
+    }
+
     /// Where the module keeps its tokens.
     pub fn tokens(&self) -> PathBuf {
         self.directory.join("tokens")

@@ -1,0 +1,231 @@
+//! The directory itself: opened once, never left by a link, and nobody else's.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::process::{Gid, Uid, geteuid};
+
+/// Why custody's state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("custody's state {}: {cause}, while {during}", path.display())]
+    Io { path: PathBuf, during: &'static str, cause: io::Error },
+    #[error(
+        "custody's state: {} {why}; give it to custody's user alone (chown, chmod {mode:03o}), or name another \
+         [custody] state_directory",
+        path.display()
+    )]
+    Unsafe { path: PathBuf, why: String, mode: u32 },
+    #[error(
+        "custody's state: {} is damaged, or was not written by this version; put it back from a copy, or move \
+         it away, and say what is right with `strongroom audit accept`",
+        .0.display()
+    )]
+    Damaged(PathBuf),
+    #[error("custody's state {} is in use by another custody; end that one", .0.display())]
+    InUse(PathBuf),
+}
+
+/// An open directory that only this user can change, with its lock.
+pub(super) struct Directory {
+    directory: File,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// How long the lock is waited for: a custody that ends takes a moment.
+const TRIES: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(50);
+
+const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+impl Directory {
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |during| move |cause| of_io(path, during, cause);
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed("making what it lies in"))?;
+        let parent_file = File::open(parent).map_err(failed("opening what it lies in"))?;
+        let found = parent_file.metadata().map_err(failed("opening what it lies in"))?;
+        // Whoever may rename it away has custody forget.
+        let is_sticky = found.mode() & 0o1000 != 0;
+        let is_ours = found.uid() == 0 || found.uid() == geteuid().as_raw();
+        if !is_ours || (found.mode() & 0o022 != 0 && !is_sticky) {
+            let why = format!("belongs to user {}, mode {:03o}", found.uid(), found.mode() & 0o777);
+            return Err(StateError::Unsafe { path: parent.to_owned(), why, mode: 0o755 });
+        }
+        match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => parent_file.sync_all().map_err(failed("making it"))?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(of_io(path, "making it", error)),
+        }
+        let directory = open_directory(path)?;
+        must_be_ours(&directory, path, 0o700)?;
+        let lock = openat(&directory, "lock", OPEN | OFlags::CREATE | OFlags::WRONLY, PRIVATE)
+            .map(File::from)
+            .map_err(|errno| of_io(path, "opening its lock", errno.into()))?;
+        must_be_ours(&lock, &path.join("lock"), 0o600)?;
+        take_lock(&lock, path)?;
+        Ok(Self { directory, path: path.to_owned(), _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.json"))
+    }
+
+    pub fn damaged(&self, name: &str) -> StateError {
+        StateError::Damaged(self.file(name))
+    }
+
+    /// All of a file, `None` where there is none. One that is longer than `most` is damaged.
+    pub fn read(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.file(name);
+        let Some(file) = self.open_file(&path)? else { return Ok(None) };
+        must_be_ours(&file, &path, 0o600)?;
+        contents(&file, &path, most).map(Some)
+    }
+
+    /// The same, of what root may have written, too; and removes it.
+    pub fn take_order(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.file(name);
+        let Some(file) = self.open_file(&path)? else { return Ok(None) };
+        must_be_ours(&file, &path, 0o600)?;
+        let bytes = contents(&file, &path, most)?;
+        let during = "removing an order";
+        unlinkat(&self.directory, file_name(&path), AtFlags::empty())
+            .map_err(io::Error::from)
+            .and_then(|()| self.directory.sync_all())
+            .map_err(|cause| of_io(&path, during, cause))?;
+        Ok(Some(bytes))
+    }
+
+    /// Replaces a file; durable when this returns.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.file(name);
+        replace(&self.directory, file_name(&path), bytes, None)
+            .map_err(|cause| of_io(&path, "writing it", cause))
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Option<File>, StateError> {
+        match openat(&self.directory, file_name(path), OPEN | OFlags::RDONLY, Mode::empty()) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(of_io(path, "opening it", errno.into())),
+        }
+    }
+}
+
+/// Puts a file that custody takes as an order ([`super::State::take_order`]) into the directory at `path`,
+/// for the directory's owner. For root and custody's user, beside a custody that runs.
+///
+/// # Errors
+/// [`StateError`] where the directory is not there or belongs to neither.
+pub fn leave_order(path: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    let directory = open_directory(path)?;
+    let found = directory.metadata().map_err(|cause| of_io(path, "opening it", cause))?;
+    if found.mode() & 0o077 != 0 {
+        let why = format!("has mode {:03o}", found.mode() & 0o777);
+        return Err(StateError::Unsafe { path: path.to_owned(), why, mode: 0o700 });
+    }
+    let owner = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
+    replace(&directory, format!("{name}.json").as_ref(), bytes, Some(owner))
+        .map_err(|cause| of_io(path, "writing an order", cause))
+}
+
+/// Writes a new file beside the old one, syncs it, renames it, and syncs the directory.
+fn replace(
+    directory: &File,
+    name: &Path,
+    bytes: &[u8],
+    owner: Option<(Uid, Gid)>,
+) -> io::Result<()> {
+    let new = name.with_extension("new");
+    // What a kill has left of an earlier one.
+    match unlinkat(directory, &new, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OPEN | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = File::from(openat(directory, &new, flags, PRIVATE)?);
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| match owner {
+            Some((uid, gid)) if uid != geteuid() => {
+                Ok(rustix::fs::fchown(&file, Some(uid), Some(gid))?)
+            }
+            _ => Ok(()),
+        })
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(renameat(directory, &new, directory, name)?))
+        .and_then(|()| directory.sync_all());
+    if written.is_err() {
+        let _ = unlinkat(directory, &new, AtFlags::empty());
+    }
+    written
+}
+
+fn open_directory(path: &Path) -> Result<File, StateError> {
+    openat(CWD, path, OPEN | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| of_io(path, "opening it", errno.into()))
+}
+
+fn take_lock(lock: &File, path: &Path) -> Result<(), StateError> {
+    for _ in 0..TRIES {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            Err(TryLockError::Error(error)) => return Err(of_io(path, "locking it", error)),
+        }
+    }
+    Err(StateError::InUse(path.to_owned()))
+}
+
+/// A file or directory of this very user, which nobody else may open, and no second name of another's.
+fn must_be_ours(file: &File, path: &Path, mode: u32) -> Result<(), StateError> {
+    let found = file.metadata().map_err(|cause| of_io(path, "looking at it", cause))?;
+    let why = if found.uid() != geteuid().as_raw() {
+        format!("belongs to user {}", found.uid())
+    } else if found.mode() & 0o077 != 0 {
+        format!("has mode {:03o}", found.mode() & 0o777)
+    } else if !found.is_dir() && !(found.is_file() && found.nlink() == 1) {
+        "is no ordinary file with one name".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(StateError::Unsafe { path: path.to_owned(), why, mode })
+}
+
+fn contents(file: &File, path: &Path, most: u64) -> Result<Vec<u8>, StateError> {
+    let mut bytes = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|cause| of_io(path, "reading it", cause))?;
+    if bytes.len() as u64 > most {
+        return Err(StateError::Damaged(path.to_owned()));
+    }
+    Ok(bytes)
+}
+
+fn file_name(path: &Path) -> &Path {
+    path.file_name().map_or(path, Path::new)
+}
+
+fn of_io(path: &Path, during: &'static str, cause: io::Error) -> StateError {
+    StateError::Io { path: path.to_owned(), during, cause }
+}
