@@ -199,11 +199,12 @@ fn take_lock(lock: &File, path: &Path) -> Result<(), StateError> {
 /// A file or directory of this very user, which nobody else may open, and no second name of another's.
 fn must_be_ours(file: &File, path: &Path, mode: u32) -> Result<(), StateError> {
     let found = file.metadata().map_err(|cause| of_io(path, "looking at it", cause))?;
+    let is_plain = found.is_dir() || (found.is_file() && found.nlink() == 1);
     let why = if found.uid() != geteuid().as_raw() {
         format!("belongs to user {}", found.uid())
     } else if found.mode() & 0o077 != 0 {
         format!("has mode {:03o}", found.mode() & 0o777)
-    } else if !found.is_dir() && !(found.is_file() && found.nlink() == 1) {
+    } else if !is_plain {
         "is no ordinary file with one name".to_owned()
     } else {
         return Ok(());

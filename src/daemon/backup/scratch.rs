@@ -38,6 +38,8 @@ impl Scratch {
         let file = scratch.path("custody.toml");
         let mut own = config.clone();
         own.custody.socket = scratch.path("custody.sock");
+        // What the appliance's own custody remembers is not this one's to read or change.
+        own.custody.state_directory = scratch.path("custody-state");
         (own.custody.front_user, own.custody.custody_user) = (None, None);
         own.custody.spawn = Spawn::Never;
         (own.log.target, own.log.level) = (TargetChoice::Stderr, Level::Error);
