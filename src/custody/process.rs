@@ -82,6 +82,20 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Threads that compute.
+    fn computing(&self) -> usize {
+        match self.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            some => some,
+        }
+    }
+
+    /// Threads that work with opened keys: those that compute, those that wait for the token, and the one
+    /// that generates.
+    pub(super) fn with_keys(&self) -> usize {
+        self.computing() + self.token_threads.max(1) + 1
+    }
+
     /// What keeps custody from starting as these settings say, found before it is tried.
     pub fn fault(&self) -> Option<StartError> {
         let path = self.socket.clone();
@@ -173,11 +187,7 @@ pub fn run(
     spawn_canary(canary_every, &custodian, &watched, Arc::clone(&beat))?;
     spawn_housekeeping(hang, &custodian, beat)?;
     let office = Arc::new(Office { custodian, token, generation, watched });
-    let workers = match settings.workers {
-        0 => thread::available_parallelism().map_or(1, usize::from),
-        some => some,
-    };
-    accept_fronts(&listener, front_uid, workers, &office)
+    accept_fronts(&listener, front_uid, settings.computing(), &office)
 }
 
 /// Waits on a thread of its own for `stop` to return, then wipes and ends the process.

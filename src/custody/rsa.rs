@@ -1,8 +1,9 @@
 //! RSA private keys: made, read, written and used on aws-lc, whose memory is the locked arena.
 //!
 //! A key's numbers exist only inside the library's own objects, and those lie where
-//! `secret::hook` puts them. Decryption is RSAES-OAEP with SHA-256 (RFC 8017 §7.1).
-#![allow(unsafe_code)] // the safe face of aws-lc's RSA functions
+//! `secret::hook` puts them; the copies that it makes in its frames lie on a stack in locked memory, on
+//! which every function here that touches private numbers does its work. Decryption is RSAES-OAEP with
+//! SHA-256 (RFC 8017 §7.1).
 
 mod ffi;
 mod form;
@@ -10,8 +11,7 @@ mod form;
 mod tests;
 
 use crate::key::{Algorithm, Mgf1Hash};
-use crate::secret::{ArenaError, Pkcs8Der, Plaintext, SecretBytes};
-use aws_lc_sys as lc;
+use crate::secret::{ArenaError, OnLockedStack, Pkcs8Der, Plaintext, SecretBytes, on_locked_stack};
 use ffi::{Builder, Context, ErrorQueue, Key};
 use form::Form;
 
@@ -69,7 +69,7 @@ impl PrivateKey {
         const ATTEMPTS: usize = 3;
         let mut last = KeyError::Library;
         for _ in 0..ATTEMPTS {
-            match Key::generate(algorithm.bits()) {
+            match on_locked_stack(|stack| Key::generate(stack, algorithm.bits()))? {
                 Ok(key) => return Self::checked(key),
                 Err(KeyError::Library) => last = KeyError::Library,
                 Err(other) => return Err(other),
@@ -81,44 +81,48 @@ impl PrivateKey {
     /// Reads a PKCS#8 DER (RFC 5208), nothing before or after it. Size, exponent and the relations
     /// between the parts are checked.
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
-        match form::of_der(der)? {
-            Form::Pkcs8 => Self::checked(Key::parse_pkcs8(der)?),
+        on_locked_stack(|stack| match form::of_der(der)? {
+            Form::Pkcs8 => Self::checked(Key::parse_pkcs8(stack, der)?),
             Form::Pkcs1 => Err(KeyError::Malformed),
-        }
+        })?
     }
 
     /// Reads a key that a caller brings: PKCS#8 or PKCS#1, DER or exactly one PEM block. Beyond what
     /// [`PrivateKey::from_pkcs8`] checks, it must sign and verify and n must be no prime power
     /// (SP 800-89 §5.3.3), which unmasks parts that merely look consistent.
     pub fn import(input: &[u8]) -> Result<Self, KeyError> {
+        on_locked_stack(|stack| Self::import_on(stack, input))?
+    }
+
+    fn import_on(stack: &OnLockedStack, input: &[u8]) -> Result<Self, KeyError> {
         let decoded;
         let der = if form::is_der(input) {
             input
         } else {
-            decoded = form::decode_pem(input)?;
+            decoded = form::decode_pem(stack, input)?;
             decoded.expose()
         };
         let key = match form::of_der(der)? {
-            Form::Pkcs8 => Key::parse_pkcs8(der)?,
-            Form::Pkcs1 => Key::parse_pkcs1(der)?,
+            Form::Pkcs8 => Key::parse_pkcs8(stack, der)?,
+            Form::Pkcs1 => Key::parse_pkcs1(stack, der)?,
         };
-        key.check_pairwise()?;
+        key.check_pairwise(stack)?;
         Self::checked(key)
     }
 
     /// The key as PKCS#8 DER, written in the arena.
     pub fn to_pkcs8(&self) -> Result<Pkcs8Der, KeyError> {
-        let mut der = Builder::new()?;
-        // SAFETY: the buffer is initialised and the key is alive.
-        der.write(|cbb| unsafe { lc::EVP_marshal_private_key(cbb, self.key.as_ptr()) })?;
-        der.finish(|bytes| Ok(Pkcs8Der::new(SecretBytes::copy_from(bytes)?)))
+        on_locked_stack(|stack| {
+            let mut der = Builder::new()?;
+            der.private_key(stack, &self.key)?;
+            der.finish(|bytes| Ok(Pkcs8Der::new(SecretBytes::copy_from(bytes)?)))
+        })?
     }
 
     /// The public key as SubjectPublicKeyInfo DER (RFC 5280 §4.1).
     pub fn public(&self) -> Result<Vec<u8>, KeyError> {
         let mut der = Builder::new()?;
-        // SAFETY: as in `to_pkcs8`.
-        der.write(|cbb| unsafe { lc::EVP_marshal_public_key(cbb, self.key.as_ptr()) })?;
+        der.public_key(&self.key)?;
         der.finish(|bytes| Ok(bytes.to_vec()))
     }
 
@@ -152,8 +156,10 @@ impl PrivateKey {
         let input = if fits { ciphertext } else { stand_in };
         let errors = ErrorQueue::watch();
         let mut out = SecretBytes::zeroed(self.modulus.len())?;
-        let len = Context::for_oaep(&self.key, mgf1, label)
-            .and_then(|context| context.decrypt(input, out.expose_mut()));
+        let len = on_locked_stack(|stack| {
+            Context::for_oaep(&self.key, mgf1, label)
+                .and_then(|context| context.decrypt(stack, input, out.expose_mut()))
+        })?;
         match len {
             Some(len) if fits => {
                 out.truncate(len);

@@ -1,14 +1,14 @@
 //! AES-256-GCM in the process: the only file that calls `aes-gcm`.
 //!
 //! Every seal draws a fresh random 12-byte IV; nobody outside can choose one. The cipher works in
-//! blocks on the stack and leaves them there, with its key schedule: the stack is wiped after it.
+//! blocks on the stack and leaves them there, with its key schedule: that stack is a locked one.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
 
 use super::protocol::Fault;
 use super::sealed::Sealed;
-use crate::secret::{DataKey, SecretBytes, with_wiped_stack};
+use crate::secret::{DataKey, OnLockedStack, SecretBytes, on_locked_stack};
 
 /// Length of the authentication tag in bytes.
 pub const TAG: usize = 16;
@@ -25,9 +25,12 @@ fn fresh_iv() -> Result<[u8; 12], Fault> {
 pub fn seal(key: &DataKey, aad: &[u8], plaintext: &[u8]) -> Result<([u8; 12], Vec<u8>), Fault> {
     let iv = fresh_iv()?;
     let mut arena = SecretBytes::copy_from(plaintext).map_err(|_| Fault::ArenaFull)?;
-    let sealing =
-        || cipher(key).encrypt_inout_detached(&Nonce::from(iv), aad, arena.expose_mut().into());
-    let tag = with_wiped_stack(sealing)
+    let sealing = |stack: &OnLockedStack| {
+        let text = arena.expose_mut().into();
+        cipher(stack, key).encrypt_inout_detached(&Nonce::from(iv), aad, text)
+    };
+    let tag = on_locked_stack(sealing)
+        .map_err(|_| Fault::ArenaFull)?
         .map_err(|_| Fault::Protocol("too long to be sealed".to_owned()))?;
     let mut ciphertext = Vec::with_capacity(plaintext.len() + TAG);
     ciphertext.extend_from_slice(arena.expose());
@@ -43,12 +46,15 @@ pub fn open(key: &DataKey, aad: &[u8], sealed: Sealed<'_>) -> Result<SecretBytes
     let (ciphertext, tag) = sealed.ciphertext.split_last_chunk::<TAG>().ok_or(Fault::SealBroken)?;
     let mut arena = SecretBytes::copy_from(ciphertext).map_err(|_| Fault::ArenaFull)?;
     let (iv, tag) = (Nonce::from(*sealed.iv), Tag::from(*tag));
-    let opening = || cipher(key).decrypt_inout_detached(&iv, aad, arena.expose_mut().into(), &tag);
-    with_wiped_stack(opening).map_err(|_| Fault::SealBroken)?;
+    let opening = |stack: &OnLockedStack| {
+        let text = arena.expose_mut().into();
+        cipher(stack, key).decrypt_inout_detached(&iv, aad, text, &tag)
+    };
+    on_locked_stack(opening).map_err(|_| Fault::ArenaFull)?.map_err(|_| Fault::SealBroken)?;
     Ok(arena)
 }
 
-fn cipher(key: &DataKey) -> Aes256Gcm {
+fn cipher(_: &OnLockedStack, key: &DataKey) -> Aes256Gcm {
     Aes256Gcm::new(key.expose().into())
 }
 

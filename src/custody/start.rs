@@ -52,6 +52,7 @@ impl Ready {
     ) -> Result<Self, StartError> {
         let arena = secret::start(&settings.arena, Use::Custody)?;
         secret::hook_self_test()?;
+        secret::reserve_stacks(settings.with_keys())?;
         secret::harden_process()?;
         let front_uid = resolve(settings.front_user.as_deref())?;
         let listener = match passed {

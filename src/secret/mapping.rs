@@ -25,19 +25,25 @@ pub(super) struct Mapping {
 /// if the kernel has it.
 pub(super) fn map(size: usize, wanted: Option<ArenaKind>) -> Result<Mapping, ArenaError> {
     match wanted {
-        Some(kind) => map_kind(size, kind),
-        None => {
-            map_kind(size, ArenaKind::MemfdSecret).or_else(|_| map_kind(size, ArenaKind::Mlock))
-        }
+        Some(kind) => map_between(size, kind, 1),
+        None => map_between(size, ArenaKind::MemfdSecret, 1)
+            .or_else(|_| map_between(size, ArenaKind::Mlock, 1)),
     }
 }
 
-fn map_kind(size: usize, kind: ArenaKind) -> Result<Mapping, ArenaError> {
+/// Maps `size` bytes of one kind between two runs of `guard` bytes that nobody may touch; all are rounded
+/// up to whole pages.
+pub(super) fn map_between(
+    size: usize,
+    kind: ArenaKind,
+    guard: usize,
+) -> Result<Mapping, ArenaError> {
     let page = page_size();
-    let size = size.next_multiple_of(page);
-    let reserved = reserve(size + 2 * page).map_err(|errno| refused(kind, size, "mmap", errno))?;
-    // SAFETY: one page into a reservation that is two pages longer than `size`.
-    let start = unsafe { reserved.add(page) };
+    let (size, guard) = (size.next_multiple_of(page), guard.next_multiple_of(page));
+    let whole = size + 2 * guard;
+    let reserved = reserve(whole).map_err(|errno| refused(kind, size, "mmap", errno))?;
+    // SAFETY: `guard` bytes into a reservation that is twice as many longer than `size`.
+    let start = unsafe { reserved.add(guard) };
     let filled = match kind {
         ArenaKind::MemfdSecret => fill_with_secret_memory(start, size),
         ArenaKind::Mlock => fill_with_locked_memory(start, size),
@@ -46,7 +52,7 @@ fn map_kind(size: usize, kind: ArenaKind) -> Result<Mapping, ArenaError> {
         Ok(()) => Ok(Mapping { kind, start: start.cast(), size }),
         Err((step, errno)) => {
             // SAFETY: the reservation was made above and nobody was told of it.
-            let _ = unsafe { mman::munmap(reserved, size + 2 * page) };
+            let _ = unsafe { mman::munmap(reserved, whole) };
             Err(refused(kind, size, step, errno))
         }
     }

@@ -7,6 +7,7 @@ mod bytes;
 mod heap;
 mod hook;
 mod io_buffer;
+mod locked_stack;
 mod mapping;
 mod process;
 mod roles;
@@ -17,6 +18,9 @@ pub use arena::{ArenaError, ArenaKind, ArenaReport, ArenaUsage, Settings, Use, s
 pub use bytes::SecretBytes;
 pub use hook::{hook_self_test, take_refusal};
 pub use io_buffer::IoBuffer;
+pub use locked_stack::{
+    OnLockedStack, STACK_SIZE, StackReport, on_locked_stack, reserve_stacks, stacks,
+};
 pub use process::{HardenError, harden_process};
 pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext};
 pub use stack::{clear_registers, with_wiped_stack};

@@ -10,24 +10,31 @@ use crate::scan::{self, Needles};
 
 /// Everything that is secret in a PKCS#8 DER, by name, in both byte orders.
 pub fn needles(der: &[u8]) -> Needles {
+    let mut needles = Needles::default();
+    add_needles(&mut needles, "", der);
+    needles
+}
+
+/// The same of one more key, whose parts go by names of their own.
+pub fn add_needles(needles: &mut Needles, whose: &str, der: &[u8]) {
     let key = rsa::RsaPrivateKey::from_pkcs8_der(der).expect("an RSA key");
     let (p, q) = (&key.primes()[0], &key.primes()[1]);
-    let mut needles = Needles::default();
+    let mut add = |name: &str, part: &[u8]| needles.add(&format!("{whose}{name}"), part);
     let d: &BigUint = key.d();
-    needles.add("p", &p.to_bytes_be());
-    needles.add("q", &q.to_bytes_be());
-    needles.add("d", &d.to_bytes_be());
-    needles.add("dp", &(d % (p - 1_u8)).to_bytes_be());
-    needles.add("dq", &(d % (q - 1_u8)).to_bytes_be());
-    needles.add("qinv", &q.modpow(&(p - 2_u8), p).to_bytes_be());
+    add("p", &p.to_bytes_be());
+    add("q", &q.to_bytes_be());
+    add("d", &d.to_bytes_be());
+    add("dp", &(d % (p - 1_u8)).to_bytes_be());
+    add("dq", &(d % (q - 1_u8)).to_bytes_be());
+    add("qinv", &q.modpow(&(p - 2_u8), p).to_bytes_be());
     // What stands before d in PKCS#8 is public: the algorithm, n and e.
     let modulus = key.n().to_bytes_be();
     let at = der.windows(modulus.len()).position(|window| window == modulus).expect("n");
-    needles.add("pkcs8", &der[at + modulus.len() + 5..]);
+    add("pkcs8", &der[at + modulus.len() + 5..]);
     // And as text, from a boundary of three bytes on.
     let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-    needles.add_exactly("base64", &text.as_bytes()[(at + modulus.len() + 7) / 3 * 4..]);
-    needles
+    let text = &text.as_bytes()[(at + modulus.len() + 7) / 3 * 4..];
+    needles.add_exactly(&format!("{whose}base64"), text);
 }
 
 /// Writes a core file of a process with gdb's `gcore` and looks through it: the needles found.

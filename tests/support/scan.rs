@@ -38,13 +38,15 @@ impl Needles {
         self.pieces.extend(pieces.map(|piece| (piece.to_vec(), whose)));
     }
 
-    fn searcher(&self) -> Searcher<'_> {
+    /// Ready to look for them; making it takes longer than looking once.
+    pub fn searcher(&self) -> Searcher<'_> {
         let automaton = AhoCorasick::new(self.pieces.iter().map(|(piece, _)| piece));
         Searcher { needles: self, automaton: automaton.expect("a few hundred pieces fit") }
     }
 }
 
-struct Searcher<'a> {
+/// Needles that are looked for more than once.
+pub struct Searcher<'a> {
     needles: &'a Needles,
     automaton: AhoCorasick,
 }
@@ -76,9 +78,18 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Whether it is locked memory that no dump holds and no child gets: the arena and nothing else.
+    /// Whether it is locked memory that no dump holds and no child gets: the arena and its stacks.
     pub fn is_arena(&self) -> bool {
-        ["lo", "dd", "dc"].iter().all(|flag| self.flags.iter().any(|own| own == flag))
+        self.is_locked() && self.has("dc")
+    }
+
+    /// Whether it is locked memory that no dump holds: the arena, and what packets pass through.
+    pub fn is_locked(&self) -> bool {
+        self.has("lo") && self.has("dd")
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|own| own == flag)
     }
 }
 
@@ -116,16 +127,34 @@ impl Scan {
 /// Reads every readable mapping of a process: heaps, stacks, data, arena. Needs to be root, or the
 /// user of a dumpable process.
 pub fn scan(pid: u32, needles: &Needles) -> io::Result<Scan> {
+    scan_where(pid, &needles.searcher(), |_| true)
+}
+
+/// The same of what the process can write to and that is not locked: all that its work could leave
+/// anything in that must not be there.
+pub fn scan_writable(pid: u32, searcher: &Searcher<'_>) -> io::Result<Scan> {
+    scan_where(pid, searcher, |mapping| {
+        mapping.permissions.starts_with("rw") && !mapping.is_locked()
+    })
+}
+
+fn scan_where(
+    pid: u32,
+    searcher: &Searcher<'_>,
+    wanted: impl Fn(&Mapping) -> bool,
+) -> io::Result<Scan> {
     let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let searcher = needles.searcher();
     let mut result = Scan::default();
     for mapping in mappings(pid)? {
         // The kernel's own pages hold nothing of the process and cannot be read this way.
         if !mapping.permissions.starts_with('r') || mapping.name.starts_with("[vvar") {
             continue;
         }
+        if !wanted(&mapping) {
+            continue;
+        }
         let before = result.bytes_read;
-        scan_mapping(&memory, &mapping, &searcher, &mut result);
+        scan_mapping(&memory, &mapping, searcher, &mut result);
         if result.bytes_read == before {
             result.unreadable.push(mapping);
         }

@@ -1,9 +1,12 @@
 //! Owners for aws-lc's objects: each frees its own, and no error is left in the library's queue.
+//!
+//! The library copies primes into its frames: whatever reads, makes or uses private numbers asks for the
+//! proof that it runs on a locked stack.
 #![allow(unsafe_code)] // calls into C
 
 use super::KeyError;
 use crate::key::Mgf1Hash;
-use crate::secret::{ArenaError, take_refusal};
+use crate::secret::{ArenaError, OnLockedStack, take_refusal};
 use aws_lc_sys as lc;
 use std::mem::MaybeUninit;
 use std::ptr::{NonNull, null_mut};
@@ -61,7 +64,7 @@ unsafe impl Send for Key {}
 unsafe impl Sync for Key {}
 
 impl Key {
-    pub(super) fn generate(bits: usize) -> Result<Self, KeyError> {
+    pub(super) fn generate(_: &OnLockedStack, bits: usize) -> Result<Self, KeyError> {
         let errors = ErrorQueue::watch();
         let bits = i32::try_from(bits).map_err(|_| KeyError::Library)?;
         let rsa = Rsa::new().ok_or_else(|| errors.explain(KeyError::Library))?;
@@ -73,7 +76,7 @@ impl Key {
     }
 
     /// Reads all of `der` as PKCS#8; the library checks the parts against each other.
-    pub(super) fn parse_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+    pub(super) fn parse_pkcs8(_: &OnLockedStack, der: &[u8]) -> Result<Self, KeyError> {
         let errors = ErrorQueue::watch();
         let mut input = bytes_to_read(der);
         // SAFETY: `input` reads from `der`, which outlives the call.
@@ -90,7 +93,7 @@ impl Key {
     }
 
     /// Reads all of `der` as an RSAPrivateKey (RFC 8017 §A.1.2), checked in the same way.
-    pub(super) fn parse_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
+    pub(super) fn parse_pkcs1(_: &OnLockedStack, der: &[u8]) -> Result<Self, KeyError> {
         let errors = ErrorQueue::watch();
         let mut input = bytes_to_read(der);
         // SAFETY: as in `parse_pkcs8`.
@@ -103,7 +106,7 @@ impl Key {
     }
 
     /// Signs and verifies once, and looks at n (`RSA_check_fips`).
-    pub(super) fn check_pairwise(&self) -> Result<(), KeyError> {
+    pub(super) fn check_pairwise(&self, _: &OnLockedStack) -> Result<(), KeyError> {
         let errors = ErrorQueue::watch();
         // SAFETY: the key is alive and holds an RSA object.
         match unsafe { lc::RSA_check_fips(self.rsa()) } {
@@ -127,7 +130,7 @@ impl Key {
         if written == 1 { Ok(out) } else { Err(KeyError::Library) }
     }
 
-    pub(super) fn as_ptr(&self) -> *mut lc::EVP_PKEY {
+    fn as_ptr(&self) -> *mut lc::EVP_PKEY {
         self.0.as_ptr()
     }
 
@@ -215,7 +218,12 @@ impl Context {
     }
 
     /// Decrypts into `out`, which is as long as the modulus; the plaintext's length, or `None`.
-    pub(super) fn decrypt(self, ciphertext: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub(super) fn decrypt(
+        self,
+        _: &OnLockedStack,
+        ciphertext: &[u8],
+        out: &mut [u8],
+    ) -> Option<usize> {
         let mut len = out.len();
         // SAFETY: both slices live through the call, and `len` says how long `out` is.
         let done = unsafe {
@@ -259,8 +267,20 @@ impl Builder {
         if made == 1 { Ok(builder) } else { Err(builder.errors.explain(KeyError::Library)) }
     }
 
+    /// Writes all of a private key.
+    pub(super) fn private_key(&mut self, _: &OnLockedStack, key: &Key) -> Result<(), KeyError> {
+        // SAFETY: the buffer is initialised and the key is alive.
+        self.write(|cbb| unsafe { lc::EVP_marshal_private_key(cbb, key.as_ptr()) })
+    }
+
+    /// Writes the public part of a key.
+    pub(super) fn public_key(&mut self, key: &Key) -> Result<(), KeyError> {
+        // SAFETY: as above.
+        self.write(|cbb| unsafe { lc::EVP_marshal_public_key(cbb, key.as_ptr()) })
+    }
+
     /// Runs one writing call, which returns 1 when it succeeded.
-    pub(super) fn write(&mut self, call: impl FnOnce(*mut lc::CBB) -> i32) -> Result<(), KeyError> {
+    fn write(&mut self, call: impl FnOnce(*mut lc::CBB) -> i32) -> Result<(), KeyError> {
         match call(&mut self.cbb) {
             1 => Ok(()),
             _ => Err(self.errors.explain(KeyError::Library)),
@@ -297,7 +317,7 @@ fn bytes_to_read(bytes: &[u8]) -> lc::CBS {
 }
 
 /// Decodes canonical base64 without white space into `out`; the length, or `None` if it is none.
-pub(super) fn decode_base64(text: &[u8], out: &mut [u8]) -> Option<usize> {
+pub(super) fn decode_base64(_: &OnLockedStack, text: &[u8], out: &mut [u8]) -> Option<usize> {
     let _errors = ErrorQueue::watch();
     let mut len = 0;
     // SAFETY: both slices live through the call; at most `out.len()` bytes are written.

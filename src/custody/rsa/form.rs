@@ -3,7 +3,7 @@
 
 use super::{KeyError, ffi};
 use crate::key::Algorithm;
-use crate::secret::SecretBytes;
+use crate::secret::{OnLockedStack, SecretBytes};
 use der::asn1::{ObjectIdentifier, UintRef};
 use der::{Decode, Header, Reader, SliceReader, Tag};
 
@@ -119,7 +119,7 @@ fn malformed(_: der::Error) -> KeyError {
 
 /// The DER within exactly one PEM block (RFC 7468), decoded into the arena. Text may stand before the
 /// block, as `openssl pkcs12` writes it; after it, nothing but white space.
-pub(super) fn decode_pem(input: &[u8]) -> Result<SecretBytes, KeyError> {
+pub(super) fn decode_pem(stack: &OnLockedStack, input: &[u8]) -> Result<SecretBytes, KeyError> {
     const BEGIN: &[u8] = b"-----BEGIN ";
     const DASHES: &[u8] = b"-----";
     if input.len() > MAX_INPUT {
@@ -142,7 +142,7 @@ pub(super) fn decode_pem(input: &[u8]) -> Result<SecretBytes, KeyError> {
     if split_at(body, b"ENCRYPTED").is_some() {
         return Err(KeyError::Encrypted); // RFC 1421 headers, as PKCS#1 has them
     }
-    decode_body(body)
+    decode_body(stack, body)
 }
 
 /// Whether the block says that it holds what is wanted; its DER has the last word.
@@ -156,7 +156,7 @@ fn check_label(label: &[u8]) -> Result<(), KeyError> {
     }
 }
 
-fn decode_body(body: &[u8]) -> Result<SecretBytes, KeyError> {
+fn decode_body(stack: &OnLockedStack, body: &[u8]) -> Result<SecretBytes, KeyError> {
     let mut text = SecretBytes::zeroed(body.len())?;
     let mut len = 0;
     let printed = body.iter().filter(|byte| !byte.is_ascii_whitespace());
@@ -166,7 +166,8 @@ fn decode_body(body: &[u8]) -> Result<SecretBytes, KeyError> {
     }
     text.truncate(len);
     let mut der = SecretBytes::zeroed(len)?;
-    let len = ffi::decode_base64(text.expose(), der.expose_mut()).ok_or(KeyError::Malformed)?;
+    let len = ffi::decode_base64(stack, text.expose(), der.expose_mut());
+    let len = len.ok_or(KeyError::Malformed)?;
     der.truncate(len);
     Ok(der)
 }

@@ -1,4 +1,5 @@
 //! Private-key work against vectors, against another implementation, and against bad input.
+#![allow(unsafe_code)] // looks into the library's queue of errors
 
 use super::*;
 use crate::secret::{self, Use};
@@ -379,7 +380,8 @@ fn a_key_of_composite_parts_does_not_pass_for_one() {
     let parts = parts.flatten().next().expect("an endless supply");
     let der = from_numbers(0, &parts);
     arena();
-    assert!(Key::parse_pkcs1(&der).is_ok(), "the relations hold");
+    let parsed = on_locked_stack(|stack| Key::parse_pkcs1(stack, &der).is_ok());
+    assert_eq!(parsed, Ok(true), "the relations hold");
     assert_eq!(import_error(&der), Some(KeyError::Inconsistent), "but it does not work");
 }
 
@@ -398,4 +400,20 @@ fn numbers_are_compared_as_slices_are() {
     for (one, other) in [([0_u8; 16], [1; 16]), ([0xff; 16], [0xfe; 16])] {
         assert_eq!(is_below(&one, &other), one < other);
     }
+}
+
+/// Each operation with the largest keys, and the deepest of all that were done in this process so far: the
+/// stack has at least as much room again.
+#[test]
+fn the_deepest_work_takes_less_than_half_of_the_stack() {
+    arena();
+    let made = PrivateKey::generate(Algorithm::Rsa4096).expect("a key");
+    let der = made.to_pkcs8().expect("encodes");
+    let key = PrivateKey::import(pem("PRIVATE KEY", der.expose()).as_bytes()).expect("a key");
+    let failed = key.decrypt_oaep(Mgf1Hash::Sha256, &[1; 512], b"a label").err();
+    assert_eq!(failed, Some(DecryptError::Failed));
+    let stacks = secret::stacks().expect("the arena was started");
+    println!("{stacks}");
+    assert!(stacks.deepest_bytes > 4096, "nothing was measured: {stacks}");
+    assert!(stacks.deepest_bytes < secret::STACK_SIZE / 2, "{stacks}");
 }
