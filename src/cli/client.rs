@@ -33,6 +33,27 @@ pub struct Client {
     timeout: Duration,
 }
 
+/// Which revision the resource has to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Whatever it is.
+    Any,
+    Revision(u64),
+    /// Only where it does not exist.
+    Absent,
+}
+
+impl Condition {
+    /// From what was typed; clap sees to it that not both are.
+    pub fn of(if_match: Option<u64>, create_only: bool) -> Self {
+        match (if_match, create_only) {
+            (Some(revision), _) => Condition::Revision(revision),
+            (None, true) => Condition::Absent,
+            (None, false) => Condition::Any,
+        }
+    }
+}
+
 /// What the daemon answered to something that it did.
 pub struct Reply {
     /// The name of the exchange in trail and journal.
@@ -59,27 +80,32 @@ impl Client {
 
     /// `GET path`; the path carries its query.
     pub fn get(&self, path: &str) -> Result<Reply, Failure> {
-        self.send(Method::GET, path, None, None)
+        self.send(Method::GET, path, None, Condition::Any)
     }
 
     /// `POST path` with `body` as JSON.
     pub fn post(&self, path: &str, body: &impl Serialize) -> Result<Reply, Failure> {
-        self.send(Method::POST, path, Some(json(body)?), None)
+        self.send(Method::POST, path, Some(json(body)?), Condition::Any)
     }
 
-    /// `PUT path`; with `if_match` only where the revision is still that one.
+    /// `PUT path`, under a condition.
     pub fn put(
         &self,
         path: &str,
         body: &impl Serialize,
-        if_match: Option<u64>,
+        condition: Condition,
     ) -> Result<Reply, Failure> {
-        self.send(Method::PUT, path, Some(json(body)?), if_match)
+        self.send(Method::PUT, path, Some(json(body)?), condition)
     }
 
-    /// `DELETE path`, with `body` as JSON where there is one.
-    pub fn delete(&self, path: &str, body: Option<&impl Serialize>) -> Result<Reply, Failure> {
-        self.send(Method::DELETE, path, body.map(json).transpose()?, None)
+    /// `DELETE path`, with `body` as JSON where there is one, under a condition.
+    pub fn delete(
+        &self,
+        path: &str,
+        body: Option<&impl Serialize>,
+        condition: Condition,
+    ) -> Result<Reply, Failure> {
+        self.send(Method::DELETE, path, body.map(json).transpose()?, condition)
     }
 
     /// `POST path` and hands its answer to `take`, piece by piece, however long it is; the time to wait is
@@ -89,7 +115,8 @@ impl Client {
         path: &str,
         mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let request = request(Method::POST, path, Some(json(&serde_json::json!({}))?), None)?;
+        let request =
+            request(Method::POST, path, Some(json(&serde_json::json!({}))?), Condition::Any)?;
         runtime()?.block_on(async {
             let (_sender, answer) = self.in_time(self.begin(request)).await?;
             if !answer.status().is_success() {
@@ -142,9 +169,9 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<Zeroizing<Vec<u8>>>,
-        if_match: Option<u64>,
+        condition: Condition,
     ) -> Result<Reply, Failure> {
-        let request = request(method, path, body, if_match)?;
+        let request = request(method, path, body, condition)?;
         runtime()?.block_on(self.in_time(self.exchange(request)))
     }
 
@@ -216,7 +243,7 @@ fn request(
     method: Method,
     path: &str,
     body: Option<Zeroizing<Vec<u8>>>,
-    if_match: Option<u64>,
+    condition: Condition,
 ) -> Result<http::Request<Full<Bytes>>, Failure> {
     let mut builder = http::Request::builder()
         .method(method)
@@ -226,9 +253,13 @@ fn request(
     if body.is_some() {
         builder = builder.header(header::CONTENT_TYPE, "application/json");
     }
-    if let Some(revision) = if_match {
-        builder = builder.header(header::IF_MATCH, format!("\"{revision}\""));
-    }
+    builder = match condition {
+        Condition::Any => builder,
+        Condition::Revision(revision) => {
+            builder.header(header::IF_MATCH, format!("\"{revision}\""))
+        }
+        Condition::Absent => builder.header(header::IF_NONE_MATCH, "*"),
+    };
     let body = body.map(Bytes::from_owner).unwrap_or_default();
     builder
         .body(Full::new(body))

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::Session;
+use super::client::Condition;
 use super::output::facts;
 use super::problem::Failure;
 use super::terminal;
@@ -172,7 +173,11 @@ impl Destroy {
         if let Some(period) = self.after {
             body.insert("waiting_period_days".to_owned(), json!(period.days()));
         }
-        let reply = session.client.delete(&format!("/v1/keys/{}", change.name), Some(&body))?;
+        let reply = session.client.delete(
+            &format!("/v1/keys/{}", change.name),
+            Some(&body),
+            Condition::Any,
+        )?;
         session.out.reply(&reply, facts)
     }
 }

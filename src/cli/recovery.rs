@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use super::Session;
+use super::client::Condition;
 use super::input::Source;
 use super::master::follow;
 use super::output::facts;
@@ -146,7 +147,8 @@ impl Set {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let file = Source::File(self.public_key.clone()).bytes()?;
         let text = String::from_utf8_lossy(&file);
-        let reply = session.client.put("/v1/recovery", &json!({ "public_key": text }), None)?;
+        let reply =
+            session.client.put("/v1/recovery", &json!({ "public_key": text }), Condition::Any)?;
         if self.no_wait {
             return session.out.reply(&reply, facts);
         }
@@ -166,7 +168,7 @@ impl Forget {
             }
             terminal::confirm("nothing can be recovered without the token after that.")?;
         }
-        session.client.delete("/v1/recovery", None::<&Value>)?;
+        session.client.delete("/v1/recovery", None::<&Value>, Condition::Any)?;
         follow(session, "/v1/recovery", "pass")?;
         show(session)
     }

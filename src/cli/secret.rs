@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Session;
-use super::client::Reply;
+use super::client::{Condition, Reply};
 use super::input::{self, Source};
 use super::key::MadeFor;
 use super::offline::{Mgf1, Recipient};
@@ -37,7 +37,7 @@ pub enum Secret {
   strongroom secret put stripe --key payments --ciphertext token.b64 --version 1
 Every byte counts: `echo` adds a newline to the value, `printf %s` does not.")]
 pub struct Put {
-    /// The name it gets; what is there under it is replaced
+    /// The name it gets; what is there under it is replaced, unless --create-only or --if-match forbids it
     name: Name,
     /// The key that it is kept under
     #[arg(long, value_name = "KEY")]
@@ -56,6 +56,9 @@ pub struct Put {
     /// Only where the secret still has this revision
     #[arg(long, value_name = "REVISION")]
     if_match: Option<u64>,
+    /// Only where there is no secret of this name: nothing is replaced
+    #[arg(long, conflicts_with = "if_match")]
+    create_only: bool,
     /// Store a value of no bytes; refused otherwise
     #[arg(long, conflicts_with = "ciphertext")]
     allow_empty: bool,
@@ -102,6 +105,9 @@ pub struct Reveal {
 pub struct Delete {
     /// The secret
     name: Name,
+    /// Only where the secret still has this revision
+    #[arg(long, value_name = "REVISION")]
+    if_match: Option<u64>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -156,16 +162,17 @@ impl Put {
     /// The daemon's answer, and who encrypted it how.
     fn stored(&self, session: &Session) -> Result<(Reply, String), Failure> {
         let path = format!("/v1/secrets/{}", self.name);
+        let condition = Condition::of(self.if_match, self.create_only);
         Ok(if self.by_daemon {
             let secret = self.value()?;
             let plaintext = input::base64(secret.expose());
             let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
-            (session.client.put(&path, &body, self.if_match)?, "encrypted by the daemon".to_owned())
+            (session.client.put(&path, &body, condition)?, "encrypted by the daemon".to_owned())
         } else {
             let (mut body, how) = self.encrypted(session)?;
             body.insert("key".to_owned(), json!(self.key));
             body.insert("verify".to_owned(), json!(!self.no_verify));
-            (session.client.put(&path, &body, self.if_match)?, how)
+            (session.client.put(&path, &body, condition)?, how)
         })
     }
 
@@ -208,7 +215,8 @@ impl Delete {
             terminal::confirm(&format!("delete secret {}. It cannot be had back.", self.name))?;
         }
         let path = format!("/v1/secrets/{}", self.name);
-        session.client.delete(&path, None::<&Value>)?;
+        let condition = Condition::of(self.if_match, false);
+        session.client.delete(&path, None::<&Value>, condition)?;
         session.out.note(&format!("deleted secret {}", self.name));
         Ok(())
     }

@@ -24,6 +24,7 @@ pub struct Config {
     pub audit: audit::Settings,
     pub policy: policy::Settings,
     pub keys: service::Settings,
+    pub secrets: service::SecretSettings,
     pub log: logging::Settings,
 }
 

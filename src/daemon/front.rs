@@ -64,6 +64,7 @@ impl Front {
             records,
             custody: custody.clone(),
             settings: config.keys.clone(),
+            secret_settings: config.secrets,
             refusals_per_minute: config.limits.refusals_per_minute_per_uid,
             clock,
             house: house::checks(path, config),

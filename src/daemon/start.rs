@@ -211,7 +211,7 @@ async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
             ];
             tracing::info!(policies = policy.count(), "configuration and policy are loaded anew");
             front.appliance.replace_policy(policy);
-            front.appliance.replace_settings(config.keys.clone());
+            front.appliance.replace_settings(config.keys.clone(), config.secrets);
             logs.change_level(config.log.level);
             tell_what_waits(running, &config);
             events.to_vec()
@@ -240,7 +240,7 @@ fn tell_what_waits(running: &Config, new: &Config) {
         return;
     };
     for (section, value) in &new {
-        let live = matches!(section.as_str(), "policy" | "keys" | "log");
+        let live = matches!(section.as_str(), "policy" | "keys" | "secrets" | "log");
         if !live && running.get(section) != Some(value) {
             tracing::warn!(section, "changed, and takes effect at the next start");
         }

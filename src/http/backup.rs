@@ -29,7 +29,7 @@ pub async fn create(
     let request_id = guest.call.request_id;
     let started = async {
         let (_nothing, _room) =
-            take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
+            take(&front, &guest.place, request, |incoming| incoming.nothing_at_all()).await?;
         begin(&front, guest).await
     };
     let mut response = started.await.unwrap_or_else(|problem| problem.reply(request_id));

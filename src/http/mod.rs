@@ -12,6 +12,7 @@ mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 mod listen;
+mod meaning;
 mod metrics;
 mod openapi;
 mod perform;

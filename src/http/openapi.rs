@@ -27,21 +27,24 @@ pub struct Description {
 }
 
 /// What every route can answer besides its success.
-const PROBLEMS: [(&str, &str); 14] = [
-    ("400", "malformed, invalid, invalid-name, not-http"),
+const PROBLEMS: [(&str, &str); 17] = [
+    ("400", "malformed, invalid, invalid-name, unsupported-header, not-http"),
     ("403", "denied"),
     ("404", "not-found, no-such-version, no-route"),
     ("405", "method-not-allowed"),
     ("408", "body-too-slow, headers-too-slow"),
     (
         "409",
-        "exists, conflict, key-state, revision-mismatch, already-initialised, not-locked, \
+        "exists, conflict, key-state, already-initialised, not-locked, \
          rotation-running, rotated-recently, master-needed, recovery-key, clock-doubted",
     ),
+    ("412", "revision-mismatch, precondition-failed"),
     ("413", "body-too-large"),
     ("414", "uri-too-long"),
-    ("415", "not-json"),
+    ("415", "not-json, content-encoding"),
+    ("417", "expectation-failed"),
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
+    ("428", "precondition-required, where the configuration says so"),
     ("429", "too-many-requests, too-many-refusals; with Retry-After"),
     ("431", "headers-too-large"),
     ("500", "internal, record-broken, outcome-unrecorded, outcome-unknown"),
@@ -128,7 +131,10 @@ impl Description {
             .description(Some(
                 "Binary fields are base64: any alphabet and padding in, standard with padding out. \
                  Times are RFC 3339 in UTC. Errors are problem documents (RFC 9457) with a stable \
-                 `code`. Names, bodies and queries that are not as described are refused.",
+                 `code`. Names, bodies and queries that are not as described are refused, and so is \
+                 a header that asks for what is not done: `range`, `prefer`, a content coding, a \
+                 condition where there is no entity tag. A read under `if-none-match` is a 304 where \
+                 the client has it already.",
             ))
             .build();
         OpenApiBuilder::new()

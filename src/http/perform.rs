@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use axum::extract::{Extension, State};
 use axum::response::Response;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
 
 use super::body::{self, Bounds};
+use super::meaning;
 use super::problem::Problem;
 use super::reply::IntoReply;
 use super::serve::Limits;
@@ -14,7 +17,7 @@ use super::shape::{FromWire, Incoming};
 use super::share::Place;
 use super::turn::Turn;
 use crate::policy::Action;
-use crate::service::{Appliance, Call, Error, Request};
+use crate::service::{Appliance, Call, Error, Preconditions, Request};
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -45,10 +48,18 @@ where
     R::Reply: IntoReply,
 {
     let request_id = guest.call.request_id;
-    let mut response = match answer::<R>(front, guest, request).await {
-        Ok(reply) => reply.into_reply(CREATED),
-        Err(problem) => problem.reply(request_id),
+    // What changes something holds them against the revision that it changes.
+    let of_read = match R::TAGGED && request.method().is_safe() {
+        true => meaning::preconditions(request.headers()),
+        false => Ok(Preconditions::default()),
     };
+    let done = match of_read {
+        Ok(conditions) => answer::<R>(front, guest, request)
+            .await
+            .and_then(|reply| conditional(reply.into_reply(CREATED), &conditions)),
+        Err(problem) => Err(problem),
+    };
+    let mut response = done.unwrap_or_else(|problem| problem.reply(request_id));
     if !R::SECRET {
         response.extensions_mut().insert(NothingToForget);
     }
@@ -64,7 +75,7 @@ pub async fn open(
 ) -> Response {
     let taken = async {
         let (_nothing, _room) =
-            take(&front, &guest.place, request, |incoming| incoming.nothing()).await?;
+            take(&front, &guest.place, request, |incoming| incoming.nothing_at_all()).await?;
         Ok(guest.place.glance().await?)
     };
     let replied = taken.await.and_then(|_turn| reply(&front.appliance));
@@ -77,12 +88,26 @@ pub async fn astray(guest: Guest, problem: Problem) -> Response {
     turn.map_or_else(Problem::from, |_turn| problem).reply(guest.call.request_id)
 }
 
+/// The answer to a read, held against its conditions.
+fn conditional(reply: Response, conditions: &Preconditions) -> Result<Response, Problem> {
+    match meaning::of_read(conditions, reply.headers()) {
+        None => Ok(reply),
+        Some(StatusCode::NOT_MODIFIED) => {
+            let (mut head, _body) = reply.into_parts();
+            head.status = StatusCode::NOT_MODIFIED;
+            head.headers.remove(CONTENT_TYPE);
+            Ok(Response::from_parts(head, axum::body::Body::empty()))
+        }
+        Some(_) => Err(Problem::not_matched()),
+    }
+}
+
 async fn answer<R: FromWire>(
     front: Front,
     guest: Guest,
     request: http::Request<axum::body::Body>,
 ) -> Result<R::Reply, Problem> {
-    let (asked, room) = take(&front, &guest.place, request, R::from_wire).await?;
+    let (asked, room) = take(&front, &guest.place, request, parse::<R>).await?;
     let turn = match R::ACTION {
         // Asked for when nothing else comes through.
         Action::StatusRead | Action::MetricsRead => guest.place.glance().await?,
@@ -102,6 +127,13 @@ async fn answer<R: FromWire>(
     })
 }
 
+fn parse<R: FromWire>(incoming: &Incoming<'_>) -> Result<R, Problem> {
+    if !R::TAGGED {
+        meaning::no_preconditions(incoming.headers)?;
+    }
+    R::from_wire(incoming)
+}
+
 /// Reads a request within its limits and has it parsed. What comes second goes with the request: the
 /// room that its body takes.
 pub async fn take<T>(
@@ -118,6 +150,9 @@ pub async fn take<T>(
     };
     let room = place.room_for(body::length(&body, bounds.bytes)).await?;
     let bytes = body::read(&head.headers, body, bounds).await?;
+    if let Some(problem) = meaning::fault(&head.headers) {
+        return Err(problem);
+    }
     let (uri, headers, depth) = (&head.uri, &head.headers, bounds.depth);
     Ok((parse(&Incoming { uri, headers, body: &bytes, depth })?, room))
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::meaning;
 use super::turn::NoTurn;
 use crate::service::Error;
 
@@ -93,6 +94,33 @@ impl Problem {
         let detail = "a body has to be application/json";
         let next = "send the header content-type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail, next)
+    }
+
+    /// The body is compressed, or coded in another way.
+    pub fn encoded() -> Self {
+        let detail = "content-encoding: a body is taken as it is, without a coding";
+        let next = "send it uncompressed, without the header content-encoding";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, next)
+    }
+
+    pub fn expectation() -> Self {
+        let detail = "expect: the one expectation that is met is 100-continue";
+        let next = "leave the header expect out";
+        Self::new(StatusCode::EXPECTATION_FAILED, "expectation-failed", detail, next)
+    }
+
+    /// A header asks for what is not done, so that the answer would be taken for another than it is.
+    pub fn unsupported_header(name: &'static str, why: &'static str) -> Self {
+        let next = "leave the header out, or do as the detail says";
+        let detail = format!("{name}: {why}");
+        Self::new(StatusCode::BAD_REQUEST, "unsupported-header", detail, next)
+    }
+
+    /// A read under `if-match` of what has another revision.
+    pub fn not_matched() -> Self {
+        let detail = "if-match: it has another revision";
+        let next = "leave if-match out to see which one it has";
+        Self::new(StatusCode::PRECONDITION_FAILED, "revision-mismatch", detail, next)
     }
 
     pub fn crowded() -> Self {
@@ -193,6 +221,9 @@ impl Problem {
 
     fn headers(&self, headers: &mut HeaderMap) {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.code == "content-encoding" {
+            meaning::codings(headers);
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -244,7 +275,16 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "not-found" => (S::NOT_FOUND, "list what is there, or create it"),
         "no-such-version" => (S::NOT_FOUND, "show the key to see its versions"),
         "exists" => (S::CONFLICT, "use another name"),
-        "revision-mismatch" => (S::CONFLICT, "show it, and repeat with its revision"),
+        "revision-mismatch" => (S::PRECONDITION_FAILED, "show it, and repeat with its revision"),
+        "precondition-failed" => (
+            S::PRECONDITION_FAILED,
+            "it exists; show it, and repeat with if-match and its revision if it is to be replaced",
+        ),
+        "precondition-required" => (
+            S::PRECONDITION_REQUIRED,
+            "show it, and repeat with if-match and its revision (secret put --if-match); if-none-match: * \
+             (--create-only) never replaces anything",
+        ),
         "conflict" => (S::CONFLICT, "look again and repeat the request"),
         "key-state" => (S::CONFLICT, "show the key to see the states of its versions"),
         "already-initialised" => (

@@ -95,9 +95,7 @@ as_json!(
     InitView,
     JwksView,
     KeyPage,
-    KeyView,
     MasterView,
-    RecoveryView,
     SecretPage,
     StatusView,
 );
@@ -107,6 +105,31 @@ fn tagged(mut response: Response, revision: u64) -> Response {
         response.headers_mut().insert(ETAG, tag);
     }
     response
+}
+
+impl IntoReply for KeyView {
+    type Shown = Self;
+    fn outline(created: bool) -> Outline {
+        Outline::json(if created { &["201"] } else { &["200"] }, true)
+    }
+    fn into_reply(self, created: bool) -> Response {
+        let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+        tagged(json(status, &self), self.revision)
+    }
+}
+
+impl IntoReply for RecoveryView {
+    type Shown = Self;
+    fn outline(_created: bool) -> Outline {
+        Outline::json(&["200"], true)
+    }
+    fn into_reply(self, _created: bool) -> Response {
+        let reply = json(StatusCode::OK, &self);
+        match self.revision {
+            Some(revision) => tagged(reply, revision),
+            None => reply,
+        }
+    }
 }
 
 impl IntoReply for SecretView {

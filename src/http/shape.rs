@@ -7,15 +7,16 @@ use utoipa::openapi::schema::{ComponentsBuilder, Ref};
 use utoipa::openapi::{ContentBuilder, RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-use super::body;
 use super::problem::Problem;
+use super::{body, meaning};
 use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret,
     DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks, ListKeys,
-    ListSecrets, Lock, Named, Page, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics, ReadPublicKey,
-    Request, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery,
-    ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, Unlock, UpdateBody,
+    ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics,
+    ReadPublicKey, Request, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
+    SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, Unlock,
+    UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -56,8 +57,14 @@ impl Incoming<'_> {
         }
     }
 
-    /// For routes that take nothing at all.
-    pub fn nothing(&self) -> Result<(), Problem> {
+    /// For routes that take nothing at all, not even a condition.
+    pub fn nothing_at_all(&self) -> Result<(), Problem> {
+        meaning::no_preconditions(self.headers)?;
+        self.nothing()
+    }
+
+    /// For routes that take nothing but what is in the path and in the conditions.
+    fn nothing(&self) -> Result<(), Problem> {
         self.no_query()?;
         self.no_body()
     }
@@ -70,20 +77,9 @@ impl Incoming<'_> {
         }
     }
 
-    /// The revision in `if-match`: one strong entity tag (RFC 9110 §13.1.1).
-    fn if_match(&self) -> Result<Option<u64>, Problem> {
-        let mut given = self.headers.get_all(http::header::IF_MATCH).iter();
-        let Some(value) = given.next() else { return Ok(None) };
-        let tag = value
-            .to_str()
-            .ok()
-            .and_then(|text| text.trim().strip_prefix('"')?.strip_suffix('"'))
-            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-            .and_then(|digits| digits.parse().ok());
-        match (tag, given.next()) {
-            (Some(tag), None) => Ok(Some(tag)),
-            _ => Err(Problem::malformed("if-match has to be one revision, like \"3\"")),
-        }
+    /// The conditions in its headers.
+    fn conditions(&self) -> Result<Preconditions, Problem> {
+        meaning::preconditions(self.headers)
     }
 }
 
@@ -92,6 +88,8 @@ pub trait FromWire: Request {
     /// Whether its body may hold a secret. hyper keeps what it read last for as long as a connection
     /// is open, so a connection that brought one is closed after its answer.
     const SECRET: bool;
+    /// Whether its resource has an entity tag that `if-match` and `if-none-match` are held against.
+    const TAGGED: bool = false;
 
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem>;
 
@@ -198,12 +196,26 @@ macro_rules! shape {
             }
         }
     };
+    (named_tagged $request:ident) => {
+        impl FromWire for $request {
+            const SECRET: bool = false;
+            const TAGGED: bool = true;
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.nothing()?;
+                Ok($request(incoming.name()?))
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                (conditional(operation), components)
+            }
+        }
+    };
     (named_query $request:ty = $query:ty) => {
         impl FromWire for $request {
             const SECRET: bool = false;
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_body()?;
-                Ok(Named { name: incoming.name()?, with: incoming.query::<$query>()? })
+                let (name, with) = (incoming.name()?, incoming.query::<$query>()?);
+                Ok(Named { name, with, conditions: Preconditions::default() })
             }
             fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
                 takes_query::<$query>(operation, components)
@@ -215,10 +227,26 @@ macro_rules! shape {
             const SECRET: bool = shape!(@secret $($secret)?);
             fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
                 incoming.no_query()?;
-                Ok(Named { name: incoming.name()?, with: incoming.body::<$body>()? }.into())
+                let (name, with) = (incoming.name()?, incoming.body::<$body>()?);
+                Ok(Named { name, with, conditions: Preconditions::default() })
             }
             fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
                 takes_body::<$body>(operation, components)
+            }
+        }
+    };
+    (change $request:ty = $body:ty $(, $secret:ident)?) => {
+        impl FromWire for $request {
+            const SECRET: bool = shape!(@secret $($secret)?);
+            const TAGGED: bool = true;
+            fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+                incoming.no_query()?;
+                let conditions = incoming.conditions()?;
+                let (name, with) = (incoming.name()?, incoming.body::<$body>()?);
+                Ok(Named { name, with, conditions }.into())
+            }
+            fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+                takes_body::<$body>(conditional(operation), components)
             }
         }
     };
@@ -233,64 +261,101 @@ shape!(body RotateMaster);
 shape!(query ShowMaster);
 shape!(body RetireMaster);
 shape!(body ConfirmClock);
-shape!(body SetRecovery);
-shape!(nothing ForgetRecovery);
-shape!(query ShowRecovery);
 shape!(body CreateKey);
-shape!(named_body Named<ImportBody> = ImportBody, secret);
+shape!(change Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);
-shape!(name ShowKey);
+shape!(named_tagged ShowKey);
 shape!(nothing Jwks);
 shape!(named_query Named<PublicKeyQuery> = PublicKeyQuery);
 shape!(named_body Named<EncryptBody> = EncryptBody, secret);
 shape!(named_body Named<DecryptBody> = DecryptBody);
-shape!(named_body Named<UpdateBody> = UpdateBody);
-shape!(named_body Rotate = ChangeBody);
-shape!(named_body Suspend = ChangeBody);
-shape!(named_body Resume = ChangeBody);
-shape!(named_body Deactivate = ChangeBody);
-shape!(named_body Compromise = ChangeBody);
-shape!(named_body Restore = ChangeBody);
-shape!(named_body Named<DestroyBody> = DestroyBody);
+shape!(change Named<UpdateBody> = UpdateBody);
+shape!(change Rotate = ChangeBody);
+shape!(change Suspend = ChangeBody);
+shape!(change Resume = ChangeBody);
+shape!(change Deactivate = ChangeBody);
+shape!(change Compromise = ChangeBody);
+shape!(change Restore = ChangeBody);
+shape!(change Named<DestroyBody> = DestroyBody);
 shape!(page ListSecrets);
-shape!(name ShowSecret);
+shape!(named_tagged ShowSecret);
 shape!(name RevealSecret);
 shape!(query ReadAudit);
 shape!(nothing ReadPublicKey);
 shape!(nothing ReadMetrics);
 
-impl FromWire for Named<PutBody> {
-    const SECRET: bool = true;
+shape!(change Named<PutBody> = PutBody, secret);
+
+impl FromWire for ShowRecovery {
+    const SECRET: bool = false;
+    const TAGGED: bool = true;
 
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
-        incoming.no_query()?;
-        let if_match = incoming.if_match()?;
-        let body: PutBody = incoming.body()?;
-        Ok(Named { name: incoming.name()?, with: PutBody { if_match, ..body } })
+        incoming.no_body()?;
+        incoming.query()
     }
     fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
-        takes_body::<PutBody>(operation.parameter(if_match_parameter()), components)
+        takes_query::<Self>(conditional(operation), components)
     }
 }
 
-fn if_match_parameter() -> Parameter {
-    ParameterBuilder::new()
-        .name("if-match")
-        .parameter_in(ParameterIn::Header)
-        .required(Required::False)
-        .description(Some("The revision that must be there, as an entity tag: \"3\"."))
-        .schema(Some(String::schema()))
-        .build()
+impl FromWire for SetRecovery {
+    const SECRET: bool = false;
+    const TAGGED: bool = true;
+
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+        incoming.no_query()?;
+        Ok(Self { conditions: incoming.conditions()?, ..incoming.body()? })
+    }
+    fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+        takes_body::<Self>(conditional(operation), components)
+    }
+}
+
+impl FromWire for ForgetRecovery {
+    const SECRET: bool = false;
+    const TAGGED: bool = true;
+
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+        incoming.nothing()?;
+        Ok(Self { conditions: incoming.conditions()? })
+    }
+    fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+        (conditional(operation), components)
+    }
 }
 
 impl FromWire for DeleteSecret {
     const SECRET: bool = false;
+    const TAGGED: bool = true;
 
     fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
         incoming.nothing()?;
-        Ok(DeleteSecret { name: incoming.name()?, if_match: incoming.if_match()? })
+        Ok(DeleteSecret { name: incoming.name()?, conditions: incoming.conditions()? })
     }
     fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
-        (operation.parameter(if_match_parameter()), components)
+        (conditional(operation), components)
     }
+}
+
+/// Adds the headers of preconditions to a route's description.
+fn conditional(operation: OperationBuilder) -> OperationBuilder {
+    let header = |name, meaning| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(meaning))
+            .schema(Some(String::schema()))
+            .build()
+    };
+    operation
+        .parameter(header(
+            "if-match",
+            "The revision that it must have, as an entity tag: \"3\"; or *.",
+        ))
+        .parameter(header(
+            "if-none-match",
+            "`*`: only where it does not exist; or a revision that it must not have.",
+        ))
 }

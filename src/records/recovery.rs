@@ -63,6 +63,11 @@ impl Records {
         Ok(known.map(|at| at.record.clone()))
     }
 
+    /// The same with its revision.
+    pub async fn recovery_at(&self) -> Result<Option<Arc<At<RecoveryRecord>>>, RecordError> {
+        self.remembered(&self.recovery.set, RECOVERY).await
+    }
+
     /// Sets the recovery key, or none, and begins the pass that brings every key to it, in one commit:
     /// in place of the pass that was kept at the revision `over`, or of none. Returns the revisions of both
     /// records, of the recovery key's first.

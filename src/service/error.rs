@@ -29,6 +29,12 @@ pub enum Error {
     Changed { current: u64 },
     #[error("it does not exist, so it has no revision that could match")]
     NothingToMatch,
+    /// `if-none-match` names the revision that is there, or any.
+    #[error("if-none-match: it exists, at revision {current}")]
+    Present { current: u64 },
+    /// It would be overwritten, and nothing says that its revision was seen.
+    #[error("it exists, and is overwritten only by a request that names its revision")]
+    NoPrecondition,
     #[error("another request changed it at the same time; look again and repeat")]
     Conflict,
     #[error("{0}")]
@@ -180,6 +186,8 @@ impl Error {
             Error::NotFound(_) | Error::NoGeneration(_) => "not-found",
             Error::Exists(_) => "exists",
             Error::Changed { .. } | Error::NothingToMatch => "revision-mismatch",
+            Error::Present { .. } => "precondition-failed",
+            Error::NoPrecondition => "precondition-required",
             Error::Conflict => "conflict",
             Error::Use(UseError::NoVersion { .. } | UseError::NoKid) => "no-such-version",
             Error::Use(_) => "key-state",

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::quiet::Quiet;
 use super::refusals::Refusals;
 use super::rotation::Rotating;
-use super::state::{Settings, Standing};
+use super::state::{SecretSettings, Settings, Standing};
 use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
 use crate::custody::protocol::Check;
 use crate::custody::{Client, LinkState};
@@ -85,6 +85,7 @@ pub struct Appliance {
     pub(super) records: Records,
     pub(super) custody: Client,
     pub(super) settings: RwLock<Settings>,
+    pub(super) secret_settings: RwLock<SecretSettings>,
     pub(super) standing: Standing,
     pub(super) refusals: Refusals,
     pub(super) quiet: Quiet,
@@ -108,6 +109,7 @@ pub struct Parts {
     pub records: Records,
     pub custody: Client,
     pub settings: Settings,
+    pub secret_settings: SecretSettings,
     /// Refused requests of one user that get their own line in the trail, a minute.
     pub refusals_per_minute: u32,
     pub clock: Clock,
@@ -142,6 +144,7 @@ impl Appliance {
             records: parts.records,
             custody: parts.custody,
             settings: RwLock::new(parts.settings),
+            secret_settings: RwLock::new(parts.secret_settings),
             standing: Standing::new(),
             refusals: Refusals::new(parts.refusals_per_minute),
             quiet: Quiet::default(),
@@ -278,12 +281,17 @@ impl Appliance {
     }
 
     /// Takes over settings that were loaded anew.
-    pub fn replace_settings(&self, settings: Settings) {
+    pub fn replace_settings(&self, settings: Settings, secrets: SecretSettings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        *self.secret_settings.write().unwrap_or_else(PoisonError::into_inner) = secrets;
     }
 
     pub(super) fn settings(&self) -> Settings {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn secret_settings(&self) -> SecretSettings {
+        *self.secret_settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the trail of something that has happened. Where it cannot be written now, the line is owed

@@ -40,6 +40,7 @@ impl Request for UpdateKey {
         };
         let seconds = allowed(seconds)?;
         let old = appliance.key(&self.name).await?;
+        self.conditions.check(Some(old.revision))?;
         let change = |key: &mut KeyRecord| {
             key.meta.serve_without_token(seconds);
             Ok(())

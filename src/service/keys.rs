@@ -187,11 +187,13 @@ impl Request for ImportKey {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        let Named { name, with } = self;
+        let Named { name, with, conditions } = self;
         let ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds } = with;
         if private_key.expose().len() > LONGEST_IMPORT {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
+        let known = appliance.records.key(&name).await?;
+        conditions.check(known.map(|known| known.revision))?;
         appliance.must_be_free(&name).await?;
         let _same_master = appliance.same_master().await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
@@ -216,9 +218,9 @@ impl Request for ListKeys {
             let key = Resource::Key(name.clone());
             appliance.may_see(&permit, Action::KeyShow, &key, labels)
         };
-        let keys = listed.found.iter().map(|key| &key.meta);
-        let seen = keys.filter(|key| may_see(key.name(), Some(key.labels())));
-        let keys = seen.map(KeyView::of).collect();
+        let keys = listed.found.iter();
+        let seen = keys.filter(|key| may_see(key.meta.name(), Some(key.meta.labels())));
+        let keys = seen.map(|key| KeyView::of(key)).collect();
         let broken = listed.broken.into_iter().filter(|name| may_see(name, None)).collect();
         Ok(KeyPage { keys, broken, next: listed.next })
     }
@@ -234,7 +236,7 @@ impl Request for ShowKey {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        Ok(KeyView::of(&appliance.key(&self.0).await?.meta))
+        Ok(KeyView::of(&*appliance.key(&self.0).await?))
     }
 }
 
@@ -303,7 +305,8 @@ impl Request for Jwks {
 
 impl Traced for KeyView {
     fn details(&self) -> Details {
-        Details { version: self.about, revision: self.revision, ..Details::default() }
+        let revision = self.is_changed.then_some(self.revision);
+        Details { version: self.about, revision, ..Details::default() }
     }
 }
 

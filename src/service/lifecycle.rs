@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, request_id};
 use super::keys::thumbprint;
+use super::precondition::Preconditions;
 use super::view::{KeyView, Named};
 use crate::audit::{Code, Details};
 use crate::custody::protocol::KeyAddress;
@@ -54,6 +55,7 @@ pub struct DestroyBody {
 pub struct Rotate {
     pub name: Name,
     pub with: ChangeBody,
+    pub conditions: Preconditions,
 }
 
 /// Declares the request structs whose act is one [`Transition`].
@@ -63,11 +65,12 @@ macro_rules! transitions {
         pub struct $name {
             pub name: Name,
             pub with: ChangeBody,
+            pub conditions: Preconditions,
         }
 
         impl From<Named<ChangeBody>> for $name {
-            fn from(Named { name, with }: Named<ChangeBody>) -> Self {
-                Self { name, with }
+            fn from(Named { name, with, conditions }: Named<ChangeBody>) -> Self {
+                Self { name, with, conditions }
             }
         }
 
@@ -85,7 +88,8 @@ macro_rules! transitions {
             }
 
             async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-                appliance.step(&self.name, self.with.version, Transition::$transition).await
+                let step = Transition::$transition;
+                appliance.step(&self.name, self.with.version, step, &self.conditions).await
             }
         }
     )*};
@@ -108,8 +112,8 @@ transitions! {
 pub type Destroy = Named<DestroyBody>;
 
 impl From<Named<ChangeBody>> for Rotate {
-    fn from(Named { name, with }: Named<ChangeBody>) -> Self {
-        Self { name, with }
+    fn from(Named { name, with, conditions }: Named<ChangeBody>) -> Self {
+        Self { name, with, conditions }
     }
 }
 
@@ -133,7 +137,7 @@ impl Request for Destroy {
         };
         appliance.must_believe_clock()?;
         let step = Transition::ScheduleDestruction(period);
-        appliance.step(&self.name, self.with.version, step).await
+        appliance.step(&self.name, self.with.version, step, &self.conditions).await
     }
 }
 
@@ -156,6 +160,7 @@ impl Request for Rotate {
             return Err(Error::Invalid { member: "version", rule });
         }
         let old = appliance.key(&self.name).await?;
+        self.conditions.check(Some(old.revision))?;
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
         let address = KeyAddress { name: self.name.to_string(), version };
@@ -203,8 +208,10 @@ impl Appliance {
         name: &Name,
         version: Option<u32>,
         transition: Transition,
+        conditions: &Preconditions,
     ) -> Result<KeyView, Error> {
         let old = self.key(name).await?;
+        conditions.check(Some(old.revision))?;
         let mut changed = Vec::new();
         let take = |key: &mut KeyRecord| {
             changed = key.meta.apply(version, transition, self.time_for(transition))?;

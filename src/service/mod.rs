@@ -21,6 +21,7 @@ mod lifecycle;
 mod lock;
 mod master;
 mod metrics;
+mod precondition;
 mod quiet;
 mod recovery;
 mod refusals;
@@ -58,13 +59,14 @@ pub use master::{
     GenerationView, MasterView, RetireMaster, RotateMaster, RotationView, ShowMaster,
 };
 pub use metrics::{MetricsView, ReadMetrics};
+pub use precondition::{Preconditions, Tags};
 pub use quiet::{Quiet, Sparing};
 pub use recovery::{ForgetRecovery, RecoveryCounts, RecoveryView, SetRecovery, ShowRecovery};
 pub use secrets::{
     DeleteSecret, Deleted, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed,
     SecretPage, SecretView, ShowSecret,
 };
-pub use state::{Settings, Standing};
+pub use state::{SecretSettings, Settings, Standing};
 pub use status::{Status, StatusView};
 pub use sweep::Seen;
 pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};

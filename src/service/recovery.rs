@@ -9,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::master::RotationView;
+use super::precondition::Preconditions;
 use crate::audit::{Code, Details, Event, EventNote};
 use crate::custody::{Fingerprint, fingerprint_of};
 use crate::policy::{Action, Permit, Resource};
@@ -30,10 +31,15 @@ const BROKEN: &str = "the record of the recovery key was changed outside Strongr
 pub struct SetRecovery {
     /// The public half, RSA-4096: PEM of an SPKI. It must be the one that custody's configuration names.
     pub public_key: String,
+    /// From its headers.
+    #[serde(skip)]
+    pub conditions: Preconditions,
 }
 
 /// Wrap nothing to a recovery key any more, and take away what was.
-pub struct ForgetRecovery;
+pub struct ForgetRecovery {
+    pub conditions: Preconditions,
+}
 
 /// Show whether this appliance can be recovered without its token.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -57,6 +63,9 @@ pub struct RecoveryView {
     /// Who set it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Grows with every change; what `if-match` is held against.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counted: Option<RecoveryCounts>,
     /// The pass over all keys that is under way, or the last one.
@@ -105,7 +114,7 @@ impl Request for SetRecovery {
         }
         let (set_at, by) = (appliance.now(), permit.caller().name());
         let record = RecoveryRecord { fingerprint, set_at, by, complete_at: None };
-        appliance.begin_recovery_pass(&permit, Some(record)).await
+        appliance.begin_recovery_pass(&permit, Some(record), &self.conditions).await
     }
 }
 
@@ -119,7 +128,7 @@ impl Request for ForgetRecovery {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
-        appliance.begin_recovery_pass(&permit, None).await
+        appliance.begin_recovery_pass(&permit, None, &self.conditions).await
     }
 }
 
@@ -145,8 +154,13 @@ impl Appliance {
         &self,
         permit: &Permit,
         set: Option<RecoveryRecord>,
+        conditions: &Preconditions,
     ) -> Result<RecoveryView, Error> {
         let _one_at_a_time = self.founding.lock().await;
+        if !conditions.is_empty() {
+            self.recovery_key().await?;
+            conditions.check(self.records.recovery_at().await?.map(|at| at.revision))?;
+        }
         for _ in 0..TRIES {
             let (pass, over) = self.next_recovery_pass(permit).await?;
             match self.set_recovery(set.as_ref(), &pass, over).await {
@@ -224,10 +238,16 @@ impl Appliance {
             fingerprint: set.as_ref().map(|set| hex(&set.fingerprint)),
             set_at: set.as_ref().map(|set| set.set_at),
             by: set.as_ref().map(|set| set.by.clone()),
+            revision: self.recovery_revision().await,
             counted: census.map(RecoveryCounts::of),
             pass,
             begun: None,
         })
+    }
+
+    /// The revision of the recovery key's record, where it opens.
+    async fn recovery_revision(&self) -> Option<u64> {
+        Some(self.records.recovery_at().await.ok()??.revision)
     }
 
     /// The recovery key that is set, and what can be recovered with it.

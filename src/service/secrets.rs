@@ -9,6 +9,7 @@ use super::binary::{Binary, Disclosed, SecretBinary};
 use super::crypt::{Decrypted, protect};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced, request_id};
+use super::precondition::Preconditions;
 use super::view::{Named, Page};
 use crate::audit::Details;
 use crate::key::{Name, Pick};
@@ -34,9 +35,6 @@ pub struct PutBody {
     /// Open it at once, and keep it only if that works; needs the permission to decrypt, too.
     #[serde(default)]
     pub verify: bool,
-    /// From the `if-match` header: the revision that must be there.
-    #[serde(skip)]
-    pub if_match: Option<u64>,
 }
 
 /// Store a secret, new or in the place of what is there.
@@ -54,8 +52,7 @@ pub struct RevealSecret(pub Name);
 /// Delete a secret.
 pub struct DeleteSecret {
     pub name: Name,
-    /// From the `if-match` header.
-    pub if_match: Option<u64>,
+    pub conditions: Preconditions,
 }
 
 /// Nothing is left of it but the count of its changes, for the trail.
@@ -146,7 +143,7 @@ impl Request for PutSecret {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<PutReply, Error> {
-        let Named { name, with: body } = self;
+        let Named { name, with: body, conditions } = self;
         // Whoever stores for a key could as well encrypt with it, and whoever has it verified learns
         // what it opens: nothing gets round the key's policy.
         let of_key = Resource::Key(body.key.clone());
@@ -155,7 +152,13 @@ impl Request for PutSecret {
             drop(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
         }
         let known = appliance.records.secret(&name).await?;
-        must_match(body.if_match, known.as_ref())?;
+        conditions.check(known.as_ref().map(|known| known.revision))?;
+        if known.is_some()
+            && conditions.is_empty()
+            && appliance.secret_settings().require_precondition
+        {
+            return Err(Error::NoPrecondition);
+        }
         let key = appliance.key(&body.key).await?;
         let kept = appliance.ciphertext_to_keep(&permit, &key, body).await?;
         let (now, created) = (appliance.now(), known.is_none());
@@ -169,12 +172,25 @@ impl Request for PutSecret {
             updated_at: now,
             updated_by: permit.caller().name(),
         };
-        let revision = appliance.records.put_secret(known.map(|at| at.revision), &record).await?;
+        let put = appliance.records.put_secret(known.map(|at| at.revision), &record).await;
+        let revision = match put.map_err(Error::from) {
+            Err(error) => return Err(appliance.lost(&record.name, &conditions, error).await),
+            Ok(revision) => revision,
+        };
         Ok(PutReply { created, secret: SecretView::of(At { revision, record }) })
     }
 }
 
 impl Appliance {
+    /// What to say of a change of a secret that failed: where another one came first, the condition that
+    /// does not hold any more.
+    async fn lost(&self, name: &Name, conditions: &Preconditions, error: Error) -> Error {
+        match self.records.secret(name).await {
+            Ok(now) => conditions.of_conflict(error, now.map(|now| now.revision)),
+            Err(_) => error,
+        }
+    }
+
     /// The ciphertext that a put asks for: the client's, once its version may protect or process, or
     /// one made here.
     async fn ciphertext_to_keep(
@@ -214,17 +230,6 @@ impl Appliance {
             }
             _ => invalid("ciphertext", "give either ciphertext or plaintext"),
         }
-    }
-}
-
-/// Holds `if-match` against what is there.
-fn must_match(if_match: Option<u64>, known: Option<&At<SecretRecord>>) -> Result<(), Error> {
-    match (if_match, known) {
-        (Some(wanted), Some(known)) if wanted != known.revision => {
-            Err(Error::Changed { current: known.revision })
-        }
-        (Some(_), None) => Err(Error::NothingToMatch),
-        _ => Ok(()),
     }
 }
 
@@ -318,9 +323,11 @@ impl Request for DeleteSecret {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Deleted, Error> {
         let found = appliance.records.secret(&self.name).await?;
-        must_match(self.if_match, found.as_ref())?;
+        self.conditions.check(found.as_ref().map(|found| found.revision))?;
         let known = found.ok_or_else(|| appliance.absent("secret"))?.revision;
-        appliance.records.delete_secret(&self.name, known).await?;
+        if let Err(error) = appliance.records.delete_secret(&self.name, known).await {
+            return Err(appliance.lost(&self.name, &self.conditions, error.into()).await);
+        }
         Ok(Deleted { revision: known + 1 })
     }
 }

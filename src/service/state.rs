@@ -36,6 +36,14 @@ impl Default for Settings {
     }
 }
 
+/// The `[secrets]` part of the configuration.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecretSettings {
+    /// Whether a secret is overwritten only by a request with `if-match` or `if-none-match`.
+    pub require_precondition: bool,
+}
+
 /// What is counted since the start.
 pub struct Standing {
     started: Instant,

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::gate::{Appliance, Call, Request, Trace, outcome, told};
+use super::precondition::Preconditions;
 use super::view::{KeyView, Page};
 use crate::audit::{Details, Intent};
 use crate::identity::Caller;
@@ -42,7 +43,9 @@ impl Request for DestroyDue {
     }
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        appliance.step(&self.name, Some(self.version), Transition::Destroy).await
+        appliance
+            .step(&self.name, Some(self.version), Transition::Destroy, &Preconditions::default())
+            .await
     }
 }
 

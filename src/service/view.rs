@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::gate::Appliance;
-use crate::key::{KeyMeta, Labels, Name, VersionMeta};
+use super::precondition::Preconditions;
+use crate::key::{Labels, Name, VersionMeta};
 use crate::policy::{Action, Context, Permit, Resource};
 use crate::records::KeyRecord;
 
@@ -13,6 +14,8 @@ use crate::records::KeyRecord;
 pub struct Named<T> {
     pub name: Name,
     pub with: T,
+    /// From its headers.
+    pub conditions: Preconditions,
 }
 
 /// Which page of a list.
@@ -65,12 +68,15 @@ pub struct KeyView {
     #[schema(value_type = Option<String>, format = DateTime)]
     pub destroy_at: Option<Timestamp>,
     pub versions: Vec<VersionView>,
+    /// Grows with every change, a rewrap under another master key among them; what `if-match` is held
+    /// against.
+    pub revision: u64,
     /// The one version that was made or changed, for the trail.
     #[serde(skip)]
     pub about: Option<u32>,
-    /// The revision of the key's record once it was made or changed, for the trail.
+    /// Whether the key was made or changed, so that the trail is told its revision.
     #[serde(skip)]
-    pub revision: Option<u64>,
+    pub is_changed: bool,
 }
 
 /// A version of a key as it is shown.
@@ -106,7 +112,8 @@ pub struct VersionView {
 }
 
 impl KeyView {
-    pub fn of(meta: &KeyMeta) -> Self {
+    pub fn of(record: &KeyRecord) -> Self {
+        let meta = &record.meta;
         Self {
             name: meta.name().clone(),
             algorithm: meta.algorithm().as_str(),
@@ -121,14 +128,15 @@ impl KeyView {
             created_at: meta.created_at(),
             destroy_at: meta.next_due(),
             versions: meta.versions().iter().map(VersionView::of).collect(),
+            revision: record.revision,
             about: None,
-            revision: None,
+            is_changed: false,
         }
     }
 
     /// A key that was made or changed: the trail is told its revision, and the version if it was one.
     pub fn changed(record: &KeyRecord, version: Option<u32>) -> Self {
-        Self { about: version, revision: Some(record.revision), ..Self::of(&record.meta) }
+        Self { about: version, is_changed: true, ..Self::of(record) }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::checks::{
     b64, but_for_its_number, expect_json, expect_members, expect_time, expect_traced, seen, unb64,
 };
 
-const KEY: [&str; 8] = [
+const KEY: [&str; 9] = [
     "name",
     "algorithm",
     "mgf1_hash",
@@ -17,6 +17,7 @@ const KEY: [&str; 8] = [
     "serve_without_token_seconds",
     "created_at",
     "versions",
+    "revision",
 ];
 
 #[test]

@@ -50,6 +50,7 @@ mod neighbours;
 mod older_records;
 mod outages;
 mod passes;
+mod preconditions;
 mod process;
 mod programs;
 mod promises;

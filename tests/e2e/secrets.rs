@@ -160,17 +160,17 @@ fn if_match_is_honoured() {
     let appliance = Appliance::new();
     appliance.create_key("payments");
     let body = json!({"key": "payments", "plaintext": b64("x")});
-    put_if(&appliance, "\"1\"", &body).expect_problem(409, "revision-mismatch");
+    put_if(&appliance, "\"1\"", &body).expect_problem(412, "revision-mismatch");
     appliance.get("/v1/secrets/stripe").expect_problem(404, "not-found");
     appliance.put("/v1/secrets/stripe", &body).expect_status(201);
     put_if(&appliance, "\"1\"", &body).expect_status(200);
     for stale in ["\"1\"", "\"3\"", "\"0\"", "\"18446744073709551615\""] {
-        put_if(&appliance, stale, &body).expect_problem(409, "revision-mismatch");
+        put_if(&appliance, stale, &body).expect_problem(412, "revision-mismatch");
         let headers = format!("if-match: {stale}\r\n");
         let deleted = appliance.request("DELETE", "/v1/secrets/stripe", &headers, b"");
-        deleted.expect_problem(409, "revision-mismatch");
+        deleted.expect_problem(412, "revision-mismatch");
     }
-    for bad in ["2", "W/\"2\"", "*", "\"2\", \"3\"", "\"+2\"", "\"-1\"", "\"\"", "\"a\""] {
+    for bad in ["2", "W/\"2\"", "\"2\" \"3\"", "*, \"2\"", "\"+2\"", "\"-1\"", "\"\"", "\"a\""] {
         put_if(&appliance, bad, &body).expect_problem(400, "malformed");
     }
     put_if(&appliance, "\"2\"\r\nif-match: \"1\"", &body).expect_problem(400, "malformed");
@@ -194,7 +194,7 @@ fn puts_at_the_same_time_lose_no_update() {
                 let body = json!({"key": "payments", "plaintext": value});
                 match put_if(&appliance, &format!("\"{revision}\""), &body) {
                     reply if reply.status == 200 => break,
-                    reply => assert_eq!(reply.status, 409, "{}", reply.text()),
+                    reply => assert_eq!(reply.status, 412, "{}", reply.text()),
                 }
             }
         }
