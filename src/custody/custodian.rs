@@ -48,6 +48,8 @@ pub struct Custodian {
     /// What is remembered over the end of this process; locked for as long as it lives.
     #[allow(dead_code)] // its sections are read by what is built on it
     pub(super) state: State,
+    /// Called before the process ends, when keys have been wiped.
+    pub(super) before_exit: fn(),
 }
 
 /// How long the end of the process waits for a login or a generation that is under way.
@@ -86,6 +88,7 @@ impl Custodian {
             notices: Notices::default(),
             refused: Mutex::new(None),
             state,
+            before_exit: || {},
         }
     }
 

@@ -219,6 +219,7 @@ pub fn leave(custodian: &Custodian, code: i32) -> ! {
     wipe();
     let _nobody_writes_in_the_token = custodian.let_finish();
     wipe();
+    (custodian.before_exit)();
     // SAFETY: _exit takes no pointers and does not return.
     unsafe { libc::_exit(code) }
 }

@@ -83,12 +83,15 @@ impl Ready {
         self.arena
     }
 
-    /// Serves until the process is told to end; see `process::run`.
+    /// Serves until the process is told to end; see `process::run`. `before_exit` is called last, when
+    /// keys have been wiped.
     pub fn serve(
-        self,
+        mut self,
         stop: impl FnOnce() + Send + 'static,
         beat: impl Fn() + Send + Sync + 'static,
+        before_exit: fn(),
     ) -> Result<(), StartError> {
+        self.custodian.before_exit = before_exit;
         process::run(&self.settings, self.listener, self.front_uid, self.custodian, stop, beat)
     }
 }

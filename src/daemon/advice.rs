@@ -1,6 +1,7 @@
 //! What to do next, for every way in which a command of the daemon's own can fail.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::DaemonError;
 use super::backup::BackupError;
@@ -23,10 +24,17 @@ pub fn told(global: &Global, result: Result<Report, DaemonError>) -> ExitCode {
     cli::told(global, result.map_err(|error| error.failure()))
 }
 
-/// The same for a process that says nothing where it ends well.
+/// The same for a process that says nothing where it ends well. It ends, too, where stderr is not read.
 pub fn ended(global: &Global, result: Result<(), DaemonError>) -> ExitCode {
-    cli::finish(global, result.map_err(|error| error.failure()))
+    let (global, result) = (global.clone(), result.map_err(|error| error.failure()));
+    let (sender, code) = std::sync::mpsc::channel();
+    let print = move || sender.send(cli::finish(&global, result));
+    std::thread::spawn(print);
+    code.recv_timeout(LAST_ERROR).unwrap_or(ExitCode::FAILURE)
 }
+
+/// How long the end of a daemon waits for its last error to be read.
+const LAST_ERROR: Duration = Duration::from_secs(1);
 
 impl DaemonError {
     fn failure(&self) -> Failure {

@@ -52,11 +52,15 @@ impl CustodyChild {
                 drop(orders);
                 let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                 let _ = prctl::set_name(c"supervisor");
-                let _logs = logging::start(log);
+                let logs = logging::start(log);
+                if let Ok(logs) = &logs {
+                    logs.write();
+                }
                 let end = supervisor::follow(theirs, &program, config);
                 if let Err(error) = &end {
                     tracing::error!(%error, "custody cannot be supervised");
                 }
+                drop(logs);
                 std::process::exit(i32::from(end.is_err()))
             }
         }
@@ -74,6 +78,11 @@ impl CustodyChild {
             tokio::net::UnixStream::from_std(orders)
         });
         Ok(HangGuard(orders.map_err(io("watching custody"))?))
+    }
+
+    /// The supervisor's process.
+    pub fn pid(&self) -> Pid {
+        self.supervisor
     }
 
     /// Whether the supervisor has ended, which it does not by itself: nobody starts custody any more.

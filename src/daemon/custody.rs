@@ -4,16 +4,21 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, Signal};
+use sd_notify::NotifyState;
 
 use super::config::Config;
 use super::footprint::Footprint;
-use super::{DaemonError, logging};
+use super::notify::Notifier;
+use super::start::passed_descriptors;
+use super::{DaemonError, logging, process_state};
 use crate::cli::Custody;
 use crate::custody::{self as boundary, Probe, Ready, Surroundings};
 use crate::sandbox;
 
 /// Runs custody until it is told to end; it ends from within, so it only returns with an error.
 pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
+    let keep: Vec<_> = arguments.listen_fd.into_iter().chain(passed_descriptors()).collect();
+    let inherited = process_state::reset(&keep)?;
     let Config { token, mut custody, sandbox, log, .. } = Config::load(&arguments.config)?.config;
     let named = |variable| std::env::var_os(variable).map(PathBuf::from);
     let around = Surroundings {
@@ -24,7 +29,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     // While there is one thread, and no PIN and no key that it could inherit.
     let probe =
         Probe::split_off(&token, &sandbox, || boundary::needs(&custody.sandbox, &token, &around))?;
-    let _logs = logging::start(&log)?;
+    let logs = logging::start(&log)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -41,17 +46,21 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     };
     let footprint = Footprint::of_this_program();
     let ready = Ready::start(custody, token, &sandbox, &around, passed, probe)?;
+    logs.write();
+    inherited.report();
     let shut_in = sandbox::entered().map(tracing::field::display);
     tracing::debug!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let notifier = Notifier::start();
+    notifier.send(NotifyState::Ready);
     let stop = move || {
         let _ = signals.wait();
     };
     let at_the_first_beat = std::sync::Once::new();
-    ready.serve(stop, move || {
+    let beat = move || {
         at_the_first_beat.call_once(|| footprint.let_go());
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-    })?;
+        notifier.send(NotifyState::Watchdog);
+    };
+    ready.serve(stop, beat, logging::flush)?;
     Ok(())
 }
 

@@ -1,12 +1,17 @@
 //! Logs for people: to the journal with their fields, to stderr as lines where there is no journal.
 //!
-//! They follow what happens and are never the trail: a line that cannot be written is lost, nothing waits
-//! for it and nothing fails by it.
+//! They follow what happens and are never the audit log: a line that cannot be written is lost, nothing waits
+//! for it and nothing fails by it ([`queue`]).
+
+mod queue;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::sys::stat::fstat;
+use queue::{LateThread, Queue, WhenLogged};
 use serde::{Deserialize, Serialize};
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::filter::Targets;
@@ -70,14 +75,46 @@ pub enum LoggingError {
     AlreadyStarted,
 }
 
-/// The logs of this process, once started.
-#[derive(Debug)]
+/// The logs of this process, once started. What is queued is written before they are dropped.
 pub struct Logs {
     target: Target,
     filter: reload::Handle<Targets, Registry>,
 }
 
+/// What every thread of the process logs to, and what writes it.
+struct Running {
+    queue: Queue,
+    thread: LateThread,
+}
+
+static RUNNING: OnceLock<Running> = OnceLock::new();
+
+/// How long the end of a process waits for its log to be read.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// Waits until what was logged has been written, for [`LAST_LINES`] at most: before a process ends.
+pub fn flush() {
+    if let Some(running) = RUNNING.get() {
+        running.thread.start();
+        running.queue.flush(LAST_LINES);
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
 impl Logs {
+    /// Starts the thread that writes. Until then lines wait: a thread that were started before the process
+    /// enters its sandbox would stay outside.
+    pub fn write(&self) {
+        if let Some(running) = RUNNING.get() {
+            running.thread.start();
+        }
+    }
+
     /// Where the lines go.
     pub fn target(&self) -> Target {
         self.target
@@ -91,7 +128,8 @@ impl Logs {
     }
 }
 
-/// Starts the logs of this process; before it, lines go nowhere.
+/// Starts the logs of this process; before it, lines go nowhere. They are queued, and written once
+/// [`Logs::write`] is called.
 pub fn start(settings: &Settings) -> Result<Logs, LoggingError> {
     let (filter, handle) = reload::Layer::new(filter(settings.level));
     let (target, journal) = match settings.target {
@@ -106,14 +144,23 @@ pub fn start(settings: &Settings) -> Result<Logs, LoggingError> {
         },
         TargetChoice::Auto => (Target::Stderr, None),
     };
-    let base = tracing_subscriber::registry().with(filter);
-    let set = match journal {
-        Some(journal) => tracing::subscriber::set_global_default(
-            base.with(journal.with_field_prefix(Some(FIELD_PREFIX.to_owned()))),
+    let sink: queue::Sink = match journal {
+        Some(journal) => Box::new(
+            tracing_subscriber::registry()
+                .with(journal.with_field_prefix(Some(FIELD_PREFIX.to_owned()))),
         ),
-        None => tracing::subscriber::set_global_default(base.with(lines(io::stderr))),
+        None => Box::new(tracing_subscriber::registry().with(lines(io::stderr))),
     };
-    set.map_err(|_| LoggingError::AlreadyStarted)?;
+    let (queue, writing) = queue::queue(sink);
+    let base = tracing_subscriber::registry().with(filter).with(queue.clone());
+    tracing::subscriber::set_global_default(base).map_err(|_| LoggingError::AlreadyStarted)?;
+    let running = Running { queue, thread: LateThread::new(writing) };
+    RUNNING.set(running).map_err(|_| LoggingError::AlreadyStarted)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        tracing::error!(thread, %panic, "a thread panicked: please report it");
+    }));
     Ok(Logs { target, filter: handle })
 }
 
@@ -139,6 +186,7 @@ where
         .compact()
         .with_ansi(false)
         .with_target(false)
+        .with_timer(WhenLogged)
         .log_internal_errors(false) // it would print to stderr, and panic where that is closed
         .with_writer(writer)
 }

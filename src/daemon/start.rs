@@ -1,11 +1,12 @@
 //! `strongroom serve`: starts the front, follows the signals, and leaves in order.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -17,7 +18,8 @@ use super::footprint::Footprint;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::needs::needs;
-use super::{DaemonError, descriptors, io};
+use super::notify::Notifier;
+use super::{DaemonError, descriptors, io, process_state};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
 use crate::custody::{Client, LinkState, Spawn};
@@ -48,6 +50,7 @@ const LAST_LINES_OF_THE_STUCK: Duration = Duration::from_millis(300);
 /// Runs the front until SIGTERM or SIGINT, or until the store fails for good: that only a new process
 /// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
+    let inherited = process_state::reset(&passed_descriptors())?;
     let loaded = Config::load(&arguments.config)?;
     // Before anything is made where a restore is to go.
     unfinished_restore(&loaded.config.store.path)?;
@@ -68,6 +71,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let footprint = Footprint::of_this_program();
     let sandbox =
         sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
+    logs.write();
+    inherited.report();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
     // Before custody is started: where another daemon has the store, its custody must not be touched.
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&loaded.config.store)?);
@@ -137,20 +142,25 @@ async fn run(
     let (server, mut closed) = server.map_err(io("taking over the socket"))?;
     let serving = tokio::spawn(server.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
-    let ready = tokio::spawn(say_ready(front.custody.clone()));
+    let notifier = Notifier::start();
+    let ready = tokio::spawn(say_ready(front.custody.clone(), notifier.clone()));
     footprint.let_go();
     let mut beat = tokio::time::interval(watchdog_period());
     let end = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = children.recv() => if child.is_some_and(CustodyChild::has_ended) {
+            _ = children.recv() => if reap(child) {
                 break Err(DaemonError::Unsupervised);
             },
             _ = &mut closed => break Err(DaemonError::Closed),
             error = lost(front.store.as_ref()) => break Err(DaemonError::StoreLost(error)),
-            _ = hangup.recv() => reload(path, config, &front, logs).await,
-            _ = beat.tick() => notify(&[NotifyState::Watchdog]),
+            _ = hangup.recv() => {
+                notifier.send(NotifyState::Reloading);
+                reload(path, config, &front, logs).await;
+                notifier.send(NotifyState::Ready);
+            }
+            _ = beat.tick() => notifier.send(NotifyState::Watchdog),
         }
     };
     if let Err(error) = &end {
@@ -158,7 +168,7 @@ async fn run(
     }
     tracing::info!("what is under way is finished, then the front ends");
     ready.abort();
-    notify(&[NotifyState::Stopping]);
+    notifier.send(NotifyState::Stopping);
     stop.send_replace(true);
     let stuck = tokio::time::timeout(PATIENCE, serving).await.is_err();
     if stuck {
@@ -170,13 +180,26 @@ async fn run(
     end.and(stopped.map_err(DaemonError::from))
 }
 
+/// Takes note of children that have ended; true where the supervisor is among them. As process 1 of a
+/// container this one is the parent of every process whose own has ended, such as custody's probe.
+fn reap(child: Option<&CustodyChild>) -> bool {
+    while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        match ended.pid() {
+            None => return false,
+            pid if child.is_some_and(|child| pid == Some(child.pid())) => return true,
+            Some(_) => {}
+        }
+    }
+    false
+}
+
 /// Says that it is ready once custody is there, or after a moment all the same: whoever comes right after a
 /// start is told of no outage that is none. Callers are served meanwhile.
-async fn say_ready(custody: Client) {
+async fn say_ready(custody: Client, notifier: Notifier) {
     let mut state = custody.watch();
     let word = state.wait_for(|state| !matches!(state, LinkState::Down(_)));
     drop(tokio::time::timeout(FIRST_WORD, word).await);
-    notify(&[NotifyState::Ready]);
+    notifier.send(NotifyState::Ready);
 }
 
 /// Ends a custody of ours that has not said a word for so long that it must hang. One whose token is
@@ -197,7 +220,6 @@ async fn end_hung(mut guard: HangGuard, custody: Client) {
 
 /// Takes over what can be changed while running; a file that is not sound changes nothing.
 async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
-    notify(&[NotifyState::Reloading]);
     let loaded = Config::load(path).map_err(DaemonError::from);
     let loaded = loaded.and_then(|loaded| {
         let policy = Policy::load(&loaded.config.policy)?;
@@ -230,7 +252,6 @@ async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
             tracing::warn!(%error, "the trail could not be told of the reload");
         }
     }
-    notify(&[NotifyState::Ready]);
 }
 
 /// Names the sections that changed and take effect only at the next start.
@@ -247,16 +268,15 @@ fn tell_what_waits(running: &Config, new: &Config) {
     }
 }
 
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd could not be told");
-    }
-}
-
 /// Twice as often as systemd asks for, or rarely where it does not ask.
 fn watchdog_period() -> Duration {
     let wanted = sd_notify::watchdog_enabled().map(|period| period / 2);
     wanted.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(10))
+}
+
+/// The descriptors that systemd handed in.
+pub(super) fn passed_descriptors() -> Vec<RawFd> {
+    sd_notify::listen_fds().map(Iterator::collect).unwrap_or_default()
 }
 
 /// The listening socket that systemd handed in, if it did.

@@ -15,6 +15,7 @@ pub use restore::restore_backup;
 
 use super::DaemonError;
 use super::config::Config;
+use super::logging::Logs;
 use crate::backup::{Archive, ArchiveError};
 use crate::cli::{self, CreateBackup, Created, Global, Made, Report, Verify};
 use crate::secret::{self, Use, arena};
@@ -79,7 +80,7 @@ pub fn verify_backup(arguments: &Verify) -> Result<Report, DaemonError> {
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let mut scratch = Scratch::make(&arguments.by.scratch, &config)?;
-    come_up(&config)?;
+    let _logs = come_up(&config)?;
     let (archive, damages) = Archive::open(&arguments.file).map_err(BackupError::from)?;
     let places = Places { store: scratch.path("store"), trail: scratch.path("trail") };
     let examined = examine::examine(&archive, damages, &config, &places, &mut scratch, None)?;
@@ -149,14 +150,16 @@ fn pin_option(create: &CreateBackup) -> String {
     }
 }
 
-/// Makes the process fit to work with custody, as the front is.
-fn come_up(config: &Config) -> Result<(), DaemonError> {
+/// Makes the process fit to work with custody, as the front is. Its logs are written until they are dropped.
+fn come_up(config: &Config) -> Result<Logs, DaemonError> {
     let quiet = super::logging::Settings {
         target: super::logging::TargetChoice::Stderr,
         level: super::logging::Level::Error,
     };
-    super::logging::start(&quiet)?;
+    let logs = super::logging::start(&quiet)?;
+    logs.write();
     let arena = arena::Settings { size_bytes: 1024 * 1024, ..config.custody.arena.clone() };
     secret::start(&arena, Use::Front)?;
-    Ok(secret::harden_process()?)
+    secret::harden_process()?;
+    Ok(logs)
 }

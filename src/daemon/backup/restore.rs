@@ -90,7 +90,7 @@ pub fn sibling(path: &Path) -> PathBuf {
 
 fn restore(arguments: &Restore, file: &Path, config: Config) -> Result<Report, DaemonError> {
     let mut scratch = Scratch::make(&arguments.by.scratch, &config)?;
-    come_up(&config)?;
+    let _logs = come_up(&config)?;
     let (archive, damages) = Archive::open(file).map_err(BackupError::from)?;
     let target = Target::claim(&config, &archive, arguments)?;
     let building = Building::begin(&target)?;
