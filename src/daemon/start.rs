@@ -132,7 +132,7 @@ async fn run(
         tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
     }
     let listener = match passed_socket() {
-        Some(listener) => listener,
+        Some(socket) => http::Listener::handed_in(socket),
         None => http::bind(&config.listen)?,
     };
     let appliance = Arc::clone(&front.appliance);

@@ -2,7 +2,7 @@
 //! inside waiting, and so that who comes behind the crowd gets in while those inside are at work.
 
 use std::io;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use super::listen::{Listener, SocketPlace};
 use super::problem::Problem;
 use super::serve::stopped;
 use super::share::{Place, Shares};
@@ -32,24 +33,40 @@ pub struct Admitted {
 /// How long nothing is accepted after the kernel could not hand over a connection.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How often it is checked that the socket lies at its path.
+const BETWEEN_CHECKS: Duration = Duration::from_secs(1);
+
+/// The socket, to be accepted from by the runtime around this.
+fn of_this_runtime(socket: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket)
+}
+
 impl Door {
     /// Accepts until `stop` turns true. There are never more of those who were let in than places.
     pub fn open(
         self,
-        listener: StdListener,
+        listener: Listener,
         mut stop: watch::Receiver<bool>,
     ) -> io::Result<mpsc::UnboundedReceiver<Admitted>> {
-        listener.set_nonblocking(true)?;
+        let Listener { socket, mut place } = listener;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
+        let mut listener = {
             let _of_the_door = runtime.enter();
-            UnixListener::from_std(listener)?
+            of_this_runtime(socket)?
         };
         let (inside, admitted) = mpsc::unbounded_channel();
         let accept = async move {
+            let mut checks = tokio::time::interval(BETWEEN_CHECKS);
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted.and_then(|(stream, _)| stream.into_std()),
+                    _ = checks.tick() => {
+                        if let Some(new) = self.check(&mut place) {
+                            listener = new;
+                        }
+                        continue;
+                    }
                     () = stopped(&mut stop) => return,
                 };
                 let admitted = match accepted {
@@ -70,6 +87,33 @@ impl Door {
         let thread = std::thread::Builder::new().name("door".into());
         thread.spawn(move || runtime.block_on(accept))?;
         Ok(admitted)
+    }
+
+    /// Makes the socket again where it does not lie at its path any more, and reports either.
+    fn check(&self, place: &mut SocketPlace) -> Option<UnixListener> {
+        let state = self.appliance.socket();
+        let Some(fault) = place.fault() else {
+            state.is_in_place();
+            return None;
+        };
+        match place
+            .make_again()
+            .map_err(|error| error.to_string())
+            .and_then(|socket| of_this_runtime(socket).map_err(|error| error.to_string()))
+        {
+            Ok(listener) => {
+                tracing::warn!("{fault}; it was made again");
+                state.was_made_again(&fault);
+                Some(listener)
+            }
+            Err(why) => {
+                let what = format!("{fault}, so that no new connection reaches this daemon: {why}");
+                if state.is_missing(&what) {
+                    tracing::error!("{what}");
+                }
+                None
+            }
+        }
     }
 
     /// Who it is, and a place among those that are served; `None` where there is none.

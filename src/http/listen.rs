@@ -1,15 +1,16 @@
 //! The Unix socket: its own, or handed in by the supervisor.
 //!
-//! A socket of its own is bound under a name that nobody knows, gets its group and mode there, and is
-//! renamed into place: there is no moment in which it is open to others than it should be.
+//! A socket of its own is bound at its path, which the kernel shows to those who clean up (unix(7)): one that
+//! is bound elsewhere and renamed looks dead to them. It is its owner's alone until it has its group and mode.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::UnixAddr;
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, chown};
 use serde::{Deserialize, Serialize};
 
@@ -46,11 +47,14 @@ pub enum ListenError {
     InUse(PathBuf),
     #[error("{0} is there and is not a socket; remove it or set [listen] socket")]
     NotASocket(PathBuf),
+    #[error("[listen] socket = {}: a socket's path has at most 107 bytes", .0.display())]
+    TooLong(PathBuf),
     #[error(
-        "[listen] socket = {}: a socket's path has at most 107 bytes, and its directory at most 98",
+        "{} was made by the service manager, and only it can make it again: `systemctl restart \
+         strongroom.socket`",
         .0.display()
     )]
-    TooLong(PathBuf),
+    HandedIn(PathBuf),
     #[error("[listen] socket = {path}: {cause}")]
     Io { path: PathBuf, cause: io::Error },
 }
@@ -59,47 +63,110 @@ impl Settings {
     /// What keeps a socket from being bound as these settings say, found before it is tried.
     pub fn fault(&self) -> Option<ListenError> {
         let group = self.group.as_deref().map(resolve).transpose();
-        let longest = unfinished(&self.socket, LONGEST_PID);
-        let fits = [&self.socket, &longest].into_iter().all(|path| UnixAddr::new(path).is_ok());
+        let fits = UnixAddr::new(&self.socket).is_ok();
         let path = (!fits).then(|| ListenError::TooLong(self.socket.clone()));
         parse_mode(&self.mode).err().or(group.err()).or(path)
     }
 }
 
-/// The highest process id that Linux knows (proc(5), pid_max).
-const LONGEST_PID: u32 = 4_194_304;
+/// A listening socket, and the place where callers look for it.
+pub struct Listener {
+    pub(super) socket: UnixListener,
+    pub(super) place: SocketPlace,
+}
 
-/// Where the socket of a process is bound before it is renamed into place.
-fn unfinished(socket: &Path, pid: u32) -> PathBuf {
-    socket.with_file_name(format!(".{pid}"))
+/// Where callers look for a socket, and which file it is.
+pub struct SocketPlace {
+    /// None where a socket that was handed in has no path.
+    path: Option<PathBuf>,
+    file: Option<(u64, u64)>,
+    origin: Origin,
+}
+
+/// Who can make the socket again.
+enum Origin {
+    Bound { mode: u32, group: Option<Gid> },
+    HandedIn,
 }
 
 /// Binds the socket that the settings describe.
-pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
+pub fn bind(settings: &Settings) -> Result<Listener, ListenError> {
     let path = &settings.socket;
     let mode = parse_mode(&settings.mode)?;
     let group = settings.group.as_deref().map(resolve).transpose()?;
     let failed = |cause| ListenError::Io { path: path.clone(), cause };
     make_parent(path).map_err(failed)?;
-    refuse_occupied(path)?;
-    let unfinished = unfinished(path, std::process::id());
-    let _ = std::fs::remove_file(&unfinished);
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(&unfinished);
-    umask(before);
-    let listener = bound.map_err(failed)?;
-    let finish = || {
-        if let Some(gid) = group {
-            chown(&unfinished, None, Some(gid))?;
+    let origin = Origin::Bound { mode, group };
+    let mut place = SocketPlace { path: Some(path.clone()), file: None, origin };
+    let socket = place.bind(path, mode, group)?;
+    Ok(Listener { socket, place })
+}
+
+impl Listener {
+    /// A socket that the supervisor listens on already.
+    pub fn handed_in(socket: UnixListener) -> Self {
+        let address = socket.local_addr().ok();
+        let path = address.and_then(|address| address.as_pathname().map(Path::to_owned));
+        let file = path.as_deref().and_then(file_at);
+        Self { socket, place: SocketPlace { path, file, origin: Origin::HandedIn } }
+    }
+}
+
+impl SocketPlace {
+    /// What is wrong with the place: nothing, where the very socket lies there.
+    pub(super) fn fault(&self) -> Option<String> {
+        let path = self.path.as_deref()?;
+        match file_at(path) {
+            found if found == self.file => None,
+            None => Some(format!("the socket {} was removed", path.display())),
+            Some(_) => Some(format!("the socket {} was replaced", path.display())),
         }
-        std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(mode))?;
-        std::fs::rename(&unfinished, path)
-    };
-    finish().map_err(|cause| {
-        let _ = std::fs::remove_file(&unfinished);
-        failed(cause)
-    })?;
-    Ok(listener)
+    }
+
+    /// Makes the socket again at its path.
+    ///
+    /// # Errors
+    /// Something else that is in use lies there now, or the socket was handed in: only who made it can.
+    pub(super) fn make_again(&mut self) -> Result<UnixListener, ListenError> {
+        let path = self.path.clone().unwrap_or_default();
+        match self.origin {
+            Origin::Bound { mode, group } => self.bind(&path, mode, group),
+            Origin::HandedIn => Err(ListenError::HandedIn(path)),
+        }
+    }
+
+    fn bind(
+        &mut self,
+        path: &Path,
+        mode: u32,
+        group: Option<Gid>,
+    ) -> Result<UnixListener, ListenError> {
+        refuse_occupied(path)?;
+        let bound = || -> io::Result<UnixListener> {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            // The file takes the mode that the unbound socket has.
+            fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+            if std::fs::symlink_metadata(path).is_ok() {
+                std::fs::remove_file(path)?;
+            }
+            nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+            if group.is_some() {
+                chown(path, None, group)?;
+            }
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+            listen(&socket, Backlog::MAXCONN)?;
+            Ok(UnixListener::from(socket))
+        };
+        let listener = bound().map_err(|cause| ListenError::Io { path: path.to_owned(), cause })?;
+        self.file = file_at(path);
+        Ok(listener)
+    }
+}
+
+/// Device and inode of what lies at a path.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 fn parse_mode(text: &str) -> Result<u32, ListenError> {
@@ -118,13 +185,16 @@ fn resolve(name: &str) -> Result<Gid, ListenError> {
     Ok(group.ok_or_else(unknown)?.gid)
 }
 
+/// Makes the directory of the socket, open to those who look for it whatever the umask says.
 fn make_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)
-        }
-        _ => Ok(()),
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    if parent.exists() {
+        return Ok(());
     }
+    std::fs::create_dir_all(parent)?;
+    std::fs::set_permissions(parent, std::fs::Permissions::from_mode(0o755))
 }
 
 /// A socket that somebody answers on is not ours to replace, and neither is what is no socket.

@@ -26,5 +26,5 @@ mod share;
 mod turn;
 mod wire;
 
-pub use listen::{ListenError, Settings as ListenSettings, bind};
+pub use listen::{ListenError, Listener, Settings as ListenSettings, bind};
 pub use serve::{Limits, Server};

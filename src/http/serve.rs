@@ -1,7 +1,6 @@
 //! Accepts connections and serves each within its limits, until it is told to stop.
 
 use std::convert::Infallible;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use uuid::Uuid;
 
 use super::door::{Admitted, Door};
 use super::framing;
+use super::listen::Listener;
 use super::perform::{Front, Guest, NothingToForget};
 use super::problem::Problem;
 use super::routes::router;
@@ -98,7 +98,7 @@ impl Server {
     /// Takes over a listening socket; from now on callers are let in, until `stop` turns true. What comes
     /// second resolves as soon as nobody is, for whatever reason.
     pub fn new(
-        listener: UnixListener,
+        listener: Listener,
         appliance: Arc<Appliance>,
         limits: Limits,
         stop: watch::Receiver<bool>,

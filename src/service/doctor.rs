@@ -67,6 +67,7 @@ impl Request for Doctor {
             ),
         }));
         checks.push(check_of_clock(&appliance.clock_view()));
+        checks.push(appliance.socket().check());
         checks.extend((appliance.house)());
         Ok(DoctorView {
             checks: checks.into_iter().map(|check| appliance.view_of(check)).collect(),

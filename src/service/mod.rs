@@ -27,6 +27,7 @@ mod recovery;
 mod refusals;
 mod rotation;
 mod secrets;
+mod socket;
 mod state;
 mod status;
 mod sweep;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::error::Error;
+use super::socket::SocketState;
 use crate::key::WaitingPeriod;
 use crate::policy::Action;
 use crate::records::LockRecord;
@@ -56,6 +57,7 @@ pub struct Standing {
     unlock_failed: Mutex<Option<(Cause, String)>>,
     /// The record of a lock that the store could not be told of yet.
     owed_lock: Mutex<Option<LockRecord>>,
+    pub(super) socket: SocketState,
 }
 
 impl Standing {
@@ -64,7 +66,8 @@ impl Standing {
         let (counts, home_behind) = (Mutex::new(BTreeMap::new()), OnceLock::new());
         let (unlock_failed, owed_lock) = (Mutex::default(), Mutex::default());
         let started = Instant::now();
-        Self { started, counts, edits_told, home_behind, unlock_failed, owed_lock }
+        let socket = SocketState::default();
+        Self { started, counts, edits_told, home_behind, unlock_failed, owed_lock, socket }
     }
 
     /// An unlock came to this: what was wrong with the PIN stays known while the appliance is locked.

@@ -8,6 +8,7 @@ use super::cause::Cause;
 use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::socket::{SocketState, SocketView};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
 use crate::records::RecordError;
@@ -60,6 +61,9 @@ pub struct StatusView {
     pub store: StoreView,
     pub trail: TrailView,
     pub clock: ClockView,
+    /// What happened to the listening socket since the start; absent where nothing did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<SocketView>,
 }
 
 /// What each process has shut itself in with.
@@ -136,6 +140,11 @@ impl Appliance {
         let mut states = self.custody.watch();
         let is_away = |state: &LinkState| matches!(state, LinkState::Down(_));
         let _ = states.wait_for(is_away).await;
+    }
+
+    /// Whether callers find the listening socket.
+    pub fn socket(&self) -> &SocketState {
+        &self.standing.socket
     }
 
     /// The state in a word, and what an operator should know of it.
@@ -293,6 +302,7 @@ impl Appliance {
                 free_bytes: self.trail.free_bytes(),
             },
             clock: self.clock_view(),
+            socket: self.socket().view(),
         }
     }
 }

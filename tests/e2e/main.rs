@@ -64,6 +64,7 @@ mod rotation;
 mod sandbox;
 mod sealing;
 mod secrets;
+mod socket_place;
 mod told;
 mod trail_files;
 mod unread_log;
