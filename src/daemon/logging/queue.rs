@@ -181,8 +181,8 @@ impl Visit for Line {
 
 fn shortened(mut text: String) -> String {
     if text.len() > LONGEST_VALUE {
-        let end = text.floor_char_boundary(LONGEST_VALUE);
-        text.truncate(end);
+        let end = (0..=LONGEST_VALUE).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
         text.push('…');
     }
     text
