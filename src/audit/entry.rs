@@ -1,11 +1,12 @@
 //! What is told to the trail: intents, outcomes, refusals and events, all of typed fields.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
 use crate::identity::Caller;
-use crate::key::{Algorithm, Name};
+use crate::key::{Algorithm, Name, Owner};
 use crate::policy::{Action, Resource};
 
 use super::line::{Head, Line};
@@ -82,6 +83,10 @@ pub struct Details {
     /// How many items a batch had, and how many of them failed.
     pub items: Option<u32>,
     pub failed_items: Option<u32>,
+    /// The versions of the key that the items of a batch named, or were worked on with.
+    pub versions: Option<Box<Versions>>,
+    /// Who owns it from now on.
+    pub owner: Option<Box<Owner>>,
     /// Whether a version was used that only a recovery may use; `None` where not.
     pub recovery: Option<bool>,
     /// Whether an opened key served while the token was away; `None` where not.
@@ -94,6 +99,23 @@ pub struct Details {
     pub changes: Option<u64>,
     /// The revision of the record of the pass over all keys that it began.
     pub pass: Option<u64>,
+}
+
+/// Versions of a key, each once, ascending, as a text: `1,3`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versions(String);
+
+impl Versions {
+    /// `None` where there are none.
+    pub fn of(versions: impl IntoIterator<Item = u32>) -> Option<Box<Self>> {
+        let each: BTreeSet<u32> = versions.into_iter().collect();
+        let texts: Vec<String> = each.iter().map(u32::to_string).collect();
+        (!texts.is_empty()).then(|| Box::new(Self(texts.join(","))))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A stable word for why something was not done, as the API's errors carry it: `decryption-failed`.

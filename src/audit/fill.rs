@@ -57,6 +57,8 @@ impl Details {
             output_bytes: self.output_bytes,
             items: self.items,
             failed_items: self.failed_items,
+            versions: self.versions.as_ref().map(|versions| versions.as_str()),
+            owner: self.owner.as_ref().map(|owner| plain(owner.as_str())),
             recovery: self.recovery,
             without_token: self.without_token,
             reason: self.reason.map(|reason| plain(reason.0)),

@@ -92,6 +92,13 @@ pub struct Line<'a> {
     pub items: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_items: Option<u32>,
+    /// The versions of the key that a batch's items named (intent) or were worked on with (outcome):
+    /// each once, ascending, `1,3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub versions: Option<&'a str>,
+    /// Who owns the resource from here on: `unix:1000`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'a str>,
     /// Whether a version was used that only a recovery may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<bool>,

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict};
+pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
 pub use look_back::{LookBack, Told};
 pub use read::{Filter, Page, TrailFile, last_head};

@@ -124,6 +124,9 @@ pub struct Explain {
     /// A label that the key has, for policies that look at them; may be given several times
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = super::key::label)]
     pub labels: Vec<(String, String)>,
+    /// Who owns it, for policies that look at that: a user by name or number, or an id like unix:1000
+    #[arg(long, value_name = "OWNER", value_hint = ValueHint::Username)]
+    pub owner: Option<String>,
 }
 
 /// Check a configuration, or show what is in force

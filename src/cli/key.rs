@@ -8,8 +8,9 @@ use super::Session;
 use super::input::{self, Source};
 use super::key_state::{Change, Destroy, Rotate, Update, seconds};
 use super::output::{columns, facts};
+use super::owner::{Transfer, owner};
 use super::problem::Failure;
-use crate::key::{Labels, Name};
+use crate::key::{Labels, Name, Owner};
 
 /// Create, import, show and use keys, and change their states
 #[derive(Subcommand)]
@@ -41,12 +42,15 @@ pub enum Key {
     Destroy(Destroy),
     /// Cancel a destruction that is still waiting
     Restore(Change),
+    /// Give a key another owner, who uses it from then on
+    Transfer(Transfer),
 }
 
 /// Create an RSA key; its private part is made and kept under the master key
 #[derive(Args)]
 #[command(after_help = "Examples:
-  strongroom key create payments
+  strongroom key create payments --owner deploy        for the service that runs as this user
+  strongroom key create common --label shared=services  for all services, as policy is shipped
   strongroom key create payments --algorithm RSA-4096 --label team=billing")]
 pub struct Create {
     /// The key's name: a-z, 0-9, '.', '_' and '-', 63 at most
@@ -90,6 +94,9 @@ struct Traits {
     /// most; not at all unless said
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     serve_without_token: Option<u32>,
+    /// Whom it is to belong to: a user by name or number, or an id like unix:1000; you unless said
+    #[arg(long, value_name = "OWNER", value_parser = owner, value_hint = ValueHint::Username)]
+    owner: Option<Owner>,
 }
 
 /// List the keys
@@ -189,6 +196,8 @@ struct ImportBody<'a> {
     labels: Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serve_without_token_seconds: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<Owner>,
 }
 
 impl Key {
@@ -213,6 +222,7 @@ impl Key {
             }
             Key::Destroy(destroy) => destroy.run(session),
             Key::Restore(change) => change.run(session, "restore", None),
+            Key::Transfer(transfer) => transfer.run(session, "keys"),
         }
     }
 }
@@ -220,6 +230,7 @@ impl Key {
 impl Create {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let without_token = self.traits.serve_without_token;
+        let owner = self.traits.owner.clone();
         let (mgf1_hash, labels) = self.traits.parts();
         let mut body = Map::new();
         body.insert("name".to_owned(), json!(self.name));
@@ -232,6 +243,9 @@ impl Create {
         }
         if let Some(seconds) = without_token {
             body.insert("serve_without_token_seconds".to_owned(), json!(seconds));
+        }
+        if let Some(owner) = owner {
+            body.insert("owner".to_owned(), json!(owner));
         }
         session.out.reply(&session.client.post("/v1/keys", &body)?, facts)
     }
@@ -250,8 +264,10 @@ impl Import {
         };
         let private_key = pem.or(encoded.as_ref().map(|text| text.as_str())).unwrap_or_default();
         let serve_without_token_seconds = self.traits.serve_without_token;
+        let owner = self.traits.owner.clone();
         let (mgf1_hash, labels) = self.traits.parts();
-        let body = ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds };
+        let body =
+            ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds, owner };
         let reply = session.client.post(&format!("/v1/keys/{}/import", self.name), &body)?;
         session.out.reply(&reply, facts)
     }
@@ -272,7 +288,7 @@ impl List {
             return session.out.document(&json!({ "keys": keys }));
         }
         let mut names =
-            vec!["name", "algorithm", "state", "current_version", "created_at", "labels"];
+            vec!["name", "algorithm", "state", "current_version", "created_at", "owner", "labels"];
         if keys.iter().any(|key| key.get("destroy_at").is_some()) {
             names.insert(3, "destroy_at");
         }

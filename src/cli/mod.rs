@@ -20,6 +20,7 @@ mod line;
 mod master;
 mod offline;
 mod output;
+mod owner;
 mod pages;
 mod problem;
 mod progress;
@@ -227,8 +228,16 @@ struct Opened<'a> {
 }
 
 impl Session {
-    /// Everything that a paged list holds, in order; `member` is its name in the document.
+    /// Everything that a paged list holds, in order; `member` is its name in the document. Where the daemon
+    /// was started again meanwhile, its cursors are gone and the list is begun again, once.
     fn pages(&self, path: &str, member: &str) -> Result<Vec<Value>, Failure> {
+        match self.pages_once(path, member) {
+            Err(failure) if failure.is("invalid-cursor") => self.pages_once(path, member),
+            result => result,
+        }
+    }
+
+    fn pages_once(&self, path: &str, member: &str) -> Result<Vec<Value>, Failure> {
         let mut all = Vec::new();
         let mut after: Option<String> = None;
         loop {

@@ -10,12 +10,13 @@ use super::input::{self, Source};
 use super::key::MadeFor;
 use super::offline::{Mgf1, Recipient};
 use super::output::{columns, facts};
+use super::owner::Transfer;
 use super::problem::Failure;
 use super::terminal;
 use crate::key::Name;
 use crate::secret::SecretBytes;
 
-/// Store, list, show, reveal and delete secrets
+/// Store, list, show, reveal, delete and transfer secrets
 #[derive(Subcommand)]
 pub enum Secret {
     Put(Put),
@@ -23,6 +24,8 @@ pub enum Secret {
     Show(Show),
     Reveal(Reveal),
     Delete(Delete),
+    /// Give a secret another owner, who uses it from then on
+    Transfer(Transfer),
 }
 
 /// Store a secret
@@ -127,6 +130,7 @@ impl Secret {
                 session.opened(&session.client.post(&path, &json!({}))?)
             }
             Secret::Delete(delete) => delete.run(session),
+            Secret::Transfer(transfer) => transfer.run(session, "secrets"),
         }
     }
 }
@@ -136,7 +140,7 @@ fn list(session: &Session) -> Result<(), Failure> {
     if session.out.is_json() {
         return session.out.document(&json!({ "secrets": secrets }));
     }
-    let shown = ["name", "key", "version", "revision", "created_at", "updated_at"];
+    let shown = ["name", "key", "version", "revision", "owner", "created_at", "updated_at"];
     session.out.text(&columns(&shown, &secrets))
 }
 

@@ -11,8 +11,8 @@ use crate::cli::{self, Doctor, Explain, PolicyFrom, Report};
 use crate::custody::examine_locked;
 use crate::custody::protocol::{Check, Verdict};
 use crate::identity::{Caller, UnixPeer};
-use crate::key::Labels;
-use crate::policy::{self, Context, Policy, Resource};
+use crate::key::{Labels, Owner};
+use crate::policy::{self, Facts, Policy, Resource};
 use crate::secret::{self, Use};
 use crate::service::{CheckView, DoctorView};
 use crate::token::ckr;
@@ -82,17 +82,35 @@ pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
         labels.insert(name, value).map_err(failed)?;
     }
     let is_key = matches!(asked.resource, Resource::Key(_));
-    let context = Context { labels: is_key.then_some(&labels) };
-    let explanation = policy.explain(&caller, action, &asked.resource, context);
-    let remark = (is_key && policy.reads_labels() && asked.labels.is_empty()).then_some(
-        "for a key without labels: policies look at them, and --label says which it has",
-    );
+    let owner = asked.owner.as_deref().map(owner).transpose()?;
+    let facts = Facts::Known { owner: owner.as_ref(), labels: is_key.then_some(&labels) };
+    let explanation = policy.explain(&caller, action, &asked.resource, facts);
+    let says_nothing = owner.is_none() && asked.labels.is_empty();
+    let remark = (policy.reads_facts(&asked.resource) && says_nothing).then_some(match is_key {
+        true => {
+            "for a key without labels that nobody owns: policies look at both, and --label and --owner say \
+             what it has"
+        }
+        false => "for a secret that nobody owns: policies look at that, and --owner says who does",
+    });
     let permitted = explanation.permitted;
     let mut text = format!("{explanation}\n");
     if let Some(remark) = remark {
         text.push_str(&format!("{remark}\n"));
     }
     Ok(Report::new(text, &Explained { explanation: &explanation, remark }, permitted))
+}
+
+/// An owner: a user of this machine, or an id as policy writes it.
+fn owner(text: &str) -> Result<Owner, DaemonError> {
+    let invalid = |error: crate::key::OwnerError| DaemonError::Said {
+        what: format!("--owner: {error}"),
+        next: "name a user of this machine, or an id like unix:1000",
+    };
+    match text.contains(':') {
+        true => Owner::parse(text).map_err(invalid),
+        false => Owner::of_uid(peer(text)?.uid).map_err(invalid),
+    }
 }
 
 /// The user as the kernel would name it on the socket, with its groups.

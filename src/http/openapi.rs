@@ -28,7 +28,7 @@ pub struct Description {
 
 /// What every route can answer besides its success.
 const PROBLEMS: [(&str, &str); 17] = [
-    ("400", "malformed, invalid, invalid-name, unsupported-header, not-http"),
+    ("400", "malformed, invalid, invalid-cursor, invalid-name, unsupported-header, not-http"),
     ("403", "denied"),
     ("404", "not-found, no-such-version, no-route"),
     ("405", "method-not-allowed"),
@@ -68,10 +68,8 @@ impl Description {
         R: FromWire,
         R::Reply: IntoReply,
     {
-        let action = <R as Request>::ACTION.as_str();
-        let mut operation = OperationBuilder::new()
-            .summary(Some(summary))
-            .description(Some(format!("Needs the permission `{action}`.")));
+        let mut operation =
+            OperationBuilder::new().summary(Some(summary)).description(Some(permissions::<R>()));
         if let Some(name) = path.split(['{', '}']).nth(1) {
             let parameter = ParameterBuilder::new()
                 .name(name)
@@ -101,7 +99,7 @@ impl Description {
         let done = answered("done; it is whole only if the body comes to its end");
         let operation = OperationBuilder::new()
             .summary(Some(summary))
-            .description(Some(format!("Needs the permission `{}`.", R::ACTION.as_str())))
+            .description(Some(permissions::<R>()))
             .response("200", done.content(media, content).build());
         let item = PathItem::new(method, problems(operation).build());
         let paths = std::mem::take(&mut self.paths);
@@ -143,6 +141,15 @@ impl Description {
             .components(Some(self.components.build()))
             .build()
     }
+}
+
+/// The permissions that a route needs, in a sentence.
+fn permissions<R: Request>() -> String {
+    let mut text = format!("Needs the permission `{}`", R::ACTION);
+    for also in R::ALSO {
+        text += &format!(", and `{also}`");
+    }
+    text + "."
 }
 
 fn replies<T: IntoReply>(

@@ -309,6 +309,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             "an operator sets the clock right, or says that it is: `strongroom confirm-clock`",
         ),
         "invalid" => (S::BAD_REQUEST, "see GET /v1/openapi.json for what this route takes"),
+        "invalid-cursor" => (
+            S::BAD_REQUEST,
+            "begin the list again, without `after`; then give what each page has as `next`, with the same \
+             prefix",
+        ),
         "plaintext-too-long" => (
             S::UNPROCESSABLE_ENTITY,
             "encrypt a symmetric key with this one, and the data with that; or use a larger key",

@@ -20,7 +20,7 @@ use crate::service::{
     DeleteSecret, Destroy, Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks, ListKeys,
     ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume,
     RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic,
-    ShowRecovery, ShowSecret, Status, Suspend, Unlock, UpdateKey,
+    ShowRecovery, ShowSecret, Status, Suspend, TransferKey, TransferSecret, Unlock, UpdateKey,
 };
 
 /// Routes and their description, growing together.
@@ -97,7 +97,7 @@ fn keys(routes: Routes) -> Routes {
         .add::<Destroy, false>(DELETE, "/v1/keys/{key}", "Destroy a key or a version, after a wait")
         .add::<ImportKey, true>(POST, "/v1/keys/{key}/import", "Import a private key")
         .add::<ShowPublic, false>(GET, "/v1/keys/{key}/public", "Fetch a public key")
-        .add::<Jwks, false>(GET, "/v1/jwks.json", "Fetch all current public keys as a JWK set")
+        .add::<Jwks, false>(GET, "/v1/jwks.json", "Fetch current public keys as a JWK set")
         .add::<Encrypt, false>(POST, "/v1/keys/{key}/encrypt", "Encrypt with the current version")
         .add::<Decrypt, false>(
             POST,
@@ -119,6 +119,7 @@ fn key_states(routes: Routes) -> Routes {
         .add::<Deactivate, false>(POST, "/v1/keys/{key}/deactivate", "End a cryptoperiod")
         .add::<Compromise, false>(POST, "/v1/keys/{key}/compromise", "Stop versions at once")
         .add::<Restore, false>(POST, "/v1/keys/{key}/restore", "Cancel a destruction that waits")
+        .add::<TransferKey, false>(POST, "/v1/keys/{key}/transfer", "Give a key another owner")
 }
 
 fn secrets(routes: Routes) -> Routes {
@@ -128,6 +129,11 @@ fn secrets(routes: Routes) -> Routes {
         .add::<ShowSecret, false>(GET, "/v1/secrets/{name}", "Show what is known of a secret")
         .add::<RevealSecret, false>(POST, "/v1/secrets/{name}/reveal", "Open a secret")
         .add::<DeleteSecret, false>(DELETE, "/v1/secrets/{name}", "Delete a secret")
+        .add::<TransferSecret, false>(
+            POST,
+            "/v1/secrets/{name}/transfer",
+            "Give a secret another owner",
+        )
 }
 
 fn appliance(routes: Routes) -> Routes {

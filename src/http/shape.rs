@@ -12,11 +12,11 @@ use super::{body, meaning};
 use crate::key::Name;
 use crate::service::{
     ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret,
-    DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks, ListKeys,
+    DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks, JwksQuery, ListKeys,
     ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics,
     ReadPublicKey, Request, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
-    SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, Unlock,
-    UpdateBody,
+    SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, TransferBody,
+    TransferKey, TransferSecret, Unlock, UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -265,7 +265,19 @@ shape!(body CreateKey);
 shape!(change Named<ImportBody> = ImportBody, secret);
 shape!(page ListKeys);
 shape!(named_tagged ShowKey);
-shape!(nothing Jwks);
+
+impl FromWire for Jwks {
+    const SECRET: bool = false;
+
+    fn from_wire(incoming: &Incoming<'_>) -> Result<Self, Problem> {
+        incoming.no_body()?;
+        Ok(Jwks(incoming.query()?))
+    }
+    fn describe(operation: OperationBuilder, components: ComponentsBuilder) -> Described {
+        takes_query::<JwksQuery>(operation, components)
+    }
+}
+
 shape!(named_query Named<PublicKeyQuery> = PublicKeyQuery);
 shape!(named_body Named<EncryptBody> = EncryptBody, secret);
 shape!(named_body Named<DecryptBody> = DecryptBody);
@@ -276,6 +288,8 @@ shape!(change Resume = ChangeBody);
 shape!(change Deactivate = ChangeBody);
 shape!(change Compromise = ChangeBody);
 shape!(change Restore = ChangeBody);
+shape!(change TransferKey = TransferBody);
+shape!(change TransferSecret = TransferBody);
 shape!(change Named<DestroyBody> = DestroyBody);
 shape!(page ListSecrets);
 shape!(named_tagged ShowSecret);

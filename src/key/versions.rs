@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, Labels, Mgf1Hash, Name, State, Transition, TransitionError, VersionMeta};
+use super::{
+    Algorithm, Labels, Mgf1Hash, Name, Owner, State, Transition, TransitionError, VersionMeta,
+};
 
 /// Everything about a key but the key itself. At least one version; their numbers rise, their kids
 /// differ. Stored as JSON: new members are optional, so older records stay readable.
@@ -18,6 +20,8 @@ pub struct KeyMeta {
     versions: Vec<VersionMeta>,
     #[serde(skip_serializing_if = "is_zero")]
     serve_without_token_seconds: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<Owner>,
 }
 
 fn is_zero(seconds: &u32) -> bool {
@@ -70,7 +74,18 @@ impl KeyMeta {
             created_at: now,
             versions,
             serve_without_token_seconds,
+            owner: None,
         }
+    }
+
+    /// Who made it, or whom it was transferred to; none where it was made before there were owners.
+    pub fn owner(&self) -> Option<&Owner> {
+        self.owner.as_ref()
+    }
+
+    /// Gives it another owner.
+    pub fn transfer(&mut self, owner: Option<Owner>) {
+        self.owner = owner;
     }
 
     /// For how many seconds of an outage of the token its opened form may go on serving; 0 is not at all.
@@ -242,6 +257,8 @@ struct Stored {
     versions: Vec<VersionMeta>,
     #[serde(default)]
     serve_without_token_seconds: u32,
+    #[serde(default)]
+    owner: Option<Owner>,
 }
 
 impl TryFrom<Stored> for KeyMeta {
@@ -256,6 +273,7 @@ impl TryFrom<Stored> for KeyMeta {
             created_at,
             versions,
             serve_without_token_seconds,
+            owner,
         } = stored;
         let mut kids: Vec<&str> = versions.iter().map(VersionMeta::kid).collect();
         kids.sort_unstable();
@@ -272,6 +290,7 @@ impl TryFrom<Stored> for KeyMeta {
             created_at,
             versions,
             serve_without_token_seconds,
+            owner,
         })
     }
 }

@@ -23,11 +23,14 @@ pub enum Action {
     KeyCompromise,
     KeyDestroy,
     KeyRestore,
+    /// Giving a key another owner.
+    KeyTransfer,
     SecretPut,
     SecretList,
     SecretShow,
     SecretReveal,
     SecretDelete,
+    SecretTransfer,
     AuditRead,
     StatusRead,
     Doctor,
@@ -44,7 +47,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 35] = [
+    pub const ALL: [Action; 37] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -62,11 +65,13 @@ impl Action {
         Action::KeyCompromise,
         Action::KeyDestroy,
         Action::KeyRestore,
+        Action::KeyTransfer,
         Action::SecretPut,
         Action::SecretList,
         Action::SecretShow,
         Action::SecretReveal,
         Action::SecretDelete,
+        Action::SecretTransfer,
         Action::AuditRead,
         Action::StatusRead,
         Action::Doctor,
@@ -102,11 +107,13 @@ impl Action {
             Action::KeyCompromise => "key:compromise",
             Action::KeyDestroy => "key:destroy",
             Action::KeyRestore => "key:restore",
+            Action::KeyTransfer => "key:transfer",
             Action::SecretPut => "secret:put",
             Action::SecretList => "secret:list",
             Action::SecretShow => "secret:show",
             Action::SecretReveal => "secret:reveal",
             Action::SecretDelete => "secret:delete",
+            Action::SecretTransfer => "secret:transfer",
             Action::AuditRead => "audit:read",
             Action::StatusRead => "appliance:status",
             Action::Doctor => "appliance:doctor",

@@ -5,10 +5,11 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::facts::Mode;
 use super::gate::Refusal;
 use super::roles::RoleSet;
 use super::{Action, Resource};
-use crate::key::Labels;
+use crate::key::{Labels, Owner};
 
 /// Everything that a decision depends on, besides the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,7 +19,9 @@ pub(super) struct Question<'a> {
     pub roles: RoleSet,
     pub action: Action,
     pub resource: &'a Resource,
-    /// `None` where no policy looks at labels.
+    pub mode: Mode,
+    /// `None` where there is none, or no policy looks at it.
+    pub owner: Option<&'a Owner>,
     pub labels: Option<&'a Labels>,
 }
 
@@ -37,6 +40,8 @@ struct Remembered {
     roles: RoleSet,
     action: Action,
     resource: Resource,
+    mode: Mode,
+    owner: Option<Owner>,
     labels: Option<Labels>,
     verdict: Verdict,
 }
@@ -71,13 +76,14 @@ impl Decisions {
 
 impl Remembered {
     fn of(question: Question<'_>, verdict: Verdict) -> Self {
-        let Question { uid, gid, roles, action, resource, labels } = question;
-        let (resource, labels) = (resource.clone(), labels.cloned());
-        Self { uid, gid, roles, action, resource, labels, verdict }
+        let Question { uid, gid, roles, action, resource, mode, owner, labels } = question;
+        let (resource, owner, labels) = (resource.clone(), owner.cloned(), labels.cloned());
+        Self { uid, gid, roles, action, resource, mode, owner, labels, verdict }
     }
 
     fn answers(&self, question: Question<'_>) -> bool {
-        let Self { uid, gid, roles, action, ref resource, ref labels, .. } = *self;
-        question == Question { uid, gid, roles, action, resource, labels: labels.as_ref() }
+        let Self { uid, gid, roles, action, ref resource, mode, ref owner, ref labels, .. } = *self;
+        let (owner, labels) = (owner.as_ref(), labels.as_ref());
+        question == Question { uid, gid, roles, action, resource, mode, owner, labels }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::load;
 use super::roles::Roles;
-use super::{Action, Context, Policy, Resource, RoleBindings};
+use super::{Action, Facts, Policy, Resource, RoleBindings};
 use crate::identity::{Caller, UnixPeer};
 use crate::key::{Labels, Name};
 
@@ -27,7 +27,7 @@ pub fn policy(data: &[u8]) {
             (Action::SecretReveal, Resource::Secret(name.clone())),
             (Action::Lock, Resource::Appliance),
         ] {
-            let context = Context { labels: labels.as_ref() };
+            let context = Facts::Known { owner: None, labels: labels.as_ref() };
             let permitted = policy.permit(&caller, action, &resource, context).is_ok();
             let explained = policy.explain(&caller, action, &resource, context);
             assert_eq!(permitted, explained.permitted, "two opinions");

@@ -4,26 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use cedar_policy::{
-    Authorizer, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid,
-    Policy as CedarPolicy, PolicyId, Request, Response, RestrictedExpression,
+    Authorizer, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId, Request,
+    Response, RestrictedExpression,
 };
 use serde::Serialize;
 
 use super::decisions::{Decisions, Question, Verdict};
+use super::facts::{Facts, Mode, Sets};
 use super::load::{self, Finding, Loaded, PolicyError, Settings};
 use super::permit::{Denied, Permit};
 use super::roles::{RoleSet, Roles};
 use super::{Action, Resource};
 use crate::identity::{Caller, UnixPeer};
-use crate::key::Labels;
-
-/// What is known about a request besides who asks, for what, and on what.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Context<'a> {
-    /// The labels of the key that is asked about: those it has, or is to have when it is created.
-    /// Without them nothing is permitted on a key where a policy looks at labels.
-    pub labels: Option<&'a Labels>,
-}
+use crate::key::{Labels, Name};
 
 /// Why the answer is no. For the trail and for `policy explain`, never for the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,8 +25,8 @@ pub enum Refusal {
     Nothing,
     #[error("forbidden by {}", .0.join(", "))]
     Forbidden(Vec<String>),
-    #[error("a policy looks at the key's labels, and they are not known")]
-    LabelsUnknown,
+    #[error("a policy looks at owner or labels, and they are not known")]
+    FactsUnknown,
     #[error("a part of the appliance does not ask policy")]
     NotACaller,
     #[error("the question does not fit the schema: {0}")]
@@ -70,7 +63,7 @@ pub struct Policy {
     authorizer: Authorizer,
     /// The actions and their groups, which every question needs.
     actions: Entities,
-    reads_labels: bool,
+    sets: Sets,
     decisions: Decisions,
 }
 
@@ -83,11 +76,11 @@ impl Policy {
     /// From what was read and checked.
     pub(super) fn of(loaded: Loaded) -> Result<Self, PolicyError> {
         let actions = loaded.schema.action_entities();
-        let reads_labels = loaded.policies.policies().any(reads_tags);
+        let sets = Sets::of(loaded.policies.clone()).map_err(PolicyError::Schema)?;
         Ok(Self {
             authorizer: Authorizer::new(),
             actions: actions.map_err(|error| PolicyError::Schema(error.to_string()))?,
-            reads_labels,
+            sets,
             decisions: Decisions::new(),
             loaded,
         })
@@ -108,9 +101,23 @@ impl Policy {
         &self.loaded.warnings
     }
 
-    /// Whether a policy looks at the labels of keys, so that [`Context::labels`] matters.
-    pub fn reads_labels(&self) -> bool {
-        self.reads_labels
+    /// Whether the answer about this may rest on its owner or labels, so that [`Facts`] matter.
+    pub fn reads_facts(&self, resource: &Resource) -> bool {
+        self.sets.reads_facts && !matches!(resource, Resource::Appliance)
+    }
+
+    /// Whether a yes is possible at all, whatever owner and labels are.
+    ///
+    /// # Errors
+    /// [`Denied`] where it is not: no record has to be read to say so.
+    pub fn may_permit(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: &Resource,
+    ) -> Result<(), Denied> {
+        let verdict = self.verdict(caller, action, resource, (Mode::Possible, Facts::Unknown));
+        verdict.map_err(|refusal| Denied::new(action, refusal))
     }
 
     /// May `caller` do `action` to `resource`? What no policy permits is refused, and a `forbid` wins.
@@ -119,19 +126,40 @@ impl Policy {
         caller: &Caller,
         action: Action,
         resource: &Resource,
-        context: Context<'_>,
+        facts: Facts<'_>,
     ) -> Result<Permit, Denied> {
-        let verdict = match caller {
-            Caller::Unix(peer) => {
-                let question = self.question(caller, peer, action, resource, context);
-                self.decisions.answer(question, || self.judge(question).verdict)
-            }
-            Caller::System(_) => Err(Arc::new(Refusal::NotACaller)),
-        };
+        let mode = self.mode(resource, facts);
+        let mut verdict = self.verdict(caller, action, resource, (mode, facts));
+        if mode == Mode::Certain && verdict.is_err() {
+            let possible = self.verdict(caller, action, resource, (Mode::Possible, facts));
+            verdict = Err(possible.err().unwrap_or_else(|| Arc::new(Refusal::FactsUnknown)));
+        }
+        let rests_on_facts = mode != Mode::Certain && self.reads_facts(resource);
         match verdict {
-            Ok(()) => Ok(Permit::granted(caller.clone(), action, resource.clone())),
+            Ok(()) => Ok(Permit::granted(caller.clone(), action, resource.clone(), rests_on_facts)),
             Err(refusal) => Err(Denied::new(action, refusal)),
         }
+    }
+
+    fn mode(&self, resource: &Resource, facts: Facts<'_>) -> Mode {
+        match facts {
+            _ if !self.reads_facts(resource) => Mode::Known,
+            Facts::Known { .. } => Mode::Known,
+            Facts::Absent => Mode::Absent,
+            Facts::Unknown => Mode::Certain,
+        }
+    }
+
+    fn verdict(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: &Resource,
+        known: (Mode, Facts<'_>),
+    ) -> Verdict {
+        let Caller::Unix(peer) = caller else { return Err(Arc::new(Refusal::NotACaller)) };
+        let question = self.question(caller, peer, action, resource, known);
+        self.decisions.answer(question, || self.judge(question).verdict)
     }
 
     /// The same judgement, with what led to it.
@@ -140,13 +168,12 @@ impl Policy {
         caller: &Caller,
         action: Action,
         resource: &Resource,
-        context: Context<'_>,
+        facts: Facts<'_>,
     ) -> Explanation {
         let roles = &self.loaded.roles;
+        let known = (self.mode(resource, facts), facts);
         let judgement = match caller {
-            Caller::Unix(peer) => {
-                self.judge(self.question(caller, peer, action, resource, context))
-            }
+            Caller::Unix(peer) => self.judge(self.question(caller, peer, action, resource, known)),
             Caller::System(_) => Judgement::refused(Refusal::NotACaller),
         };
         Explanation {
@@ -166,15 +193,21 @@ impl Policy {
         peer: &UnixPeer,
         action: Action,
         resource: &'a Resource,
-        context: Context<'a>,
+        (mode, facts): (Mode, Facts<'a>),
     ) -> Question<'a> {
+        let (owner, labels) = match facts {
+            Facts::Known { owner, labels } if self.reads_facts(resource) => (owner, labels),
+            _ => (None, None),
+        };
         Question {
             uid: peer.uid,
             gid: peer.gid,
             roles: self.loaded.roles.of(caller),
             action,
             resource,
-            labels: context.labels.filter(|_| self.reads_labels),
+            mode,
+            owner,
+            labels,
         }
     }
 
@@ -184,14 +217,16 @@ impl Policy {
     }
 
     fn judge(&self, question: Question<'_>) -> Judgement {
-        let labels_matter = self.reads_labels && matches!(question.resource, Resource::Key(_));
-        if labels_matter && question.labels.is_none() {
-            return Judgement::refused(Refusal::LabelsUnknown);
-        }
         match asked(question, &self.loaded, &self.actions) {
             Ok((request, entities)) => {
-                let policies = &self.loaded.policies;
-                Judgement::of(&self.authorizer.is_authorized(&request, policies, &entities))
+                let policies = self.sets.answering(question.mode);
+                let answer = self.authorizer.is_authorized(&request, policies, &entities);
+                // A condition that would have kept a policy from failing may be gone here.
+                if question.mode == Mode::Possible && answer.diagnostics().errors().next().is_some()
+                {
+                    return Judgement { verdict: Ok(()), policies: Vec::new() };
+                }
+                Judgement::of(&answer)
             }
             Err(why) => Judgement::refused(Refusal::Unfit(why)),
         }
@@ -233,7 +268,7 @@ fn asked(
 ) -> Result<(Request, Entities), String> {
     let user = uid("User", &format!("unix:{}", question.uid))?;
     let action = uid("Action", question.action.as_str())?;
-    let resource = resource_entity(question.resource, question.labels)?;
+    let resource = resource_entity(&question, &user, &loaded.roles)?;
     let context = cedar_policy::Context::from_pairs([
         ("transport".to_owned(), RestrictedExpression::new_string("unix".to_owned())),
         ("uid".to_owned(), RestrictedExpression::new_long(question.uid.into())),
@@ -256,37 +291,48 @@ fn user_entity(user: EntityUid, set: RoleSet, roles: &Roles) -> Result<Entity, S
     Ok(Entity::new_no_attrs(user, parents))
 }
 
-fn resource_entity(resource: &Resource, labels: Option<&Labels>) -> Result<Entity, String> {
+fn resource_entity(
+    question: &Question<'_>,
+    principal: &EntityUid,
+    roles: &Roles,
+) -> Result<Entity, String> {
     let string = |text: &str| RestrictedExpression::new_string(text.to_owned());
-    let (uid, attributes) = match resource {
+    let (uid_of, name) = match question.resource {
         Resource::Appliance => (uid("Appliance", "strongroom")?, None),
         Resource::Key(name) => (uid("Key", name.as_str())?, Some(name)),
         Resource::Secret(name) => (uid("Secret", name.as_str())?, Some(name)),
     };
-    let attributes = attributes.map(|name| ("name".to_owned(), string(name.as_str())));
-    let tags =
-        labels.filter(|_| matches!(resource, Resource::Key(_))).into_iter().flat_map(Labels::iter);
+    let mut attributes = Vec::new();
+    if let Some(name) = name {
+        attributes.push(("name".to_owned(), string(name.as_str())));
+        if let Some(role) = namespace(name, roles) {
+            let role = RestrictedExpression::new_entity_uid(uid("Role", role)?);
+            attributes.push(("namespace".to_owned(), role));
+        }
+        let owner = match (question.mode, question.owner) {
+            (Mode::Absent, _) => Some(principal.clone()),
+            (_, Some(owner)) => Some(uid("User", owner.as_str())?),
+            (_, None) => None,
+        };
+        attributes
+            .extend(owner.map(|it| ("owner".to_owned(), RestrictedExpression::new_entity_uid(it))));
+    }
+    let is_key = matches!(question.resource, Resource::Key(_));
+    let tags = question.labels.filter(|_| is_key).into_iter().flat_map(Labels::iter);
     let tags = tags.map(|(name, value)| (name.to_string(), string(value)));
-    Entity::new_with_tags(uid, attributes, [], tags).map_err(|error| error.to_string())
+    Entity::new_with_tags(uid_of, attributes, [], tags).map_err(|error| error.to_string())
+}
+
+/// The role that shares a name: the one of the configuration that is called what stands before the name's
+/// first dot.
+fn namespace<'a>(name: &'a Name, roles: &Roles) -> Option<&'a str> {
+    let (first, _) = name.as_str().split_once('.')?;
+    roles.names().any(|role| role == first).then_some(first)
 }
 
 fn uid(entity_type: &str, id: &str) -> Result<EntityUid, String> {
     let name: EntityTypeName = entity_type.parse().map_err(|error| format!("{error}"))?;
     Ok(EntityUid::from_type_name_and_id(name, EntityId::new(id)))
-}
-
-/// Whether the policy asks for tags; one whose form cannot be told counts as if it did.
-fn reads_tags(policy: &CedarPolicy) -> bool {
-    fn asks(json: &serde_json::Value) -> bool {
-        match json {
-            serde_json::Value::Object(members) => members
-                .iter()
-                .any(|(name, value)| matches!(name.as_str(), "hasTag" | "getTag") || asks(value)),
-            serde_json::Value::Array(items) => items.iter().any(asks),
-            _ => false,
-        }
-    }
-    policy.to_json().map_or(true, |json| asks(&json))
 }
 
 impl fmt::Debug for Policy {

@@ -6,16 +6,18 @@ use std::path::Path;
 
 use super::super::{Binding, NameOrId};
 use super::*;
-use crate::key::Name;
+use crate::key::{Name, Owner};
 
 const OPERATOR: u32 = 101;
 const AUDITOR: u32 = 102;
 const SERVICE: u32 = 103;
 const NOBODY: u32 = 104;
+const BACKUP: u32 = 105;
 
 fn settings(directory: &Path) -> Settings {
     let users = |uid| Binding { users: vec![NameOrId::Id(uid)], groups: Vec::new() };
-    let roles = [("operator", OPERATOR), ("auditor", AUDITOR), ("service", SERVICE)];
+    let roles =
+        [("operator", OPERATOR), ("auditor", AUDITOR), ("service", SERVICE), ("backup", BACKUP)];
     let roles = roles.into_iter().map(|(role, uid)| (role.to_owned(), users(uid))).collect();
     Settings { directory: directory.to_owned(), roles }
 }
@@ -54,7 +56,24 @@ fn secret(name: &str) -> Resource {
 }
 
 fn may(policy: &Policy, uid: u32, action: Action, resource: &Resource) -> bool {
-    policy.permit(&caller(uid), action, resource, Context::default()).is_ok()
+    policy.permit(&caller(uid), action, resource, Facts::Unknown).is_ok()
+}
+
+fn owner(uid: u32) -> Owner {
+    Owner::of_uid(uid).unwrap()
+}
+
+/// The same for what this user owns, or nobody, with these labels.
+fn may_of(
+    policy: &Policy,
+    uid: u32,
+    action: Action,
+    resource: &Resource,
+    (owner_uid, labels): (Option<u32>, &Labels),
+) -> bool {
+    let owner = owner_uid.map(owner);
+    let facts = Facts::Known { owner: owner.as_ref(), labels: Some(labels) };
+    policy.permit(&caller(uid), action, resource, facts).is_ok()
 }
 
 /// What an action is done to.
@@ -67,16 +86,17 @@ fn resource_of(action: Action) -> Resource {
     }
 }
 
-/// Who may what as shipped: o(perator), a(uditor), s(ervice).
-const SHIPPED: [(Action, &str); 35] = [
+/// Who may what as shipped, whoever owns it: o(perator), a(uditor), s(ervice), b(ackup). Who may it on what is
+/// their own is in capitals.
+const SHIPPED: [(Action, &str); 37] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
     (Action::KeyList, "oas"),
-    (Action::KeyShow, "oas"),
+    (Action::KeyShow, "oaS"),
     (Action::KeyPublic, "oas"),
     (Action::KeyEncrypt, "s"),
-    (Action::KeyDecrypt, "s"),
+    (Action::KeyDecrypt, "S"),
     (Action::KeyRecover, ""),
     (Action::KeyUpdate, "o"),
     (Action::KeyRotate, "o"),
@@ -86,12 +106,14 @@ const SHIPPED: [(Action, &str); 35] = [
     (Action::KeyCompromise, "o"),
     (Action::KeyDestroy, "o"),
     (Action::KeyRestore, "o"),
-    (Action::SecretPut, "s"),
+    (Action::KeyTransfer, "OS"),
+    (Action::SecretPut, "S"),
     (Action::SecretList, "oas"),
-    (Action::SecretShow, "oas"),
-    (Action::SecretReveal, "s"),
-    (Action::SecretDelete, "s"),
-    (Action::AuditRead, "a"),
+    (Action::SecretShow, "oaS"),
+    (Action::SecretReveal, "S"),
+    (Action::SecretDelete, "S"),
+    (Action::SecretTransfer, "OS"),
+    (Action::AuditRead, "ab"),
     (Action::StatusRead, "oa"),
     (Action::Doctor, "o"),
     (Action::MetricsRead, "oa"),
@@ -103,21 +125,29 @@ const SHIPPED: [(Action, &str); 35] = [
     (Action::ConfirmClock, "o"),
     (Action::RecoverySet, "o"),
     (Action::RecoveryRead, "oa"),
-    (Action::BackupCreate, "o"),
+    (Action::BackupCreate, "b"),
 ];
 
 #[test]
 fn every_role_may_exactly_what_the_shipped_policies_say() {
     let policy = shipped();
     assert_eq!(policy.warnings(), []);
-    assert!(!policy.reads_labels());
     for action in Action::ALL {
         let (_, who) = SHIPPED.iter().find(|(listed, _)| *listed == action).unwrap();
         let resource = resource_of(action);
-        for (uid, letter) in [(OPERATOR, 'o'), (AUDITOR, 'a'), (SERVICE, 's'), (NOBODY, '-')] {
+        let users = [(OPERATOR, 'o'), (AUDITOR, 'a'), (SERVICE, 's'), (BACKUP, 'b'), (NOBODY, '-')];
+        for (uid, letter) in users {
             for turn in ["first", "remembered"] {
                 let allowed = may(&policy, uid, action, &resource);
                 assert_eq!(allowed, who.contains(letter), "{letter} {action} {turn}");
+                let none = Labels::default();
+                let of = |owner| may_of(&policy, uid, action, &resource, (owner, &none));
+                let own = who.contains(letter) || who.contains(letter.to_ascii_uppercase());
+                assert_eq!(of(Some(uid)), own, "{letter} {action} its own, {turn}");
+                assert_eq!(of(Some(4711)), allowed, "{letter} {action} another's, {turn}");
+                let transfers = matches!(action, Action::KeyTransfer | Action::SecretTransfer);
+                let nobodys = allowed || transfers && letter == 'o';
+                assert_eq!(of(None), nobodys, "{letter} {action} nobody's, {turn}");
             }
         }
         assert!(!may(&policy, 0, action, &resource), "root has no role, yet may {action}");
@@ -162,7 +192,7 @@ fn nothing_is_permitted_by_an_empty_directory() {
     assert_eq!(policy.count(), 0);
     for action in Action::ALL {
         let denied = policy
-            .permit(&caller(OPERATOR), action, &resource_of(action), Context::default())
+            .permit(&caller(OPERATOR), action, &resource_of(action), Facts::Unknown)
             .unwrap_err();
         assert_eq!(denied.refusal(), &Refusal::Nothing);
         assert_eq!(denied.to_string(), format!("not permitted: {action}"));
@@ -178,7 +208,7 @@ fn a_forbid_wins_whatever_permits() {
     .unwrap();
     assert!(may(&policy, NOBODY, Action::KeyDecrypt, &key("free")));
     let denied = policy
-        .permit(&caller(NOBODY), Action::KeyDecrypt, &key("frozen"), Context::default())
+        .permit(&caller(NOBODY), Action::KeyDecrypt, &key("frozen"), Facts::Unknown)
         .unwrap_err();
     assert_eq!(denied.refusal(), &Refusal::Forbidden(vec!["frozen".to_owned()]));
 }
@@ -208,25 +238,131 @@ fn labels_decide_and_where_they_are_unknown_the_answer_is_no() {
         when { resource.hasTag("env") && resource.getTag("env") == "live" };
     "#;
     let policy = load(&[("labels.cedar", text)]).unwrap();
-    assert!(policy.reads_labels());
+    assert!(policy.reads_facts(&key("a")) && !policy.reads_facts(&Resource::Appliance));
     let labelled = |env: &str| {
         let mut labels = Labels::default();
         labels.insert("env", env).unwrap();
         labels
     };
     let (live, test, none) = (labelled("live"), labelled("test"), Labels::default());
-    let ask = |labels| {
-        let context = Context { labels };
-        let answer = policy.permit(&caller(1), Action::KeyDecrypt, &key("a"), context);
+    let ask = |facts| {
+        let answer = policy.permit(&caller(1), Action::KeyDecrypt, &key("a"), facts);
         answer.map(drop).map_err(|denied| denied.refusal().clone())
     };
+    let of = |labels| Facts::Known { owner: None, labels: Some(labels) };
     for _ in 0..2 {
-        assert_eq!(ask(Some(&test)), Ok(()));
-        assert_eq!(ask(Some(&live)), Err(Refusal::Forbidden(vec!["no-live".to_owned()])));
-        assert_eq!(ask(Some(&none)), Ok(()));
-        assert_eq!(ask(None), Err(Refusal::LabelsUnknown));
+        assert_eq!(ask(of(&test)), Ok(()));
+        assert_eq!(ask(of(&live)), Err(Refusal::Forbidden(vec!["no-live".to_owned()])));
+        assert_eq!(ask(of(&none)), Ok(()));
+        assert_eq!(ask(Facts::Unknown), Err(Refusal::FactsUnknown));
+        // Whether a hidden key is there shows in no answer.
+        assert_eq!(ask(Facts::Absent), Err(Refusal::Forbidden(vec!["no-live".to_owned()])));
     }
     assert!(may(&policy, 1, Action::SecretReveal, &secret("a")));
+}
+
+#[test]
+fn what_is_unknown_or_absent_is_judged_without_a_guess() {
+    let text = r#"
+        @id("own") permit (principal, action == Action::"secret:reveal", resource)
+        when { resource has owner && resource.owner == principal };
+        @id("not-others") permit (principal, action == Action::"secret:show", resource)
+        unless { resource has owner && resource.owner != principal };
+        @id("all") permit (principal, action == Action::"secret:delete", resource);
+    "#;
+    let policy = load(&[("own.cedar", text)]).unwrap();
+    let (mine, other) = (owner(7), owner(8));
+    let known = |owner| Facts::Known { owner, labels: None };
+    let facts =
+        [known(Some(&mine)), known(Some(&other)), known(None), Facts::Absent, Facts::Unknown];
+    let answers =
+        |action| facts.map(|facts| policy.permit(&caller(7), action, &secret("s"), facts).is_ok());
+    assert_eq!(answers(Action::SecretReveal), [true, false, false, true, false]);
+    assert_eq!(answers(Action::SecretShow), [true, false, true, true, false]);
+    assert_eq!(answers(Action::SecretDelete), [true; 5]);
+    // No record needs to be read for what nobody may.
+    let possible = |action| policy.may_permit(&caller(7), action, &secret("s")).is_ok();
+    assert!(possible(Action::SecretReveal) && possible(Action::SecretShow));
+    assert!(!possible(Action::SecretPut));
+    let rests = |action, facts| {
+        policy.permit(&caller(7), action, &secret("s"), facts).unwrap().rests_on_facts()
+    };
+    assert!(rests(Action::SecretReveal, Facts::Absent));
+    assert!(!rests(Action::SecretDelete, Facts::Unknown));
+}
+
+#[test]
+fn services_share_by_the_names_of_their_roles_and_by_label_and_not_otherwise() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/policy");
+    let mut settings = settings(&directory);
+    let shop = Binding { users: vec![NameOrId::Id(SERVICE)], groups: Vec::new() };
+    settings.roles.insert("shop".to_owned(), shop);
+    let both = settings.roles.get_mut("service").unwrap();
+    both.users.push(NameOrId::Id(106));
+    let policy = Policy::load(&settings).unwrap();
+    assert_eq!(policy.warnings(), []);
+    let none = Labels::default();
+    let of_other =
+        |uid, action, name: &str| may_of(&policy, uid, action, &secret(name), (Some(4711), &none));
+    for action in
+        [Action::SecretShow, Action::SecretPut, Action::SecretReveal, Action::SecretDelete]
+    {
+        assert!(of_other(SERVICE, action, "shop.stripe"), "{action}");
+        assert!(!of_other(106, action, "shop.stripe"), "{action}");
+        assert!(!of_other(SERVICE, action, "shopping"), "{action}");
+        assert!(of_other(106, action, "service.common"), "{action}");
+        assert!(!of_other(NOBODY, action, "service.common"), "{action}");
+    }
+    assert!(!of_other(SERVICE, Action::SecretTransfer, "shop.stripe"));
+    // Nobody puts one's own where others look for theirs.
+    let put = |uid, name: &str| {
+        policy.permit(&caller(uid), Action::SecretPut, &secret(name), Facts::Absent).is_ok()
+    };
+    assert!(put(SERVICE, "shop.new") && !put(106, "shop.new") && put(106, "shopping"));
+    let mut shared = Labels::default();
+    shared.insert("shared", "services").unwrap();
+    let decrypts = |labels| {
+        may_of(&policy, SERVICE, Action::KeyDecrypt, &key("common"), (Some(OPERATOR), labels))
+    };
+    assert!(decrypts(&shared) && !decrypts(&none));
+}
+
+#[test]
+fn a_permit_to_use_everything_is_worth_a_warning() {
+    let warned = |text: &str| {
+        let policy = load(&[("a.cedar", text)]).unwrap();
+        let says: Vec<String> = policy.warnings().iter().map(Finding::to_string).collect();
+        says.iter().any(|says| says.starts_with("a.cedar: a.cedar:policy0: its principals may "))
+    };
+    let scope = |head: &str, rest: &str| format!("permit (principal{head}, {rest};");
+    let every = "action == Action::\"secret:reveal\", resource)";
+    for wide in [
+        scope("", "action, resource)"),
+        scope(" in Role::\"service\"", every),
+        scope(" == User::\"unix:7\"", every),
+        scope("", "action in Action::\"use\", resource)"),
+        scope("", "action == Action::\"key:decrypt\", resource is Key)"),
+        scope("", &format!("{every} when {{ context.transport == \"unix\" }}")),
+        scope("", &format!("{every} when {{ resource has owner }}")),
+        scope("", &format!("{every} when {{ principal in Role::\"service\" }}")),
+        scope("", "action == Action::\"secret:transfer\", resource)"),
+    ] {
+        assert!(warned(&wide), "{wide}");
+    }
+    for narrow in [
+        scope("", "action == Action::\"key:encrypt\", resource)"),
+        scope("", "action in Action::\"read\", resource)"),
+        scope("", &format!("{every} when {{ resource.name like \"shop.*\" }}")),
+        scope("", "action == Action::\"secret:reveal\", resource == Secret::\"s\")"),
+        scope("", &format!("{every} when {{ resource has owner && resource.owner == principal }}")),
+        scope("", &format!("{every} unless {{ resource has owner }}")),
+        scope(
+            "",
+            "action == Action::\"key:decrypt\", resource) when { resource.hasTag(\"shared\") }",
+        ),
+    ] {
+        assert!(!warned(&narrow), "{narrow}");
+    }
 }
 
 #[test]
@@ -234,8 +370,7 @@ fn a_permit_says_what_it_is_for_and_recovery_has_its_own() {
     let text = r#"permit (principal, action == Action::"key:recover", resource == Key::"old");
         permit (principal, action == Action::"key:decrypt", resource);"#;
     let policy = load(&[("recovery.cedar", text)]).unwrap();
-    let permit =
-        |action| policy.permit(&caller(1), action, &key("old"), Context::default()).unwrap();
+    let permit = |action| policy.permit(&caller(1), action, &key("old"), Facts::Unknown).unwrap();
     let decrypt = permit(Action::KeyDecrypt);
     assert_eq!((decrypt.caller(), decrypt.action()), (&caller(1), Action::KeyDecrypt));
     assert_eq!(decrypt.resource(), &key("old"));
@@ -250,7 +385,7 @@ fn parts_of_the_appliance_get_nothing_from_the_gate() {
     let everything = load(&[("all.cedar", "permit (principal, action, resource);")]).unwrap();
     let caller = Caller::System("sweep");
     let denied =
-        everything.permit(&caller, Action::KeyDestroy, &key("a"), Context::default()).unwrap_err();
+        everything.permit(&caller, Action::KeyDestroy, &key("a"), Facts::Unknown).unwrap_err();
     assert_eq!(denied.refusal(), &Refusal::NotACaller);
 }
 
@@ -258,12 +393,12 @@ fn parts_of_the_appliance_get_nothing_from_the_gate() {
 fn explanations_name_the_policy_the_file_and_the_roles() {
     let policy = shipped();
     let explain = |uid, action, resource: Resource| {
-        policy.explain(&caller(uid), action, &resource, Context::default()).to_string()
+        policy.explain(&caller(uid), action, &resource, Facts::Unknown).to_string()
     };
     assert_eq!(
-        explain(SERVICE, Action::KeyDecrypt, key("payments")),
-        "unix:103 may key:decrypt on key/payments\nroles: service\n\
-         permitted by service-uses (service.cedar)\n"
+        explain(SERVICE, Action::KeyEncrypt, key("payments")),
+        "unix:103 may key:encrypt on key/payments\nroles: service\n\
+         permitted by service-finds (service.cedar)\n"
     );
     assert_eq!(
         explain(NOBODY, Action::KeyDecrypt, key("payments")),
@@ -276,7 +411,7 @@ fn explanations_name_the_policy_the_file_and_the_roles() {
     ])
     .unwrap();
     let explanation =
-        policy.explain(&caller(OPERATOR), Action::Lock, &Resource::Appliance, Context::default());
+        policy.explain(&caller(OPERATOR), Action::Lock, &Resource::Appliance, Facts::Unknown);
     assert!(!explanation.permitted);
     assert_eq!(
         explanation.to_string(),
@@ -293,9 +428,8 @@ fn a_policy_that_fails_counts_as_no() {
         when { context has uid && context.uid * 9223372036854775807 > 5 };
     "#;
     let policy = load(&[("a.cedar", text)]).unwrap();
-    let denied = policy
-        .permit(&caller(77), Action::Lock, &Resource::Appliance, Context::default())
-        .unwrap_err();
+    let denied =
+        policy.permit(&caller(77), Action::Lock, &Resource::Appliance, Facts::Unknown).unwrap_err();
     assert!(matches!(denied.refusal(), Refusal::Failed(_)), "{:?}", denied.refusal());
 }
 
@@ -311,9 +445,9 @@ fn a_bad_file_is_told_with_its_line() {
             "key:decypt",
         ),
         (
-            "permit (principal, action, resource)\nwhen { resource.owner == 1 };",
+            "permit (principal, action, resource)\nwhen { resource.holder == 1 };",
             "bad.cedar:2: ",
-            "owner",
+            "holder",
         ),
         ("permit (principal in Group::\"a\", action, resource);", "bad.cedar:1: ", "Group"),
         ("permit (principal, action, resource) when { context.uid == 1 };", "bad.cedar:1: ", "uid"),
@@ -370,8 +504,10 @@ fn the_hash_changes_with_text_name_and_roles_and_with_nothing_else() {
 
 #[test]
 fn a_role_that_no_policy_names_is_worth_a_warning() {
-    let directory =
-        directory(&[("a.cedar", "permit (principal in Role::\"service\", action, resource);")]);
+    let directory = directory(&[(
+        "a.cedar",
+        "permit (principal in Role::\"service\", action == Action::\"key:list\", resource);",
+    )]);
     let mut settings = settings(directory.path());
     settings.roles = [("servcie".to_owned(), Binding::default())].into();
     let policy = Policy::load(&settings).unwrap();

@@ -8,12 +8,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use cedar_policy::{PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{
+    EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
+};
 use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::facts::reads_attribute;
 use super::roles::{RoleBindings, RoleError, Roles};
+use super::wide;
 
 /// The words that policies are written in.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
@@ -120,6 +124,10 @@ pub(super) fn check(texts: BTreeMap<String, String>, roles: Roles) -> Result<Loa
     let mut warnings: Vec<Finding> =
         result.validation_warnings().map(|warning| place(warning.policy_id(), warning)).collect();
     warnings.extend(unused_roles(&policies, &roles));
+    warnings.extend(too_wide(&schema, &policies, &roles).into_iter().map(|(id, what)| {
+        let file = files.get(id.as_ref() as &str).cloned().unwrap_or_default();
+        Finding { file, line: None, what: format!("{id}: {what}") }
+    }));
     Ok(Loaded { schema, policies, files, roles, warnings, hash })
 }
 
@@ -224,8 +232,24 @@ impl Collected {
     }
 }
 
-/// A role that somebody has and no policy names is mostly a slip of the pen.
+/// Permits by which one set of principals may use everything; whoever has any of the roles is tried.
+fn too_wide(schema: &Schema, policies: &PolicySet, roles: &Roles) -> Vec<(PolicyId, String)> {
+    let literals = policies.policies().flat_map(cedar_policy::Policy::entity_literals);
+    let mut all: Vec<EntityUid> =
+        literals.filter(|literal| literal.type_name().basename() == "Role").collect();
+    let kind = EntityTypeName::from_str("Role").ok();
+    let uid = |name| Some(EntityUid::from_type_name_and_id(kind.clone()?, EntityId::new(name)));
+    all.extend(roles.names().filter_map(uid));
+    all.sort();
+    all.dedup();
+    wide::permits(schema, policies, &all)
+}
+
+/// A role that somebody has and no policy names is mostly a slip of the pen, unless names stand for roles.
 fn unused_roles(policies: &PolicySet, roles: &Roles) -> Vec<Finding> {
+    if policies.policies().any(|policy| reads_attribute(policy, "namespace")) {
+        return Vec::new();
+    }
     let named: Vec<String> = policies
         .policies()
         .flat_map(cedar_policy::Policy::entity_literals)

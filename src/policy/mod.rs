@@ -1,11 +1,12 @@
 //! Judges: who may do what, decided by Cedar over the files of the policy directory.
 //!
-//! A question is a caller, an action, a resource and a [`Context`]. The caller's roles come from the
+//! A question is a caller, an action, a resource and what is known of it ([`Facts`]). The caller's roles come from the
 //! configuration ([`RoleBindings`]); what the policies can speak of stands in [`SCHEMA`]. Nothing matches =
 //! no; `forbid` wins; a policy that fails counts as no.
 
 mod action;
 mod decisions;
+mod facts;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -13,9 +14,11 @@ mod gate;
 mod load;
 mod permit;
 mod roles;
+mod wide;
 
 pub use action::{Action, ActionError, Resource};
-pub use gate::{Context, Deciding, Explanation, Policy, Refusal};
+pub use facts::Facts;
+pub use gate::{Deciding, Explanation, Policy, Refusal};
 pub use load::{Finding, PolicyError, SCHEMA, Settings};
 pub use permit::{Denied, Permit};
 pub use roles::{Binding, NameOrId, RoleBindings, RoleError};

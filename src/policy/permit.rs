@@ -15,6 +15,8 @@ pub struct Permit {
     caller: Caller,
     action: Action,
     resource: Resource,
+    /// Whether it rests on what owner and labels were: it holds for that record and for no other.
+    rests_on_facts: bool,
 }
 
 /// The answer was no.
@@ -26,14 +28,25 @@ pub struct Denied {
 }
 
 impl Permit {
-    pub(super) fn granted(caller: Caller, action: Action, resource: Resource) -> Self {
-        Self { caller, action, resource }
+    pub(super) fn granted(
+        caller: Caller,
+        action: Action,
+        resource: Resource,
+        rests_on_facts: bool,
+    ) -> Self {
+        Self { caller, action, resource, rests_on_facts }
     }
 
     /// The way past policy: for what a part of the appliance does by itself, like a sweep that carries out
     /// what somebody was permitted to schedule.
     pub fn of_system(part: &'static str, action: Action, resource: Resource) -> Self {
-        Self { caller: Caller::System(part), action, resource }
+        Self { caller: Caller::System(part), action, resource, rests_on_facts: false }
+    }
+
+    /// Whether it rests on what owner and labels were when it was granted, so that the record it is used on
+    /// has to be held against policy, too.
+    pub fn rests_on_facts(&self) -> bool {
+        self.rests_on_facts
     }
 
     pub fn caller(&self) -> &Caller {

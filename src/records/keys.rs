@@ -102,21 +102,22 @@ impl Records {
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Vec<Arc<KeyRecord>>, RecordError> {
-        let Listed { found, broken, .. } = self.list_keys(after, limit).await?;
+        let Listed { found, broken, .. } = self.list_keys("", after, limit).await?;
         match broken.first() {
             Some(name) => Err(RecordError::Broken(format!("key/{name}"))),
             None => Ok(found),
         }
     }
 
-    /// Up to `limit` keys in the order of their names, after `after`, with those told apart that are
-    /// broken.
+    /// Up to `limit` keys whose names begin so, in the order of their names, after `after`, with those told
+    /// apart that are broken.
     pub async fn list_keys(
         &self,
+        prefix: &str,
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Listed<Arc<KeyRecord>>, RecordError> {
-        let names = self.named(Table::Key, after, limit)?;
+        let names = self.named(Table::Key, prefix, after, limit)?;
         let mut keys = Listed::of(&names, limit);
         for (name, _) in names {
             let result = self.key(&name).await;

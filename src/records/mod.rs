@@ -102,6 +102,7 @@ pub struct Records {
     changes: AtomicU64,
     recovery: recovery::Known,
     pass: Memo<Stored, At<PassRecord>>,
+    owners: secrets::Owners,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -148,6 +149,7 @@ impl Records {
             changes,
             recovery,
             pass: Memo::default(),
+            owners: secrets::Owners::default(),
         })
     }
 
@@ -200,11 +202,12 @@ impl Records {
         Ok(Some(memo.keep(stored, at)))
     }
 
-    /// Up to `limit` names with what is stored under them, after `after`. What lies under no name that
+    /// Up to `limit` names that begin so, with what is stored under them, after `after`. What lies under no name that
     /// could be asked for is passed over.
     fn named(
         &self,
         table: Table,
+        prefix: &str,
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Vec<(Name, Stored)>, RecordError> {
@@ -212,7 +215,7 @@ impl Records {
         let mut found = Vec::new();
         while found.len() < limit {
             let wanted = limit - found.len();
-            let page = self.store.scan(table, "", after.as_deref(), wanted)?;
+            let page = self.store.scan(table, prefix, after.as_deref(), wanted)?;
             let is_last = page.len() < wanted;
             after = page.last().map(|(key, _)| key.clone());
             for (key, stored) in page {

@@ -1,10 +1,13 @@
 //! The records of secrets: what a client encrypted, for which version of which key.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{At, Listed, RecordError, Records};
-use crate::key::Name;
+use crate::key::{Name, Owner};
 use crate::store::{Batch, Expect, Stored, Table};
 
 /// A stored secret: a ciphertext, never a plaintext.
@@ -22,6 +25,32 @@ pub struct SecretRecord {
     pub updated_at: Timestamp,
     /// Who stored it last: `unix:1000`.
     pub updated_by: String,
+    /// Who made it, or whom it was transferred to; none where it was made before there were owners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+}
+
+/// Who owns secrets, by the revision that said so: to be asked before each use of one, without opening its
+/// record twice.
+#[derive(Default)]
+pub(super) struct Owners(Mutex<HashMap<Name, (u64, Option<Owner>)>>);
+
+impl Owners {
+    /// The most that are remembered.
+    const MOST: usize = 10_000;
+
+    fn of(&self, name: &Name, revision: u64) -> Option<Option<Owner>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(name).filter(|(at, _)| *at == revision).map(|(_, owner)| owner.clone())
+    }
+
+    fn remember(&self, name: &Name, revision: u64, owner: Option<Owner>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Self::MOST {
+            known.clear();
+        }
+        known.insert(name.clone(), (revision, owner));
+    }
 }
 
 impl Records {
@@ -32,6 +61,18 @@ impl Records {
             Some(stored) => Ok(Some(self.open_secret(name, stored).await?)),
             None => Ok(None),
         }
+    }
+
+    /// Who owns the secret of this name, if anybody; `None` where there is no such secret.
+    pub async fn secret_owner(&self, name: &Name) -> Result<Option<Option<Owner>>, RecordError> {
+        self.must_not_be_behind(Table::Secret, name.as_str())?;
+        let Some(stored) = self.store.get(Table::Secret, name.as_str())? else { return Ok(None) };
+        if let Some(owner) = self.owners.of(name, stored.revision) {
+            return Ok(Some(owner));
+        }
+        let At { revision, record } = self.open_secret(name, stored).await?;
+        self.owners.remember(name, revision, record.owner.clone());
+        Ok(Some(record.owner))
     }
 
     pub(super) async fn open_secret(
@@ -46,14 +87,15 @@ impl Records {
         Ok(at)
     }
 
-    /// Up to `limit` secrets in the order of their names, after `after`, with those told apart that are
-    /// broken.
+    /// Up to `limit` secrets whose names begin so, in the order of their names, after `after`, with those
+    /// told apart that are broken.
     pub async fn list_secrets(
         &self,
+        prefix: &str,
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Listed<At<SecretRecord>>, RecordError> {
-        let names = self.named(Table::Secret, after, limit)?;
+        let names = self.named(Table::Secret, prefix, after, limit)?;
         let mut secrets = Listed::of(&names, limit);
         for (name, stored) in names {
             let result = self.open_secret(&name, stored).await;

@@ -1,5 +1,6 @@
 //! Keys are used: encrypt with the public half, decrypt in custody.
 
+use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
@@ -9,10 +10,10 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use super::keys::public_key;
 use super::view::Named;
-use crate::audit::Details;
+use crate::audit::{Details, Versions};
 use crate::custody::SealedKey;
 use crate::custody::protocol::KeyAddress;
-use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError};
+use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError, VersionMeta};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
 
@@ -109,7 +110,12 @@ pub struct Decrypted {
 #[serde(untagged)]
 pub enum ItemResult {
     Done(Decrypted),
-    Failed { error: ItemError },
+    Failed {
+        error: ItemError,
+        /// The version that it was to be opened with, where there is one: for the audit log.
+        #[serde(skip)]
+        version: Option<u32>,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -154,9 +160,9 @@ impl Request for Encrypt {
         Details { input_bytes: Some(bytes), ..Details::default() }
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Encrypted, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Encrypted, Error> {
         must_be_short(&self.with.label)?;
-        let record = appliance.key(&self.name).await?;
+        let record = appliance.permitted_key(&permit).await?;
         let proof = record.meta.to_protect()?;
         protect(&record, &proof, &self.with.plaintext, &self.with.label)
     }
@@ -198,23 +204,29 @@ impl Request for Decrypt {
     }
 
     fn details(&self) -> Details {
-        let items = self.with.items.as_ref().map(|items| items.len() as u32);
-        Details { version: self.with.version, items, ..Details::default() }
+        let items = self.with.items.as_deref();
+        let named = items.iter().copied().flatten().filter_map(|item| item.version);
+        let (versions, items) = (Versions::of(named), items.map(|items| items.len() as u32));
+        Details { version: self.with.version, versions, items, ..Details::default() }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<DecryptReply, Error> {
         let asked = self.with.sorted()?;
-        let record = appliance.key(&self.name).await?;
+        let record = appliance.permitted_key(&permit).await?;
         match asked {
             Asked::One(item) => {
                 Ok(DecryptReply::One(appliance.open(&permit, &record, item).await?))
             }
             Asked::Items(items) => {
-                let opening = items.into_iter().map(|item| appliance.open(&permit, &record, item));
+                let opening = items.into_iter().map(|item| {
+                    let version = item.pick().ok().and_then(|pick| record.meta.pick(pick).ok());
+                    let version = version.map(VersionMeta::version);
+                    let opened = appliance.open(&permit, &record, item);
+                    opened.map(move |result| ItemResult::of(result, version))
+                });
                 // Others have their turns between the items.
                 let abreast = 2 * std::thread::available_parallelism().map_or(1, usize::from);
-                let results = stream::iter(opening).buffered(abreast);
-                let items = results.map(ItemResult::of).collect().await;
+                let items = stream::iter(opening).buffered(abreast).collect().await;
                 Ok(DecryptReply::Items { items })
             }
         }
@@ -249,12 +261,35 @@ impl DecryptBody {
 }
 
 impl ItemResult {
-    fn of(result: Result<Decrypted, Error>) -> Self {
+    fn of(result: Result<Decrypted, Error>, version: Option<u32>) -> Self {
         match result {
             Ok(done) => ItemResult::Done(done),
             Err(error) => {
                 let error = ItemError { code: error.code(), detail: error.public_text() };
-                ItemResult::Failed { error }
+                ItemResult::Failed { error, version }
+            }
+        }
+    }
+
+    /// The version that it was opened with, or was to be.
+    fn version(&self) -> Option<u32> {
+        match self {
+            ItemResult::Done(done) => Some(done.version),
+            ItemResult::Failed { version, .. } => *version,
+        }
+    }
+}
+
+impl DecryptItem {
+    /// Which version it is to be opened with.
+    fn pick(&self) -> Result<Pick<'_>, Error> {
+        match (self.version, self.kid.as_deref()) {
+            (Some(version), None) => Ok(Pick::Version(version)),
+            (None, Some(kid)) => Ok(Pick::Kid(kid)),
+            (None, None) => Ok(Pick::Current),
+            (Some(_), Some(_)) => {
+                let rule = "give either version or kid".to_owned();
+                Err(Error::Invalid { member: "kid", rule })
             }
         }
     }
@@ -269,16 +304,7 @@ impl Appliance {
         item: DecryptItem,
     ) -> Result<Decrypted, Error> {
         must_be_short(&item.label)?;
-        let pick = match (item.version, item.kid.as_deref()) {
-            (Some(version), None) => Pick::Version(version),
-            (None, Some(kid)) => Pick::Kid(kid),
-            (None, None) => Pick::Current,
-            (Some(_), Some(_)) => {
-                let rule = "give either version or kid".to_owned();
-                return Err(Error::Invalid { member: "kid", rule });
-            }
-        };
-        let proof = self.may_process(permit, record, pick).await?;
+        let proof = self.may_process(permit, record, item.pick()?).await?;
         self.process(record, &proof, item.ciphertext.0, item.label.0).await
     }
 
@@ -379,6 +405,7 @@ impl Traced for DecryptReply {
                 Details {
                     items: Some(items.len() as u32),
                     failed_items: Some(failed.count() as u32),
+                    versions: Versions::of(items.iter().filter_map(ItemResult::version)),
                     recovery: items.iter().any(recovered).then_some(true),
                     without_token: items.iter().any(alone).then_some(true),
                     ..Details::default()

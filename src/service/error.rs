@@ -57,6 +57,8 @@ pub enum Error {
     /// A member is there, or missing, or has a value that this route does not take.
     #[error("{member}: {rule}")]
     Invalid { member: &'static str, rule: String },
+    #[error("after: not a cursor of this list, or one from before the daemon was started last")]
+    Cursor,
     #[error("this appliance is not initialised")]
     NotInitialised,
     #[error("this appliance is initialised already: {0}")]
@@ -194,6 +196,7 @@ impl Error {
             Error::Transition(TransitionError::NoVersion { .. }) => "no-such-version",
             Error::Transition(_) | Error::Rotate(_) => "key-state",
             Error::Labels(_) | Error::WaitingPeriod(_) | Error::Invalid { .. } => "invalid",
+            Error::Cursor => "invalid-cursor",
             Error::TooLong { .. } => "plaintext-too-long",
             Error::DecryptionFailed => "decryption-failed",
             Error::BadKey(_) => "bad-key",

@@ -7,6 +7,7 @@ use tracing::field::DisplayValue;
 use uuid::Uuid;
 
 use super::clock::Clock;
+use super::cursor::Cursors;
 use super::error::Error;
 use super::quiet::Quiet;
 use super::refusals::Refusals;
@@ -16,8 +17,8 @@ use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail}
 use crate::custody::protocol::Check;
 use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
-use crate::key::Labels;
-use crate::policy::{Action, Context, Permit, Policy, Resource};
+use crate::key::{Labels, Owner};
+use crate::policy::{Action, Permit, Policy, Resource};
 use crate::records::{RecordError, Records};
 use crate::store::{Look, Store};
 
@@ -37,6 +38,8 @@ pub enum Trace {
 pub trait Request: Send + Sized + 'static {
     const ACTION: Action;
     const TRACE: Trace;
+    /// What else it needs the permission for, on the same resource: what its reply tells besides.
+    const ALSO: &'static [Action] = &[];
     /// Whether its result tells what is stored. It leaves only once that is durable, so that no crash
     /// takes back what somebody has seen.
     const TELLS_OF_STORE: bool = true;
@@ -50,8 +53,9 @@ pub trait Request: Send + Sized + 'static {
         Details::default()
     }
 
-    /// The labels that a key is to get, for policies that look at them.
-    fn labels(&self) -> Option<&Labels> {
+    /// The owner and labels that a key is to get, for policies that look at them. Without an owner it
+    /// becomes the caller's.
+    fn to_be(&self) -> Option<(Option<&Owner>, &Labels)> {
         None
     }
 
@@ -98,6 +102,7 @@ pub struct Appliance {
     /// Held while the appliance is locked, and while the record of it is taken away; never for long.
     pub(super) locking: tokio::sync::Mutex<()>,
     pub(super) rotating: Rotating,
+    pub(super) cursors: Cursors,
 }
 
 /// What an appliance is put together from.
@@ -155,6 +160,7 @@ impl Appliance {
             founding: tokio::sync::Mutex::default(),
             locking: tokio::sync::Mutex::default(),
             rotating: Rotating::default(),
+            cursors: Cursors::new(),
         }
     }
 
@@ -180,7 +186,7 @@ impl Appliance {
         let resource = request.resource();
         let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
             .with(request.details());
-        let judged = self.permit(&call.caller, R::ACTION, &resource, request.labels()).await;
+        let judged = self.permit_all::<R>(&call.caller, &resource, request.to_be()).await;
         let permit = match judged.and_then(|permit| self.open_for(permit)) {
             Ok(permit) => permit,
             Err(error) => return Err(self.refuse(call, intent, error).await),
@@ -238,36 +244,6 @@ impl Appliance {
             _ if !works_locked && self.standing.home_behind.get().is_some() => Err(Error::Edited),
             _ => Ok(permit),
         }
-    }
-
-    /// Asks policy; looks up a key's labels where a policy might look at them.
-    async fn permit(
-        &self,
-        caller: &Caller,
-        action: Action,
-        resource: &Resource,
-        labels: Option<&Labels>,
-    ) -> Result<Permit, Error> {
-        let policy = self.policy();
-        let record = match resource {
-            Resource::Key(name) if labels.is_none() && policy.reads_labels() => {
-                self.records.key(name).await?
-            }
-            _ => None,
-        };
-        let labels = labels.or(record.as_ref().map(|record| record.meta.labels()));
-        let permit = policy.permit(caller, action, resource, Context { labels });
-        permit.map_err(Error::Denied)
-    }
-
-    /// A second question on the way of a permitted act: may its caller do this, too?
-    pub(super) async fn permit_also(
-        &self,
-        permit: &Permit,
-        action: Action,
-        resource: &Resource,
-    ) -> Result<Permit, Error> {
-        self.permit(permit.caller(), action, resource, None).await
     }
 
     /// The policy in force.

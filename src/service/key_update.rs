@@ -33,13 +33,13 @@ impl Request for UpdateKey {
         Resource::Key(self.name.clone())
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         let Some(seconds) = self.with.serve_without_token_seconds else {
             let rule = "name at least one thing to change".to_owned();
             return Err(Error::Invalid { member: "serve_without_token_seconds", rule });
         };
         let seconds = allowed(seconds)?;
-        let old = appliance.key(&self.name).await?;
+        let old = appliance.permitted_key(&permit).await?;
         self.conditions.check(Some(old.revision))?;
         let change = |key: &mut KeyRecord| {
             key.meta.serve_without_token(seconds);

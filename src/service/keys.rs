@@ -1,18 +1,20 @@
 //! Keys come to be and are looked at: create, import, list, show, public forms.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use super::authorize::owner_of;
 use super::binary::decode_secret;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::key_update::allowed;
-use super::view::{KeyView, Named, Page};
+use super::transfer::must_be_able_to_own;
+use super::view::{KeyView, Named};
 use crate::audit::Details;
 use crate::custody::NewKey;
 use crate::custody::protocol::KeyAddress;
-use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Pick, PublicKey};
-use crate::policy::{Action, Permit, Resource};
+use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Owner, Pick, PublicKey};
+use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::KeyRecord;
 use crate::secret::{Pkcs8Der, SecretBytes};
 
@@ -37,6 +39,11 @@ pub struct CreateKey {
     #[serde(default)]
     #[schema(value_type = Option<u32>, maximum = 604800)]
     pub serve_without_token_seconds: u32,
+    /// Whom it is to belong to, like `unix:1000`; needs the permission `key:transfer`, too. Its caller
+    /// unless said.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub owner: Option<Owner>,
 }
 
 /// Body of an import.
@@ -58,38 +65,18 @@ pub struct ImportBody {
     #[serde(default)]
     #[schema(value_type = Option<u32>, maximum = 604800)]
     pub serve_without_token_seconds: u32,
+    /// Whom it is to belong to, like `unix:1000`; needs the permission `key:transfer`, too. Its caller
+    /// unless said.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub owner: Option<Owner>,
 }
 
 /// Take in a private key that was made elsewhere.
 pub type ImportKey = Named<ImportBody>;
 
-/// List the keys, a page at a time: of each page those that the caller may be shown.
-pub struct ListKeys(pub Page);
-
 /// Show one key.
 pub struct ShowKey(pub Name);
-
-/// All current public keys that the caller may have, as a JWK set (RFC 7517 §5).
-pub struct Jwks;
-
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct KeyPage {
-    /// May be fewer than were asked for, also where there is a next page.
-    pub keys: Vec<KeyView>,
-    /// Keys of this page whose records were damaged or changed outside Strongroom; absent where none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<String>, required = false)]
-    pub broken: Vec<Name>,
-    /// What to give as `after` for the next page; absent on the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub next: Option<Name>,
-}
-
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct JwksView {
-    pub keys: Vec<Jwk>,
-}
 
 /// Which version of a public key, in which form.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -155,20 +142,25 @@ impl Request for CreateKey {
     }
 
     fn details(&self) -> Details {
-        Details { algorithm: Some(self.algorithm), ..Details::default() }
+        Details {
+            algorithm: Some(self.algorithm),
+            owner: self.owner.clone().map(Box::new),
+            ..Details::default()
+        }
     }
 
-    fn labels(&self) -> Option<&Labels> {
-        Some(&self.labels)
+    fn to_be(&self) -> Option<(Option<&Owner>, &Labels)> {
+        Some((self.owner.as_ref(), &self.labels))
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         let without_token = allowed(self.serve_without_token_seconds)?;
+        let owner = appliance.owner_to_be(&permit, self.owner, &self.labels)?;
         appliance.must_be_free(&self.name).await?;
         let address = first_version(&self.name);
         let _same_master = appliance.same_master().await?;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
-        let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token };
+        let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token, owner };
         appliance.keep_first(self.name, key, made).await
     }
 }
@@ -182,13 +174,19 @@ impl Request for ImportKey {
         Resource::Key(self.name.clone())
     }
 
-    fn labels(&self) -> Option<&Labels> {
-        Some(&self.with.labels)
+    fn details(&self) -> Details {
+        Details { owner: self.with.owner.clone().map(Box::new), ..Details::default() }
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+    fn to_be(&self) -> Option<(Option<&Owner>, &Labels)> {
+        Some((self.with.owner.as_ref(), &self.with.labels))
+    }
+
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         let Named { name, with, conditions } = self;
-        let ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds } = with;
+        let ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds, owner } =
+            with;
+        let owner = appliance.owner_to_be(&permit, owner, &labels)?;
         if private_key.expose().len() > LONGEST_IMPORT {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
@@ -198,31 +196,8 @@ impl Request for ImportKey {
         let _same_master = appliance.same_master().await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         let without_token = allowed(serve_without_token_seconds)?;
-        let key = NewMeta { mgf1_hash, labels, without_token };
+        let key = NewMeta { mgf1_hash, labels, without_token, owner };
         appliance.keep_first(name, key, taken).await
-    }
-}
-
-impl Request for ListKeys {
-    const ACTION: Action = Action::KeyList;
-    const TRACE: Trace = Trace::Beside;
-    type Reply = KeyPage;
-
-    fn resource(&self) -> Resource {
-        Resource::Appliance
-    }
-
-    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyPage, Error> {
-        let listed = appliance.records.list_keys(self.0.after.as_ref(), self.0.limit()).await?;
-        let may_see = |name: &Name, labels| {
-            let key = Resource::Key(name.clone());
-            appliance.may_see(&permit, Action::KeyShow, &key, labels)
-        };
-        let keys = listed.found.iter();
-        let seen = keys.filter(|key| may_see(key.meta.name(), Some(key.meta.labels())));
-        let keys = seen.map(|key| KeyView::of(key)).collect();
-        let broken = listed.broken.into_iter().filter(|name| may_see(name, None)).collect();
-        Ok(KeyPage { keys, broken, next: listed.next })
     }
 }
 
@@ -235,8 +210,8 @@ impl Request for ShowKey {
         Resource::Key(self.0.clone())
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        Ok(KeyView::of(&*appliance.key(&self.0).await?))
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        Ok(KeyView::of(&*appliance.permitted_key(&permit).await?))
     }
 }
 
@@ -253,8 +228,8 @@ impl Request for ShowPublic {
         Details { version: self.with.version, ..Details::default() }
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<PublicKeyReply, Error> {
-        let record = appliance.key(&self.name).await?;
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<PublicKeyReply, Error> {
+        let record = appliance.permitted_key(&permit).await?;
         let pick = self.with.version.map_or(Pick::Current, Pick::Version);
         let version = record.meta.pick(pick)?.version();
         let public = public_key(&record, version)?;
@@ -269,49 +244,12 @@ impl Request for ShowPublic {
     }
 }
 
-impl Request for Jwks {
-    const ACTION: Action = Action::KeyPublic;
-    const TRACE: Trace = Trace::Beside;
-    type Reply = JwksView;
-
-    fn resource(&self) -> Resource {
-        Resource::Appliance
-    }
-
-    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<JwksView, Error> {
-        let mut keys = Vec::new();
-        let mut after: Option<Name> = None;
-        loop {
-            let page = appliance.records.list_keys(after.as_ref(), Page::MOST).await?;
-            for record in &page.found {
-                let key = Resource::Key(record.meta.name().clone());
-                let labels = Some(record.meta.labels());
-                let Some(current) = record.meta.current() else { continue };
-                if !appliance.may_see(&permit, Action::KeyPublic, &key, labels) {
-                    continue;
-                }
-                match public_key(record, current.version()) {
-                    Ok(public) => keys.push(public.jwk(record.meta.mgf1_hash())),
-                    Err(error) => tracing::error!(%error, "the key set goes on without it"),
-                }
-            }
-            after = page.next;
-            if after.is_none() {
-                return Ok(JwksView { keys });
-            }
-        }
-    }
-}
-
 impl Traced for KeyView {
     fn details(&self) -> Details {
         let revision = self.is_changed.then_some(self.revision);
         Details { version: self.about, revision, ..Details::default() }
     }
 }
-
-impl Traced for KeyPage {}
-impl Traced for JwksView {}
 
 impl Traced for PublicKeyReply {
     fn details(&self) -> Details {
@@ -342,6 +280,7 @@ struct NewMeta {
     mgf1_hash: Mgf1Hash,
     labels: Labels,
     without_token: u32,
+    owner: Option<Owner>,
 }
 
 impl Appliance {
@@ -358,6 +297,28 @@ impl Appliance {
         }
     }
 
+    /// The owner of a key that the caller of `permit` makes. To make it another's is to give it away.
+    fn owner_to_be(
+        &self,
+        permit: &Permit,
+        named: Option<Owner>,
+        labels: &Labels,
+    ) -> Result<Option<Owner>, Error> {
+        let own = owner_of(permit.caller());
+        match named {
+            None => Ok(own),
+            Some(named) if Some(&named) == own.as_ref() => Ok(own),
+            Some(named) => {
+                let facts = Facts::Known { owner: own.as_ref(), labels: Some(labels) };
+                let (caller, action) = (permit.caller(), Action::KeyTransfer);
+                let transfer = self.policy().permit(caller, action, permit.resource(), facts);
+                drop(transfer.map_err(Error::Denied)?);
+                must_be_able_to_own(&named)?;
+                Ok(Some(named))
+            }
+        }
+    }
+
     async fn must_be_free(&self, name: &Name) -> Result<(), Error> {
         if self.records.home().is_none() {
             return Err(Error::NotInitialised);
@@ -369,10 +330,11 @@ impl Appliance {
     }
 
     async fn keep_first(&self, name: Name, key: NewMeta, made: NewKey) -> Result<KeyView, Error> {
-        let NewMeta { mgf1_hash, labels, without_token } = key;
+        let NewMeta { mgf1_hash, labels, without_token, owner } = key;
         let (kid, address) = (thumbprint(&made.public)?, first_version(&name));
         let mut meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
         meta.serve_without_token(without_token);
+        meta.transfer(owner);
         let first = self.to_keep(address, made).await?;
         let kept = self.records.add_key(meta, first).await.map_err(|error| match error {
             crate::records::RecordError::Conflict => Error::Exists("key"),

@@ -46,7 +46,7 @@ pub struct ChangeBody {
 pub struct DestroyBody {
     pub version: Option<u32>,
     pub reason: Option<Reason>,
-    /// Days to wait, 1 to 365; the configured ones unless said.
+    /// Days to wait, up to 365; the configured ones are the fewest, and wait unless said.
     #[schema(value_type = Option<u16>)]
     pub waiting_period_days: Option<u16>,
 }
@@ -87,9 +87,9 @@ macro_rules! transitions {
                 told(self.with.version, self.with.reason)
             }
 
-            async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+            async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
                 let step = Transition::$transition;
-                appliance.step(&self.name, self.with.version, step, &self.conditions).await
+                appliance.step(&permit, self.with.version, step, &self.conditions).await
             }
         }
     )*};
@@ -130,14 +130,11 @@ impl Request for Destroy {
         told(self.with.version, self.with.reason)
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        let period = match self.with.waiting_period_days {
-            Some(days) => WaitingPeriod::of_days(days)?,
-            None => appliance.settings().destroy_wait_days,
-        };
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+        let period = appliance.waiting_period(self.with.waiting_period_days)?;
         appliance.must_believe_clock()?;
         let step = Transition::ScheduleDestruction(period);
-        appliance.step(&self.name, self.with.version, step, &self.conditions).await
+        appliance.step(&permit, self.with.version, step, &self.conditions).await
     }
 }
 
@@ -154,12 +151,12 @@ impl Request for Rotate {
         told(None, self.with.reason)
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         if self.with.version.is_some() {
             let rule = "a rotation makes a new version and takes none".to_owned();
             return Err(Error::Invalid { member: "version", rule });
         }
-        let old = appliance.key(&self.name).await?;
+        let old = appliance.permitted_key(&permit).await?;
         self.conditions.check(Some(old.revision))?;
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
@@ -202,16 +199,32 @@ impl Reason {
 }
 
 impl Appliance {
+    /// How long a destruction waits: the configured days are the fewest, and what waits them unless said.
+    pub(super) fn waiting_period(&self, asked: Option<u16>) -> Result<WaitingPeriod, Error> {
+        let least = self.settings().destroy_wait_days;
+        let Some(days) = asked else { return Ok(least) };
+        let period = WaitingPeriod::of_days(days)?;
+        if period.days() >= least.days() {
+            return Ok(period);
+        }
+        let rule = format!(
+            "at least {} days, which the configuration sets ([keys] destroy_wait_days)",
+            least.days()
+        );
+        Err(Error::Invalid { member: "waiting_period_days", rule })
+    }
+
     /// Takes a step with one version of a key, or with all that can take it.
     pub(super) async fn step(
         &self,
-        name: &Name,
+        permit: &Permit,
         version: Option<u32>,
         transition: Transition,
         conditions: &Preconditions,
     ) -> Result<KeyView, Error> {
-        let old = self.key(name).await?;
+        let old = self.permitted_key(permit).await?;
         conditions.check(Some(old.revision))?;
+        let name = old.meta.name().clone();
         let mut changed = Vec::new();
         let take = |key: &mut KeyRecord| {
             changed = key.meta.apply(version, transition, self.time_for(transition))?;
@@ -223,7 +236,7 @@ impl Appliance {
             Ok(())
         };
         let kept = self.change(old, transition.restricts(), take).await?;
-        self.forget_opened(name).await;
+        self.forget_opened(&name).await;
         let one = match changed[..] {
             [one] => Some(one),
             _ => None,

@@ -5,22 +5,26 @@
 //! there is no other way to [`Request::run`].
 
 mod after_start;
+mod authorize;
 mod backup;
 mod binary;
 mod cause;
 mod clock;
 mod crypt;
+mod cursor;
 mod doctor;
 mod edited;
 mod error;
 mod gate;
 mod init;
+mod key_lists;
 mod key_update;
 mod keys;
 mod lifecycle;
 mod lock;
 mod master;
 mod metrics;
+mod page;
 mod precondition;
 mod quiet;
 mod recovery;
@@ -32,6 +36,7 @@ mod state;
 mod status;
 mod sweep;
 mod trail;
+mod transfer;
 mod view;
 
 pub use backup::{BackupMade, CreateBackup};
@@ -46,10 +51,11 @@ pub use doctor::{CheckView, Doctor, DoctorView};
 pub use error::Error;
 pub use gate::{Appliance, Call, ConfigRefused, HouseChecks, Parts, Request, Trace, Traced};
 pub use init::{Init, InitView};
+pub use key_lists::{Jwks, JwksQuery, JwksView, KeyPage, ListKeys};
 pub use key_update::{UpdateBody, UpdateKey};
 pub use keys::{
-    CreateKey, ImportBody, ImportKey, Jwks, JwksView, KeyPage, ListKeys, PublicForm,
-    PublicKeyQuery, PublicKeyReply, ShowKey, ShowPublic,
+    CreateKey, ImportBody, ImportKey, PublicForm, PublicKeyQuery, PublicKeyReply, ShowKey,
+    ShowPublic,
 };
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,
@@ -71,4 +77,5 @@ pub use state::{SecretSettings, Settings, Standing};
 pub use status::{Status, StatusView};
 pub use sweep::Seen;
 pub use trail::{AuditPage, PublicKeyPem, ReadAudit, ReadPublicKey};
+pub use transfer::{TransferBody, TransferKey, TransferSecret};
 pub use view::{KeyView, Named, Page, VersionView};

@@ -5,15 +5,17 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::authorize::{facts_of_key, facts_of_secret, owner_of};
 use super::binary::{Binary, Disclosed, SecretBinary};
 use super::crypt::{Decrypted, protect};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced, request_id};
+use super::page::{Entry, Filling};
 use super::precondition::Preconditions;
 use super::view::{Named, Page};
 use crate::audit::Details;
-use crate::key::{Name, Pick};
-use crate::policy::{Action, Permit, Resource};
+use crate::key::{Name, Owner, Pick};
+use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::{At, KeyRecord, RecordError, SecretRecord};
 
 /// Body of a put: a ciphertext that the client made, or a plaintext that the daemon encrypts.
@@ -77,19 +79,24 @@ pub struct SecretView {
     pub updated_at: Timestamp,
     /// Who stored it last.
     pub updated_by: String,
+    /// Who made it, or whom it was transferred to; absent where it was made before there were owners.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "unix:1000")]
+    pub owner: Option<Owner>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SecretPage {
-    /// May be fewer than were asked for, also where there is a next page.
+    /// May be fewer than were asked for, also where there is a next page: where a very long stretch may not
+    /// be shown.
     pub secrets: Vec<SecretView>,
     /// Secrets of this page whose records were damaged or changed outside Strongroom; absent where none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>, required = false)]
     pub broken: Vec<Name>,
+    /// What to give as `after` for the next page; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub next: Option<Name>,
+    pub next: Option<String>,
 }
 
 /// What was stored, and whether the name is new.
@@ -113,10 +120,10 @@ pub struct Revealed {
 }
 
 impl SecretView {
-    fn of(At { revision, record }: At<SecretRecord>) -> Self {
-        let SecretRecord { name, key, version, kid, created_at, updated_at, updated_by, .. } =
-            record;
-        Self { name, key, version, kid, revision, created_at, updated_at, updated_by }
+    pub(super) fn of(At { revision, record }: At<SecretRecord>) -> Self {
+        let SecretRecord { name, key, version, kid, created_at, updated_at, .. } = record;
+        let SecretRecord { updated_by, owner, .. } = record;
+        Self { name, key, version, kid, revision, created_at, updated_at, updated_by, owner }
     }
 
     fn details(&self) -> Details {
@@ -147,11 +154,12 @@ impl Request for PutSecret {
         // Whoever stores for a key could as well encrypt with it, and whoever has it verified learns
         // what it opens: nothing gets round the key's policy.
         let of_key = Resource::Key(body.key.clone());
-        drop(appliance.permit_also(&permit, Action::KeyEncrypt, &of_key).await?);
+        let mut of_the_key =
+            vec![appliance.permit_also(&permit, Action::KeyEncrypt, &of_key).await?];
         if body.verify {
-            drop(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
+            of_the_key.push(appliance.permit_also(&permit, Action::KeyDecrypt, &of_key).await?);
         }
-        let known = appliance.records.secret(&name).await?;
+        let known = appliance.permitted_secret(&permit).await?;
         conditions.check(known.as_ref().map(|known| known.revision))?;
         if known.is_some()
             && conditions.is_empty()
@@ -160,6 +168,9 @@ impl Request for PutSecret {
             return Err(Error::NoPrecondition);
         }
         let key = appliance.key(&body.key).await?;
+        for permit in &of_the_key {
+            appliance.must_cover(permit, facts_of_key(&key.meta))?;
+        }
         let kept = appliance.ciphertext_to_keep(&permit, &key, body).await?;
         let (now, created) = (appliance.now(), known.is_none());
         let record = SecretRecord {
@@ -171,6 +182,10 @@ impl Request for PutSecret {
             ciphertext: BASE64_STANDARD.encode(&kept.ciphertext.0),
             updated_at: now,
             updated_by: permit.caller().name(),
+            owner: match &known {
+                Some(known) => known.record.owner.clone(),
+                None => owner_of(permit.caller()),
+            },
         };
         let put = appliance.records.put_secret(known.map(|at| at.revision), &record).await;
         let revision = match put.map_err(Error::from) {
@@ -243,15 +258,28 @@ impl Request for ListSecrets {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<SecretPage, Error> {
-        let listed = appliance.records.list_secrets(self.0.after.as_ref(), self.0.limit()).await?;
-        let may_see = |name: &Name| {
-            let secret = Resource::Secret(name.clone());
-            appliance.may_see(&permit, Action::SecretShow, &secret, None)
-        };
-        let seen = listed.found.into_iter().filter(|at| may_see(&at.record.name));
-        let secrets = seen.map(SecretView::of).collect();
-        let broken = listed.broken.into_iter().filter(may_see).collect();
-        Ok(SecretPage { secrets, broken, next: listed.next })
+        let page = &self.0;
+        let mut filling = Filling::begin(appliance, &permit, "secrets", page, usize::MAX)?;
+        while let Some((after, count)) = filling.wants() {
+            let listed = appliance.records.list_secrets(page.prefix(), after, count).await?;
+            let read = listed.found.len() + listed.broken.len();
+            let may_see = |name: &Name, facts: Facts<'_>| {
+                let secret = Resource::Secret(name.clone());
+                appliance.may_see(&permit, Action::SecretShow, &secret, facts)
+            };
+            let whole = listed
+                .found
+                .into_iter()
+                .filter(|at| may_see(&at.record.name, facts_of_secret(&at.record)));
+            let whole =
+                whole.map(|at| (at.record.name.clone(), 1, Entry::Whole(SecretView::of(at))));
+            let broken = listed.broken.iter().filter(|name| may_see(name, Facts::Unknown));
+            let broken = broken.map(|name| (name.clone(), 1, Entry::Broken));
+            let shown = whole.chain(broken).collect();
+            filling.take(shown, read, listed.next);
+        }
+        let filled = filling.filled()?;
+        Ok(SecretPage { secrets: filled.entries, broken: filled.broken, next: filled.next })
     }
 }
 
@@ -264,8 +292,8 @@ impl Request for ShowSecret {
         Resource::Secret(self.0.clone())
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<SecretView, Error> {
-        let found = appliance.records.secret(&self.0).await?;
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<SecretView, Error> {
+        let found = appliance.permitted_secret(&permit).await?;
         found.map(SecretView::of).ok_or_else(|| appliance.absent("secret"))
     }
 }
@@ -280,8 +308,8 @@ impl Request for RevealSecret {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Revealed, Error> {
-        let found =
-            appliance.records.secret(&self.0).await?.ok_or_else(|| appliance.absent("secret"))?;
+        let found = appliance.permitted_secret(&permit).await?;
+        let found = found.ok_or_else(|| appliance.absent("secret"))?;
         let opened = appliance.open_secret(&permit, &found.record).await.inspect_err(|error| {
             let (key, version) = (&found.record.key, found.record.version);
             let (request_id, code) = (request_id(), error.code());
@@ -302,8 +330,8 @@ impl Appliance {
     ) -> Result<Decrypted, Error> {
         // A stored ciphertext is a ciphertext: to see it opened, one must be allowed to decrypt.
         let of_key = Resource::Key(secret.key.clone());
-        drop(self.permit_also(permit, Action::KeyDecrypt, &of_key).await?);
-        let key = self.key(&secret.key).await?;
+        let to_decrypt = self.permit_also(permit, Action::KeyDecrypt, &of_key).await?;
+        let key = self.permitted_key(&to_decrypt).await?;
         let proof = self.may_process(permit, &key, Pick::Version(secret.version)).await?;
         let ciphertext = BASE64_STANDARD
             .decode(&secret.ciphertext)
@@ -321,8 +349,8 @@ impl Request for DeleteSecret {
         Resource::Secret(self.name.clone())
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<Deleted, Error> {
-        let found = appliance.records.secret(&self.name).await?;
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<Deleted, Error> {
+        let found = appliance.permitted_secret(&permit).await?;
         self.conditions.check(found.as_ref().map(|found| found.revision))?;
         let known = found.ok_or_else(|| appliance.absent("secret"))?.revision;
         if let Err(error) = appliance.records.delete_secret(&self.name, known).await {

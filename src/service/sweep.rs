@@ -42,9 +42,9 @@ impl Request for DestroyDue {
         Details { version: Some(self.version), ..Details::default() }
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         appliance
-            .step(&self.name, Some(self.version), Transition::Destroy, &Preconditions::default())
+            .step(&permit, Some(self.version), Transition::Destroy, &Preconditions::default())
             .await
     }
 }

@@ -4,10 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::gate::Appliance;
 use super::precondition::Preconditions;
-use crate::key::{Labels, Name, VersionMeta};
-use crate::policy::{Action, Context, Permit, Resource};
+use crate::key::{Name, Owner, VersionMeta};
 use crate::records::KeyRecord;
 
 /// A request about one named thing, with what came in the body or the query.
@@ -25,9 +23,11 @@ pub struct Named<T> {
 pub struct Page {
     /// At most this many, 1 to 1000; 100 unless said.
     pub limit: Option<usize>,
-    /// The last name of the page before.
-    #[param(value_type = Option<String>)]
-    pub after: Option<Name>,
+    /// What the page before gave as `next`. It holds for this caller, this list and this prefix, until the
+    /// daemon is started again.
+    pub after: Option<String>,
+    /// Only those whose names begin so.
+    pub prefix: Option<String>,
 }
 
 impl Page {
@@ -37,6 +37,11 @@ impl Page {
     /// How many entries this page may have, within bounds.
     pub fn limit(&self) -> usize {
         self.limit.unwrap_or(100).clamp(1, Self::MOST)
+    }
+
+    /// What names begin with.
+    pub fn prefix(&self) -> &str {
+        self.prefix.as_deref().unwrap_or_default()
     }
 }
 
@@ -55,6 +60,10 @@ pub struct KeyView {
     /// What the operator tagged it with.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: crate::key::Labels,
+    /// Who made it, or whom it was transferred to; absent where it was made before there were owners.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "unix:1000")]
+    pub owner: Option<Owner>,
     /// For how many seconds of an outage of the token the opened key may go on serving; 0 is not at all.
     pub serve_without_token_seconds: u32,
     /// The version that protects; absent where none does.
@@ -123,6 +132,7 @@ impl KeyView {
                 None => meta.state().as_str(),
             },
             labels: meta.labels().clone(),
+            owner: meta.owner().cloned(),
             serve_without_token_seconds: meta.serve_without_token_seconds(),
             current_version: meta.current().map(VersionMeta::version),
             created_at: meta.created_at(),
@@ -154,19 +164,5 @@ impl VersionView {
             destroy_at: meta.destroy_at(),
             destroyed_at: meta.destroyed_at(),
         }
-    }
-}
-
-impl Appliance {
-    /// Whether one entry of a permitted list may be shown to the caller. Nothing is told of those that
-    /// may not, neither to the caller nor to the trail.
-    pub(super) fn may_see(
-        &self,
-        permit: &Permit,
-        action: Action,
-        resource: &Resource,
-        labels: Option<&Labels>,
-    ) -> bool {
-        self.policy().permit(permit.caller(), action, resource, Context { labels }).is_ok()
     }
 }

@@ -1,5 +1,11 @@
 //! Attacks on the promises of `docs/security.md`: one file for each finding, run as the user whom the
 //! attacker would be.
 
+mod backup_as_reader;
+mod batch_versions;
+mod hidden_names;
 mod key_on_the_stack;
+mod neighbours_secrets;
 mod odd_ciphertexts;
+mod unbounded_replies;
+mod undercut_waiting;

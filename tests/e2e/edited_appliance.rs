@@ -263,7 +263,7 @@ fn an_edited_clock_or_count_brings_nothing_forward() {
             trail_lines(&scene.appliance.trail()).iter().any(|line| line["event"] == told)
         });
         scene.appliance.create_key(stands);
-        let body = json!({ "waiting_period_days": 1 });
+        let body = json!({});
         let reply = scene.appliance.delete(&format!("/v1/keys/{stands}"), &body);
         reply.expect_problem(409, "clock-doubted");
         expect_plaintext(&reveal(&scene.appliance, "s"), "kept");

@@ -57,6 +57,29 @@ impl Fixture {
         expect_within(&self.expected[name], &now, name);
     }
 
+    /// What was made before there were owners opens for nobody, as policy is shipped, until an operator
+    /// gives it one.
+    fn expect_owners(&self) {
+        for kind in ["keys", "secrets"] {
+            let list = self.appliance.get(&format!("/v1/{kind}?limit=1000")).json();
+            for entry in list[kind].as_array().expect("a list") {
+                if entry["owner"].is_string() {
+                    continue;
+                }
+                let at = format!("/v1/{kind}/{}", entry["name"].as_str().expect("a name"));
+                let (verb, body) = match kind {
+                    "keys" => ("decrypt", json!({ "ciphertext": base64([7; 256]) })),
+                    _ => ("reveal", json!({})),
+                };
+                let refused = self.appliance.post(&format!("{at}/{verb}"), &body);
+                refused.expect_problem(403, "denied");
+                let body = json!({ "owner": "unix:0" });
+                let given = self.appliance.post(&format!("{at}/transfer"), &body);
+                assert_eq!(given.expect_status(200).json()["owner"], "unix:0", "{at}");
+            }
+        }
+    }
+
     fn expect_opens(&self) {
         for sealed in self.list("ciphertexts") {
             let key = sealed["key"].as_str().expect("a name");
@@ -129,6 +152,7 @@ fn every_fixture_is_opened_whole_and_gone_on_with() {
         assert_eq!(status["appliance"], fixture.expected["status"]["appliance"]);
         fixture.expect_same("/v1/keys?limit=1000", "keys");
         fixture.expect_same("/v1/secrets?limit=1000", "secrets");
+        fixture.expect_owners();
         fixture.expect_opens();
         for sealed in fixture.list("gone") {
             let body = json!({ "ciphertext": sealed["ciphertext"], "version": sealed["version"] });

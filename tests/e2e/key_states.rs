@@ -152,6 +152,15 @@ fn a_compromised_version_opens_only_for_who_may_recover() {
     decrypt(&appliance, "payments", &opened[0], Some(1)).expect_problem(409, "key-state");
 }
 
+/// An appliance whose destructions wait for a day, the shortest time that can be set.
+fn waiting_a_day() -> Appliance {
+    let appliance = Appliance::configured(|config| {
+        config.insert("keys".to_owned(), toml::toml! { destroy_wait_days = 1 }.into());
+    });
+    appliance.post("/v1/init", &json!({})).expect_status(201);
+    appliance
+}
+
 #[test]
 fn a_destruction_waits_and_can_be_cancelled() {
     let appliance = Appliance::new();
@@ -163,7 +172,7 @@ fn a_destruction_waits_and_can_be_cancelled() {
     }
     step(&appliance, "k", "restore", json!({})).expect_problem(409, "key-state");
     let now = jiff::Timestamp::now().as_second();
-    for (body, days) in [(json!({}), 30), (json!({ "waiting_period_days": 1 }), 1)] {
+    for (body, days) in [(json!({}), 30), (json!({ "waiting_period_days": 40 }), 40)] {
         let view = destroy(&appliance, "k", &body).expect_status(200).json();
         let waits = seconds(&view["versions"][0]["destroy_at"]) - now;
         assert!((0..120).contains(&(waits - days * 86_400)), "{waits} s are not {days} days");
@@ -186,7 +195,7 @@ fn a_destruction_waits_and_can_be_cancelled() {
 
 #[test]
 fn a_destruction_that_fell_due_while_the_daemon_was_down_is_carried_out() {
-    let mut appliance = Appliance::new();
+    let mut appliance = waiting_a_day();
     appliance.create_key("k");
     step(&appliance, "k", "rotate", json!({})).expect_status(200);
     let old = json!({ "version": 1, "waiting_period_days": 1 });
@@ -221,7 +230,7 @@ fn a_destruction_that_fell_due_while_the_daemon_was_down_is_carried_out() {
 
 #[test]
 fn a_broken_record_does_not_keep_others_from_their_destruction() {
-    let mut appliance = Appliance::new();
+    let mut appliance = waiting_a_day();
     for key in ["a", "b", "c"] {
         appliance.create_key(key);
         destroy(&appliance, key, &json!({ "waiting_period_days": 1 })).expect_status(200);
@@ -248,7 +257,7 @@ fn a_broken_record_does_not_keep_others_from_their_destruction() {
 
 #[test]
 fn a_destruction_that_falls_due_while_locked_is_carried_out_after_the_unlock() {
-    let mut appliance = Appliance::new();
+    let mut appliance = waiting_a_day();
     appliance.create_key("k");
     destroy(&appliance, "k", &json!({ "waiting_period_days": 1 })).expect_status(200);
     appliance.post("/v1/lock", &json!({})).expect_status(200);

@@ -49,7 +49,7 @@ impl House {
         });
         open_to_all(&appliance);
         appliance.post("/v1/init", &json!({})).expect_status(201);
-        appliance.create_key("k");
+        appliance.create_shared_key("k");
         let body = json!({ "ciphertext": encrypt(&appliance, "k", "x") }).to_string();
         Self { appliance, body }
     }

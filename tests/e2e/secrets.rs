@@ -9,8 +9,17 @@ use crate::checks::{
     expect_traced, lines_of, seen, unb64,
 };
 
-const SECRET: [&str; 8] =
-    ["name", "key", "version", "kid", "revision", "created_at", "updated_at", "updated_by"];
+const SECRET: [&str; 9] = [
+    "name",
+    "key",
+    "version",
+    "kid",
+    "revision",
+    "created_at",
+    "updated_at",
+    "updated_by",
+    "owner",
+];
 
 /// A put under an entity tag.
 fn put_if(appliance: &Appliance, tag: &str, body: &Value) -> Reply {

@@ -62,6 +62,7 @@ fn rule(
 fn rules() -> Vec<Rule> {
     let cipher = || json!({"ciphertext": b64([1; 256])});
     let plain = || json!({"plaintext": b64("x")});
+    let to_nobody = || json!({"owner": "unix:60099"});
     vec![
         rule(
             "key:create",
@@ -92,9 +93,15 @@ fn rules() -> Vec<Rule> {
             json!({"key": "absent", "plaintext": ""}),
         ),
         rule("secret:list", "osa", "GET", "/v1/secrets", None),
-        rule("secret:show", "osa", "GET", "/v1/secrets/there", None),
-        rule("secret:reveal", "s", "POST", "/v1/secrets/there/reveal", None),
+        rule("secret:show", "osa", "GET", "/v1/secrets/service.there", None),
+        rule("secret:reveal", "s", "POST", "/v1/secrets/service.there/reveal", None),
         rule("secret:delete", "s", "DELETE", "/v1/secrets/absent", None),
+        // What is there is another's; what is not would be theirs.
+        rule("key:transfer", "", "POST", "/v1/keys/there/transfer", to_nobody()),
+        rule("key:transfer", "os", "POST", "/v1/keys/absent/transfer", to_nobody()),
+        rule("secret:transfer", "", "POST", "/v1/secrets/service.there/transfer", to_nobody()),
+        rule("secret:transfer", "os", "POST", "/v1/secrets/absent/transfer", to_nobody()),
+        rule("backup:create", "", "POST", "/v1/backup", None),
         rule("audit:read", "a", "GET", "/v1/audit", None),
         rule("audit:read", "a", "GET", "/v1/audit/public-key", None),
         rule("appliance:init", "o", "POST", "/v1/init", None),
@@ -110,9 +117,9 @@ fn rules() -> Vec<Rule> {
 #[test]
 fn every_role_may_what_the_shipped_policies_say_and_no_more() {
     let appliance = appliance_with(|_, _| {});
-    appliance.create_key("there");
+    appliance.create_shared_key("there");
     let body = json!({"key": "there", "plaintext": b64("x")});
-    appliance.put("/v1/secrets/there", &body).expect_status(201);
+    appliance.put("/v1/secrets/service.there", &body).expect_status(201);
     let before = seen(&appliance);
     let callers = [(OPERATOR, Some(0)), (SERVICE, Some(1)), (AUDITOR, Some(2)), (NOBODY, None)];
     let groups = [(BY_GROUP, Some(1)), (BY_OTHER_GROUP, Some(1))];
@@ -179,8 +186,8 @@ fn nobody_gets_round_a_keys_policy_by_way_of_a_secret() {
                 resource == Key::"sealed");
     "#;
     let appliance = appliance_with(|appliance, config| policies(appliance, config, more));
-    let public = appliance.create_key("vault");
-    appliance.create_key("sealed");
+    let public = appliance.create_shared_key("vault");
+    appliance.create_shared_key("sealed");
     let ciphertext = b64(openssl_encrypt(&public, b"stolen", &appliance.path("")));
     let ask =
         |method: &str, path: &str, body: Value| SERVICE.asks(&appliance, method, path, Some(&body));
@@ -189,12 +196,12 @@ fn nobody_gets_round_a_keys_policy_by_way_of_a_secret() {
     ask("POST", "/v1/keys/vault/decrypt", json!({"items": [item]})).expect_problem(403, "denied");
 
     let body = json!({"key": "vault", "ciphertext": ciphertext});
-    ask("PUT", "/v1/secrets/mine", body).expect_status(201);
-    let revealed = ask("POST", "/v1/secrets/mine/reveal", json!({}));
+    ask("PUT", "/v1/secrets/service.mine", body).expect_status(201);
+    let revealed = ask("POST", "/v1/secrets/service.mine/reveal", json!({}));
     denied_on_the_way(&appliance, &revealed, "secret:reveal");
     let body = json!({"key": "vault", "ciphertext": ciphertext, "verify": true});
     let before = seen(&appliance);
-    denied_on_the_way(&appliance, &ask("PUT", "/v1/secrets/mine", body), "secret:put");
+    denied_on_the_way(&appliance, &ask("PUT", "/v1/secrets/service.mine", body), "secret:put");
     for key in ["sealed", "absent"] {
         // Whoever stores for a key encrypts with it; whether it is there is nothing to learn either.
         let body = json!({"key": key, "plaintext": b64("x")});
@@ -207,7 +214,7 @@ fn nobody_gets_round_a_keys_policy_by_way_of_a_secret() {
     }
     assert_eq!(seen(&appliance), before);
     // What somebody else stored for that key stays closed as well, and opens for who may.
-    let opened = appliance.post("/v1/secrets/mine/reveal", &json!({}));
+    let opened = appliance.post("/v1/secrets/service.mine/reveal", &json!({}));
     assert_eq!(unb64(&opened.expect_status(200).json()["plaintext"]), b"stolen");
 }
 
@@ -222,15 +229,15 @@ fn lists_show_only_what_policy_lets_each_caller_see() {
         when { resource.hasTag("class") && resource.getTag("class") == "hidden" };
         @id("no-secret")
         forbid (principal == User::"unix:60002", action == Action::"secret:show",
-                resource == Secret::"quiet");
+                resource == Secret::"service.quiet");
     "#;
     let appliance = appliance_with(|appliance, config| policies(appliance, config, more));
     for (name, class) in [("open", "open"), ("tagged", "hidden"), ("vault", "open")] {
-        let labels = json!({ "class": class });
+        let labels = json!({ "class": class, "shared": "services" });
         let body = json!({ "name": name, "algorithm": "RSA-2048", "labels": labels });
         appliance.post("/v1/keys", &body).expect_status(201);
     }
-    for name in ["loud", "quiet"] {
+    for name in ["service.loud", "service.quiet"] {
         let body = json!({"key": "open", "plaintext": b64("x")});
         appliance.put(&format!("/v1/secrets/{name}"), &body).expect_status(201);
     }
@@ -244,12 +251,15 @@ fn lists_show_only_what_policy_lets_each_caller_see() {
         view["versions"][0]["kid"].as_str().expect("a text").to_owned()
     };
     assert_eq!(seen(SERVICE, "/v1/keys", "keys", "name"), ["open", "vault"]);
-    assert_eq!(seen(SERVICE, "/v1/keys?limit=1&after=open", "keys", "name"), [""; 0]);
+    let first = SERVICE.asks(&appliance, "GET", "/v1/keys?limit=1", None).json();
+    let next = first["next"].as_str().expect("a cursor");
+    let second = format!("/v1/keys?limit=1&after={next}");
+    assert_eq!(seen(SERVICE, &second, "keys", "name"), ["vault"]);
     assert_eq!(seen(SERVICE, "/v1/jwks.json", "keys", "kid"), [kid("open"), kid("tagged")]);
-    assert_eq!(seen(SERVICE, "/v1/secrets", "secrets", "name"), ["loud"]);
+    assert_eq!(seen(SERVICE, "/v1/secrets", "secrets", "name"), ["service.loud"]);
     assert_eq!(seen(AUDITOR, "/v1/keys", "keys", "name"), ["open", "tagged", "vault"]);
     assert_eq!(seen(AUDITOR, "/v1/jwks.json", "keys", "kid").len(), 3);
-    assert_eq!(seen(AUDITOR, "/v1/secrets", "secrets", "name"), ["loud", "quiet"]);
+    assert_eq!(seen(AUDITOR, "/v1/secrets", "secrets", "name"), ["service.loud", "service.quiet"]);
 }
 
 #[test]
@@ -289,15 +299,15 @@ fn recovery_needs_a_permission_of_its_own() {
                 resource);
     "#;
     let appliance = appliance_with(|appliance, config| policies(appliance, config, more));
-    appliance.create_key("there");
+    appliance.create_shared_key("there");
     let body = json!({"plaintext": b64("x")});
     let made = appliance.post("/v1/keys/there/encrypt", &body).expect_status(200).json();
     let body = json!({"key": "there", "plaintext": b64("x")});
-    appliance.put("/v1/secrets/there", &body).expect_status(201);
+    appliance.put("/v1/secrets/service.there", &body).expect_status(201);
     appliance.post("/v1/keys/there/compromise", &json!({})).expect_status(200);
     let item = json!({"ciphertext": made["ciphertext"], "version": 1});
     for (path, body) in
-        [("/v1/keys/there/decrypt", &item), ("/v1/secrets/there/reveal", &json!({}))]
+        [("/v1/keys/there/decrypt", &item), ("/v1/secrets/service.there/reveal", &json!({}))]
     {
         SERVICE.asks(&appliance, "POST", path, Some(body)).expect_problem(409, "key-state");
         let opened = NOBODY.asks(&appliance, "POST", path, Some(body));
@@ -347,7 +357,7 @@ fn the_example_in_the_shipped_file_works_as_it_stands() {
 #[test]
 fn another_users_process_is_that_user() {
     let appliance = appliance_with(|_, _| {});
-    appliance.create_key("there");
+    appliance.create_shared_key("there");
     let as_user = |user: User, path: &str| {
         let output = Command::new("curl")
             .args(["-s", "-w", "\n%{http_code}", "--unix-socket"])

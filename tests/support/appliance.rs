@@ -424,6 +424,17 @@ impl Appliance {
     }
 }
 
+impl Appliance {
+    /// Creates a key that all services decrypt with, as policy is shipped; returns its public half.
+    pub fn create_shared_key(&self, name: &str) -> String {
+        let labels = json!({ "shared": "services" });
+        let body = json!({ "name": name, "algorithm": "RSA-2048", "labels": labels });
+        self.post("/v1/keys", &body).expect_status(201);
+        let public = self.get(&format!("/v1/keys/{name}/public?format=spki-pem"));
+        public.expect_status(200).text()
+    }
+}
+
 /// The first child of any thread of a process.
 fn child_of(process: u32) -> Option<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;

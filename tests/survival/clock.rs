@@ -15,7 +15,10 @@ fn appliance() -> Appliance {
 
 fn appliance_at(clock: &str) -> Appliance {
     let mut appliance = Appliance::prepared(|config| {
-        let keys = toml::Table::from_iter([("sweep_seconds".to_owned(), 1.into())]);
+        let keys = toml::toml! {
+            sweep_seconds = 1
+            destroy_wait_days = 1
+        };
         config.insert("keys".to_owned(), keys.into());
     });
     appliance.follow_clock();

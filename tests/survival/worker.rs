@@ -159,7 +159,7 @@ impl Worker {
         let (method, path, body, after) = match verb {
             "rotate" => ("POST", format!("{path}/rotate"), json!({}), (versions + 1, Fate::Stays)),
             "restore" => ("POST", format!("{path}/restore"), json!({}), (*versions, Fate::Stays)),
-            _ => ("DELETE", path, json!({ "waiting_period_days": 1 }), (*versions, Fate::Waits)),
+            _ => ("DELETE", path, json!({}), (*versions, Fate::Waits)),
         };
         let after = State::Key { versions: after.0, fate: after.1 };
         self.change(wire, (method, &path, &body), name, after)
