@@ -21,7 +21,7 @@ use super::protocol::{Answer, Fault, Hello, Verb};
 use super::state::StateError;
 use super::wire::{Packet, WireError, peer_is};
 use super::{cache, needs};
-use crate::secret::{arena, with_wiped_stack};
+use crate::secret::arena;
 use crate::turns::{Apart, Seat, Turns};
 
 /// Custody's own settings; the token's are its module's.
@@ -397,8 +397,7 @@ fn spawn_pool(
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Job { connection, id, verb }) = job else { return };
                     let limit = if is_long(&verb) { limit * 4 } else { limit };
-                    let work = || with_wiped_stack(|| custodian.slow(verb));
-                    let answer = hang.during(limit, work);
+                    let answer = hang.during(limit, || custodian.slow(verb));
                     reply(&connection, &mut output, id, answer);
                     if custodian.is_past_use() {
                         leave(&custodian, PAST_USE);

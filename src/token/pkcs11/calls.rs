@@ -5,7 +5,8 @@
 //! there already, with its state, and handles of cryptoki's sessions and objects are valid for it.
 //!
 //! What the module copies on its own side is out of reach: SoftHSM keeps secrets in locked memory
-//! that it wipes; others may not. And a module that hands our buffers to the kernel as they are
+//! that it wipes; others may not. It runs on the thread's ordinary stack, since it may rely on that being
+//! the thread's own; what it leaves there is wiped after each of these calls. And a module that hands our buffers to the kernel as they are
 //! (`write(2)` to a network HSM) fails with EFAULT where the arena is secret memory: such a module
 //! needs the arena's kind `mlock`.
 #![allow(unsafe_code)] // PKCS#11 is a C interface; every call here passes slices that outlive it
@@ -19,7 +20,7 @@ use cryptoki_sys::{
 };
 
 use super::failure::Failure;
-use crate::secret::Pin;
+use crate::secret::{Pin, with_wiped_stack};
 
 /// Length of the tag in bits; never less.
 const TAG_BITS: CK_ULONG = 128;
@@ -71,9 +72,9 @@ impl Calls {
         let login = self.login.ok_or_else(|| Failure::call("C_Login", ABSENT))?;
         let pin = pin.expose();
         // SAFETY: the PIN's pointer and length belong together; the module only reads it.
-        let code = unsafe {
+        let code = with_wiped_stack(|| unsafe {
             login(session.handle(), CKU_USER, pin.as_ptr().cast_mut(), length(pin.len()))
-        };
+        });
         checked("C_Login", code)
     }
 
@@ -97,7 +98,7 @@ impl Calls {
         checked("C_EncryptInit", unsafe { init(session.handle(), &mut mechanism, key.handle()) })?;
         let mut len = length(out.len());
         // SAFETY: `data` is only read; `out` is writable for `len` bytes.
-        let code = unsafe {
+        let code = with_wiped_stack(|| unsafe {
             encrypt(
                 session.handle(),
                 data.as_ptr().cast_mut(),
@@ -105,7 +106,7 @@ impl Calls {
                 out.as_mut_ptr(),
                 &mut len,
             )
-        };
+        });
         checked("C_Encrypt", code)?;
         if parameter.ulIvLen != length(iv.len()) {
             return Err(Failure::answer("C_Encrypt", "the token used an IV of another length"));
@@ -133,7 +134,7 @@ impl Calls {
         checked("C_DecryptInit", unsafe { init(session.handle(), &mut mechanism, key.handle()) })?;
         let mut len = length(out.len());
         // SAFETY: `data` is only read; `out` is writable for `len` bytes.
-        let code = unsafe {
+        let code = with_wiped_stack(|| unsafe {
             decrypt(
                 session.handle(),
                 data.as_ptr().cast_mut(),
@@ -141,7 +142,7 @@ impl Calls {
                 out.as_mut_ptr(),
                 &mut len,
             )
-        };
+        });
         checked("C_Decrypt", code)?;
         within("C_Decrypt", len, out)
     }
