@@ -14,7 +14,7 @@ use super::protocol::{Answer, Fault, KeyAddress, RecordAddress, Reply, StoreKey}
 use super::rsa::{KeyError, PrivateKey};
 use super::{seal, sealed};
 use crate::key::{Algorithm, Mgf1Hash, PublicKey};
-use crate::secret::{DataKey, Pkcs8Der, SecretBytes};
+use crate::secret::{DataKey, OnLockedStack, Pkcs8Der, SecretBytes, on_locked_stack};
 use crate::token::{Token, TokenError, WrappedKey};
 
 /// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
@@ -70,7 +70,9 @@ impl RecoveryKey {
 
     /// Wraps a key, bound to where it belongs by the label of OAEP.
     fn wrap(&self, label: &[u8], key: &DataKey) -> Result<Vec<u8>, Fault> {
-        let wrapped = self.key.encrypt(Mgf1Hash::Sha256, key.expose(), label);
+        // The padded key passes through the frames of the arithmetic.
+        let encrypt = |_: &OnLockedStack| self.key.encrypt(Mgf1Hash::Sha256, key.expose(), label);
+        let wrapped = on_locked_stack(encrypt).map_err(|_| Fault::ArenaFull)?;
         let wrapped = wrapped.map_err(|error| Fault::Recovery(error.to_string()))?;
         Ok(sealed::write_recovery(&self.fingerprint, &wrapped))
     }
