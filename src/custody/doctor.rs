@@ -5,10 +5,10 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::custodian::OpenToken;
-use super::masters;
 use super::protocol::{Check, Verdict};
+use super::{masters, rsa};
 use crate::sandbox;
-use crate::secret::ArenaKind;
+use crate::secret::{self, ArenaKind};
 use crate::token::pkcs11::{self, Seen};
 use crate::token::{self, PinError, Token, read_pin};
 
@@ -25,6 +25,7 @@ pub fn examine(
         Err(why) => checks.push(fail("token", why.to_owned(), "[token], or `strongroom unlock`")),
     }
     checks.push(locked_memory(arena));
+    checks.push(ok("RSA code path", rsa::code_path()));
     checks.extend(sandbox::entered().map(|entered| sandboxed("sandbox of custody", entered)));
     checks.push(core_limit());
     checks
@@ -63,6 +64,7 @@ pub fn examine_locked(
         ],
     });
     checks.push(locked_memory(arena));
+    checks.push(ok("RSA code path", rsa::code_path()));
     checks
 }
 
@@ -142,12 +144,16 @@ fn open_token(token: &dyn Token, generation: Option<u32>) -> Vec<Check> {
 }
 
 fn locked_memory(arena: &crate::secret::ArenaReport) -> Check {
-    let found = arena.to_string();
+    let stacks = secret::stacks().filter(|stacks| stacks.count > 0);
+    let found = match stacks {
+        Some(stacks) => format!("{arena}; {stacks}"),
+        None => arena.to_string(),
+    };
     match arena.kind {
         ArenaKind::MemfdSecret => ok("locked memory", found),
         ArenaKind::Mlock => warn(
             "locked memory",
-            format!("{found}; root can read it from outside"),
+            format!("{found}; root can read all of it from outside"),
             "a kernel with memfd_secret (5.14 or newer), [custody.arena] kind",
         ),
     }

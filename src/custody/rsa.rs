@@ -5,6 +5,7 @@
 //! which every function here that touches private numbers does its work. Decryption is RSAES-OAEP with
 //! SHA-256 (RFC 8017 §7.1).
 
+mod code_path;
 mod ffi;
 mod form;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{ArenaError, OnLockedStack, Pkcs8Der, Plaintext, SecretBytes, on_locked_stack};
+pub use code_path::code_path;
 use ffi::{Builder, Context, ErrorQueue, Key};
 use form::Form;
 

@@ -417,3 +417,28 @@ fn the_deepest_work_takes_less_than_half_of_the_stack() {
     assert!(stacks.deepest_bytes > 4096, "nothing was measured: {stacks}");
     assert!(stacks.deepest_bytes < secret::STACK_SIZE / 2, "{stacks}");
 }
+
+/// What the switch of stacks, and the wipe of as much as an operation uses, add to it: against the fastest
+/// of many operations, so that a busy machine changes nothing.
+#[test]
+fn the_locked_stack_costs_less_than_two_percent_of_the_shortest_operation() {
+    use std::time::{Duration, Instant};
+    arena();
+    let (der, _) = known_key();
+    let key = PrivateKey::from_pkcs8(&der).expect("a good key");
+    let fastest = |work: &dyn Fn()| {
+        let timed = |_| {
+            let begun = Instant::now();
+            work();
+            begun.elapsed()
+        };
+        (0..2_000).map(timed).min().unwrap_or(Duration::MAX)
+    };
+    let operation = fastest(&|| drop(key.decrypt_oaep(Mgf1Hash::Sha256, &[1; 256], b"")));
+    let frames = || std::hint::black_box([1_u8; 12 * 1024])[0];
+    let on_ordinary = fastest(&|| _ = frames());
+    let on_locked = fastest(&|| _ = on_locked_stack(|_| frames()));
+    let added = on_locked.saturating_sub(on_ordinary);
+    println!("{added:?} of {operation:?}");
+    assert!(added * 50 < operation, "{added:?} of {operation:?}");
+}
