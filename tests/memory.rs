@@ -9,7 +9,6 @@ mod child;
 #[path = "support/key_parts.rs"]
 mod key_parts;
 #[path = "support/scan.rs"]
-#[allow(dead_code)] // each test binary uses another part of it
 mod scan;
 
 use child::{Child, Job};
@@ -72,6 +71,61 @@ fn a_generated_key_lies_in_locked_memory_only() {
 #[test]
 fn an_imported_pem_lies_in_locked_memory_only() {
     holds_its_key_in_the_arena(KindChoice::Mlock, true, Job::ImportPem);
+}
+
+/// Looks many times at the ordinary memory of a child that does all there is with keys of every size, on one
+/// code path of the library.
+fn leaves_nothing_in_its_frames(mask: &str) {
+    const LOOKS: usize = 100;
+    const MADE: usize = 3;
+    let child = Child::masked(Job::Work, Some(KindChoice::Mlock), mask);
+    let mut snapshots = Vec::new();
+    while snapshots.len() < LOOKS || child.keys().1.len() < MADE {
+        let snapshot = scan::Snapshot::of(child.pid()).expect("root reads it");
+        assert!(snapshot.len() > 1 << 16, "{} bytes are not the process", snapshot.len());
+        if snapshots.len() < LOOKS {
+            snapshots.push(snapshot);
+        }
+    }
+    let (used, made) = child.keys();
+    child.end();
+
+    let mut secrets = scan::Needles::default();
+    used.iter().for_each(|der| key_parts::add_needles(&mut secrets, "used ", der));
+    made.iter().for_each(|der| key_parts::add_needles(&mut secrets, "made ", der));
+    let mut marks = scan::Needles::default();
+    (0..child::THREADS).for_each(|n| marks.add_exactly(&n.to_string(), &child::mark(n)));
+    let (secrets, marks) = (secrets.searcher(), marks.searcher());
+    for (number, snapshot) in snapshots.iter().enumerate() {
+        let found = snapshot.search(&secrets);
+        assert!(found.is_empty(), "look {number}: {found:x?}");
+        if number % 10 > 0 {
+            continue;
+        }
+        let seen = snapshot.search(&marks);
+        let threads: std::collections::BTreeSet<_> = seen.iter().map(|(name, _)| name).collect();
+        assert_eq!(threads.len(), usize::from(child::THREADS), "the frames of all were seen");
+    }
+}
+
+#[test]
+fn work_leaves_nothing_in_its_frames_with_all_that_the_processor_has() {
+    leaves_nothing_in_its_frames("~0x0:~0x0");
+}
+
+#[test]
+fn work_leaves_nothing_in_its_frames_without_ifma() {
+    leaves_nothing_in_its_frames("~0x0:~0x200000");
+}
+
+#[test]
+fn work_leaves_nothing_in_its_frames_without_ifma_and_adx() {
+    leaves_nothing_in_its_frames("~0x0:~0x280000");
+}
+
+#[test]
+fn work_leaves_nothing_in_its_frames_without_ifma_adx_bmi2_and_avx2() {
+    leaves_nothing_in_its_frames("~0x0:~0x280120");
 }
 
 #[test]

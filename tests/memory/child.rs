@@ -7,11 +7,13 @@ use nix::sys::resource::{Resource, setrlimit};
 use rsa::pkcs8::DecodePublicKey;
 use rsa::rand_core::OsRng;
 use rsa::{Oaep, RsaPublicKey};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use strongroom::custody::rsa::{DecryptError, KeyError, PrivateKey};
 use strongroom::key::{Algorithm, Mgf1Hash};
 use strongroom::secret::arena::KindChoice;
@@ -26,6 +28,8 @@ pub enum Job {
     Generate,
     /// Imports a PEM, writes it out, and decrypts with it.
     ImportPem,
+    /// Reads, uses and makes keys of every size on several threads until it is told to stop.
+    Work,
     /// Keeps the DER and its base64 on the heap on purpose.
     Leak,
     /// Fills the arena up.
@@ -34,8 +38,8 @@ pub enum Job {
     Unprivileged,
 }
 
-const JOBS: [Job; 6] =
-    [Job::Load, Job::Generate, Job::ImportPem, Job::Leak, Job::Fill, Job::Unprivileged];
+const JOBS: [Job; 7] =
+    [Job::Load, Job::Generate, Job::ImportPem, Job::Work, Job::Leak, Job::Fill, Job::Unprivileged];
 const JOB: &str = "STRONGROOM_TEST_MEMORY_JOB";
 const KIND: &str = "STRONGROOM_TEST_MEMORY_KIND";
 const FILE: &str = "STRONGROOM_TEST_MEMORY_FILE";
@@ -52,10 +56,17 @@ impl Child {
     /// Starts a child and waits until it holds its key; `kind` is `None` for a process that holds
     /// no keys by its own account, whose aws-lc works on the ordinary heap.
     pub fn start(job: Job, kind: Option<KindChoice>) -> Self {
+        Self::masked(job, kind, "~0x0:~0x0")
+    }
+
+    /// The same with a processor whose instructions are hidden from the library by a mask
+    /// (`OPENSSL_ia32cap`; other libraries heed another variable).
+    pub fn masked(job: Job, kind: Option<KindChoice>, mask: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("key");
         match job {
             Job::Generate | Job::Unprivileged => {}
+            Job::Work => write_keys(&file),
             Job::ImportPem => write_key(&file, |der| {
                 let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
                 format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n").into()
@@ -67,6 +78,7 @@ impl Child {
             .env(JOB, format!("{job:?}"))
             .env(KIND, kind.map_or_else(String::new, |kind| format!("{kind:?}")))
             .env(FILE, &file)
+            .env("OPENSSL_ia32cap", mask)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -87,6 +99,17 @@ impl Child {
         std::fs::read(self.directory.path().join("key.der"))
             .or_else(|_| std::fs::read(self.directory.path().join("key")))
             .expect("the key file")
+    }
+
+    /// The keys of [`Job::Work`] in PKCS#8: those that it uses, and those that it made so far.
+    pub fn keys(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let read = |suffix: &str| {
+            let files = std::fs::read_dir(self.directory.path()).expect("a directory");
+            let files = files.map(|file| file.expect("an entry").path());
+            let wanted = files.filter(|file| file.extension().is_some_and(|own| own == suffix));
+            wanted.map(|file| std::fs::read(file).expect("a key")).collect()
+        };
+        (read("used"), read("made"))
     }
 
     /// Tells the child to drop its key and waits until it did.
@@ -131,6 +154,24 @@ fn write_key(path: &Path, form: impl FnOnce(&[u8]) -> Vec<u8>) {
     std::fs::write(path, form(der.expose())).expect("written");
 }
 
+/// One key of each size.
+fn write_keys(path: &Path) {
+    secret::start(&Settings::default(), Use::Custody).expect("an arena");
+    for algorithm in Algorithm::ALL {
+        let key = PrivateKey::generate(algorithm).expect("a key");
+        let path = path.with_extension(format!("{}.used", algorithm.bits()));
+        std::fs::write(path, key.to_pkcs8().expect("encodes").expose()).expect("written");
+    }
+}
+
+/// What the frame of the thread of this number holds while it works: to be seen from outside.
+pub fn mark(number: u8) -> [u8; 32] {
+    Sha256::digest([number]).into()
+}
+
+/// The threads of [`Job::Work`].
+pub const THREADS: u8 = 4;
+
 /// The child's side: nothing to do unless this process was started as one.
 #[test]
 fn entry() {
@@ -151,7 +192,68 @@ fn entry() {
             exercise(&key);
             wait_between(|| drop(key));
         }
+        Job::Work => {
+            start_as_told();
+            work(&file);
+        }
     }
+}
+
+/// Two threads decrypt, one reads and writes, one makes keys. Says when all have begun.
+fn work(file: &Path) {
+    let files = Algorithm::ALL.map(|algorithm| {
+        let file = file.with_extension(format!("{}.used", algorithm.bits()));
+        (algorithm, read(&file))
+    });
+    let keys = files.each_ref().map(|(algorithm, der)| {
+        let key = PrivateKey::from_pkcs8(der.expose()).expect("a good key");
+        let public = key.public().expect("encodes");
+        let public = RsaPublicKey::from_public_key_der(&public).expect("SPKI");
+        let sealed = public.encrypt(&mut OsRng, Oaep::new::<Sha256>(), b"a token").expect("fits");
+        (*algorithm, key, sealed)
+    });
+    let (enough, begun) = (AtomicBool::new(false), Barrier::new(usize::from(THREADS) + 1));
+    let until_enough = |number: u8, turn: &dyn Fn(usize)| {
+        let mark = std::hint::black_box(mark(number));
+        begun.wait();
+        for round in 0.. {
+            if enough.load(Ordering::Relaxed) {
+                break;
+            }
+            turn(round);
+        }
+        std::hint::black_box(&mark);
+    };
+    let decrypt = |_: usize| {
+        for (_, key, sealed) in &keys {
+            let opened = key.decrypt_oaep(Mgf1Hash::Sha256, sealed, b"").expect("opens");
+            assert_eq!(opened.expose(), b"a token");
+        }
+    };
+    let read_and_write = |_: usize| {
+        for (_, der) in &files {
+            let key = PrivateKey::import(der.expose()).expect("a good key");
+            assert_eq!(key.to_pkcs8().expect("encodes").expose(), der.expose());
+        }
+    };
+    let make = |round: usize| {
+        let (algorithm, ..) = keys[round % keys.len()];
+        let key = PrivateKey::generate(algorithm).expect("a key");
+        let der = key.to_pkcs8().expect("encodes");
+        let path = file.with_extension("part");
+        let mut part = File::create(&path).expect("a file");
+        part.write_all(der.expose()).expect("written");
+        std::fs::rename(path, file.with_extension(format!("{round}.made"))).expect("renamed");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| until_enough(0, &decrypt));
+        scope.spawn(|| until_enough(1, &decrypt));
+        scope.spawn(|| until_enough(2, &read_and_write));
+        scope.spawn(|| until_enough(3, &make));
+        begun.wait();
+        wait_between(|| ());
+        enough.store(true, Ordering::Relaxed);
+    });
 }
 
 fn start_as_told() {

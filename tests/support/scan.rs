@@ -127,34 +127,16 @@ impl Scan {
 /// Reads every readable mapping of a process: heaps, stacks, data, arena. Needs to be root, or the
 /// user of a dumpable process.
 pub fn scan(pid: u32, needles: &Needles) -> io::Result<Scan> {
-    scan_where(pid, &needles.searcher(), |_| true)
-}
-
-/// The same of what the process can write to and that is not locked: all that its work could leave
-/// anything in that must not be there.
-pub fn scan_writable(pid: u32, searcher: &Searcher<'_>) -> io::Result<Scan> {
-    scan_where(pid, searcher, |mapping| {
-        mapping.permissions.starts_with("rw") && !mapping.is_locked()
-    })
-}
-
-fn scan_where(
-    pid: u32,
-    searcher: &Searcher<'_>,
-    wanted: impl Fn(&Mapping) -> bool,
-) -> io::Result<Scan> {
     let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let searcher = needles.searcher();
     let mut result = Scan::default();
     for mapping in mappings(pid)? {
         // The kernel's own pages hold nothing of the process and cannot be read this way.
         if !mapping.permissions.starts_with('r') || mapping.name.starts_with("[vvar") {
             continue;
         }
-        if !wanted(&mapping) {
-            continue;
-        }
         let before = result.bytes_read;
-        scan_mapping(&memory, &mapping, searcher, &mut result);
+        scan_mapping(&memory, &mapping, &searcher, &mut result);
         if result.bytes_read == before {
             result.unreadable.push(mapping);
         }
@@ -185,6 +167,69 @@ fn scan_mapping(memory: &File, mapping: &Mapping, searcher: &Searcher<'_>, resul
 fn next_start(at: u64, read: usize, end: u64) -> u64 {
     let next = at + read as u64;
     if next < end && read >= PIECE { next - (PIECE as u64 - 1) } else { next.max(at + 1) }
+}
+
+/// The content of ordinary memory at one moment: all pages that are there of what a process can write to
+/// and that is not locked, by address.
+pub struct Snapshot(Vec<(u64, Vec<u8>)>);
+
+impl Snapshot {
+    /// Quick enough to be taken many times a second. Pages that come or go meanwhile are left out.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        let pages = File::open(format!("/proc/{pid}/pagemap"))?;
+        let mut all = Vec::new();
+        for mapping in mappings(pid)? {
+            if !mapping.permissions.starts_with("rw") || mapping.is_locked() {
+                continue;
+            }
+            for (from, len) in resident(&pages, &mapping)? {
+                let mut bytes = vec![0; len];
+                if memory.read_exact_at(&mut bytes, from).is_ok() {
+                    all.push((from, bytes));
+                }
+            }
+        }
+        Ok(Self(all))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+
+    /// Name and address of every piece of a needle.
+    pub fn search(&self, searcher: &Searcher<'_>) -> Vec<(String, u64)> {
+        let mut found = Vec::new();
+        for (from, bytes) in &self.0 {
+            for (number, page) in bytes.chunks(CHUNK).enumerate() {
+                let from = from + (number * CHUNK) as u64;
+                searcher.search(page, |offset, needle| {
+                    found.push((needle.to_owned(), from + offset as u64));
+                });
+            }
+        }
+        found
+    }
+}
+
+/// The runs of pages of a mapping that are in memory or swapped out (`/proc/PID/pagemap`, bits 63 and 62).
+fn resident(pages: &File, mapping: &Mapping) -> io::Result<Vec<(u64, usize)>> {
+    const PAGE: u64 = 4096;
+    let count = usize::try_from((mapping.end - mapping.start) / PAGE).unwrap_or(0);
+    let mut entries = vec![0; count * 8];
+    pages.read_exact_at(&mut entries, mapping.start / PAGE * 8)?;
+    let mut runs: Vec<(u64, usize)> = Vec::new();
+    for (number, entry) in entries.chunks_exact(8).enumerate() {
+        if entry[7] & 0xc0 == 0 {
+            continue;
+        }
+        let at = mapping.start + number as u64 * PAGE;
+        match runs.last_mut() {
+            Some((from, len)) if *from + *len as u64 == at => *len += PAGE as usize,
+            _ => runs.push((at, PAGE as usize)),
+        }
+    }
+    Ok(runs)
 }
 
 /// The names of the needles of which pieces lie in a file, each once.
