@@ -110,11 +110,12 @@ pub struct Change {
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom key destroy payments --version 1
-  strongroom key destroy payments --after 7d --reason superseded --yes")]
+  strongroom key destroy payments --after 60d --reason superseded --yes")]
 pub struct Destroy {
     #[command(flatten)]
     change: Change,
-    /// How long it waits, in days or weeks: 30d, 2w; what the configuration says otherwise
+    /// How long it waits, in days or weeks: 30d, 2w; not less than the configuration says, which waits
+    /// otherwise
     #[arg(long, value_name = "PERIOD", value_parser = days)]
     after: Option<WaitingPeriod>,
 }
@@ -183,7 +184,7 @@ impl Destroy {
 }
 
 /// `30d`, `2w` or a bare number of days.
-fn days(text: &str) -> Result<WaitingPeriod, String> {
+pub(super) fn days(text: &str) -> Result<WaitingPeriod, String> {
     let (number, each) = match text.strip_suffix('w') {
         Some(weeks) => (weeks, 7),
         None => (text.strip_suffix('d').unwrap_or(text), 1),

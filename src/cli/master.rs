@@ -7,18 +7,21 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::client::Reply;
+use super::key_state::days;
 use super::output::{columns, facts};
 use super::problem::Failure;
 use super::progress::Progress;
 use super::terminal;
+use crate::key::WaitingPeriod;
 
-/// Look at the master key's generations, rotate it, retire old ones
+/// Look at the master key's generations, rotate it, retire old ones, cancel that
 #[derive(Subcommand)]
 pub enum Master {
     Rotate(Rotate),
     /// Show the generations, how they stand in the token, and what lies under each
     Status,
     Retire(Retire),
+    CancelRetirement(CancelRetirement),
 }
 
 /// Make a new master key in the token and rewrap everything under it, while service goes on
@@ -38,8 +41,9 @@ pub struct Rotate {
     force: bool,
 }
 
-/// Destroy an old master key in the token, for good
+/// Have an old master key destroyed in the token, for good, after a waiting period
 ///
+/// Until the period is over, `master cancel-retirement` keeps it; `master status` and `status` show when that is.
 /// Refused while anything lies under it, or may: of a key whose record is broken that is not known. Such
 /// keys are put back from a backup, or left: each of them, named. Backups that were made before the rotation ended open only with
 /// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are
@@ -55,9 +59,20 @@ pub struct Retire {
     /// A key whose record does not open, and which may be lost; once for each
     #[arg(long, value_name = "NAME")]
     leave: Vec<String>,
+    /// How long it waits, in days or weeks: 30d, 2w; not less than the configuration says, which waits
+    /// otherwise
+    #[arg(long, value_name = "PERIOD", value_parser = days)]
+    after: Option<WaitingPeriod>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+}
+
+/// Keep a master key that waits for its destruction
+#[derive(Args)]
+pub struct CancelRetirement {
+    /// The generation
+    generation: u32,
 }
 
 /// Between two looks at a rotation.
@@ -71,6 +86,12 @@ impl Master {
                 session.out.reply(&session.client.get("/v1/master?counts=true")?, told)
             }
             Master::Retire(retire) => retire.run(session),
+            Master::CancelRetirement(CancelRetirement { generation }) => {
+                let body = json!({ "generation": generation });
+                session
+                    .out
+                    .reply(&session.client.post("/v1/master/cancel-retirement", &body)?, told)
+            }
         }
     }
 }
@@ -149,14 +170,20 @@ impl Retire {
                 [] => String::new(),
                 names => format!(" Lost with it: {}.", names.join(", ")),
             };
+            let wait = match self.after {
+                Some(period) => format!("in {} days", period.days()),
+                None => "after the configured waiting period".to_owned(),
+            };
             terminal::confirm(&format!(
-                "destroy the master key of generation {generation} in the token, for good. Backups from \
+                "destroy the master key of generation {generation} in the token {wait}, for good. Backups from \
                  before the rotation ended open only with it.{lost}"
             ))?;
         }
-        let reply = session
-            .client
-            .post("/v1/master/retire", &json!({ "generation": generation, "leave": self.leave }))?;
+        let mut body = json!({ "generation": generation, "leave": self.leave });
+        if let Some(period) = self.after {
+            body["waiting_period_days"] = period.days().into();
+        }
+        let reply = session.client.post("/v1/master/retire", &body)?;
         session.out.reply(&reply, told)
     }
 }
@@ -167,8 +194,11 @@ fn told(view: &Value) -> String {
     let generations = view.get("generations").and_then(Value::as_array);
     let rows = generations.map_or(&[][..], Vec::as_slice);
     let names_one = |name: &&str| rows.iter().any(|row| row.get(name).is_some());
-    names
-        .extend(["key_versions", "store_keys", "retired_at"].iter().filter(|name| names_one(name)));
+    names.extend(
+        ["destroy_at", "waits_for", "key_versions", "store_keys", "retired_at"]
+            .iter()
+            .filter(|name| names_one(name)),
+    );
     let mut rest = Map::new();
     for name in ["broken", "rotation"] {
         if let Some(value) = view.get(name) {

@@ -303,6 +303,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
              one all the same",
         ),
         "master-needed" => (S::CONFLICT, "rotate first, or wait for the rotation to end"),
+        "master-state" => (
+            S::CONFLICT,
+            "`strongroom master status` shows which generation waits for its destruction, and until when; \
+             `strongroom master cancel-retirement GENERATION` keeps it",
+        ),
         "not-locked" => (S::CONFLICT, "nothing has to be done"),
         "clock-doubted" => (
             S::CONFLICT,

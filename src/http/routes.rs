@@ -16,9 +16,9 @@ use super::problem::Problem;
 use super::reply::{IntoReply, JSON, json, text};
 use super::shape::FromWire;
 use crate::service::{
-    Appliance, Compromise, ConfirmClock, CreateBackup, CreateKey, Deactivate, Decrypt,
-    DeleteSecret, Destroy, Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks, ListKeys,
-    ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume,
+    Appliance, CancelRetirement, Compromise, ConfirmClock, CreateBackup, CreateKey, Deactivate,
+    Decrypt, DeleteSecret, Destroy, Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks,
+    ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume,
     RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic,
     ShowRecovery, ShowSecret, Status, Suspend, TransferKey, TransferSecret, Unlock, UpdateKey,
 };
@@ -148,7 +148,12 @@ fn appliance(routes: Routes) -> Routes {
         .add::<RetireMaster, false>(
             POST,
             "/v1/master/retire",
-            "Destroy the master key of a generation that nothing needs any more",
+            "Have a master key that nothing needs any more destroyed, after a wait",
+        )
+        .add::<CancelRetirement, false>(
+            POST,
+            "/v1/master/cancel-retirement",
+            "Keep a master key that waits for its destruction",
         )
         .add::<ConfirmClock, false>(POST, "/v1/clock/confirm", "Say that the clock is right")
         .add::<ShowRecovery, false>(

@@ -11,12 +11,12 @@ use super::problem::Problem;
 use super::{body, meaning};
 use crate::key::Name;
 use crate::service::{
-    ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody, DeleteSecret,
-    DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks, JwksQuery, ListKeys,
-    ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery, PutBody, ReadAudit, ReadMetrics,
-    ReadPublicKey, Request, Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster,
-    SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status, Suspend, TransferBody,
-    TransferKey, TransferSecret, Unlock, UpdateBody,
+    CancelRetirement, ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody,
+    DeleteSecret, DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks,
+    JwksQuery, ListKeys, ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery, PutBody,
+    ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster, RevealSecret,
+    Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status,
+    Suspend, TransferBody, TransferKey, TransferSecret, Unlock, UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -260,6 +260,7 @@ shape!(body Unlock, secret);
 shape!(body RotateMaster);
 shape!(query ShowMaster);
 shape!(body RetireMaster);
+shape!(body CancelRetirement);
 shape!(body ConfirmClock);
 shape!(body CreateKey);
 shape!(change Named<ImportBody> = ImportBody, secret);

@@ -39,6 +39,7 @@ pub enum Action {
     Unlock,
     MasterRotate,
     MasterRetire,
+    MasterCancelRetirement,
     MasterRead,
     ConfirmClock,
     RecoverySet,
@@ -47,7 +48,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 37] = [
+    pub const ALL: [Action; 38] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -80,6 +81,7 @@ impl Action {
         Action::Unlock,
         Action::MasterRotate,
         Action::MasterRetire,
+        Action::MasterCancelRetirement,
         Action::MasterRead,
         Action::ConfirmClock,
         Action::RecoverySet,
@@ -122,6 +124,7 @@ impl Action {
             Action::Unlock => "appliance:unlock",
             Action::MasterRotate => "master:rotate",
             Action::MasterRetire => "master:retire",
+            Action::MasterCancelRetirement => "master:cancel-retirement",
             Action::MasterRead => "master:read",
             Action::ConfirmClock => "appliance:confirm-clock",
             Action::RecoverySet => "recovery:set",

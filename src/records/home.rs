@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{RecordError, Records};
 use crate::custody::generation_of;
 use crate::custody::protocol::{Home, StoreKey};
+use crate::key::Name;
 use crate::store::{Batch, Expect, Store, Table};
 
 pub(super) const HOME: &str = "home";
@@ -46,6 +47,30 @@ pub struct MasterRecord {
     /// Since when it is destroyed.
     #[serde(default)]
     pub retired_at: Option<jiff::Timestamp>,
+    /// That it is to be destroyed, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retirement: Option<Retirement>,
+}
+
+/// A destruction of a master key that waits, as an operator asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retirement {
+    pub destroy_at: jiff::Timestamp,
+    /// Keys whose records do not open, and which may be lost with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leave: Vec<Name>,
+}
+
+impl MasterRecord {
+    /// One that was made at this time.
+    pub(super) fn made(generation: u32, created_at: jiff::Timestamp) -> Self {
+        Self { generation, created_at, retired_at: None, retirement: None }
+    }
+
+    /// Its destruction, while it waits.
+    pub fn waits(&self) -> Option<&Retirement> {
+        self.retirement.as_ref().filter(|_| self.retired_at.is_none())
+    }
 }
 
 /// Left by an operator's `lock`, taken away by `unlock`.
@@ -82,11 +107,7 @@ impl HomeRecord {
     pub fn masters(&self) -> Vec<MasterRecord> {
         match self.generations.is_empty() {
             // Written before there could be more than one.
-            true => vec![MasterRecord {
-                generation: self.generation,
-                created_at: self.created_at,
-                retired_at: None,
-            }],
+            true => vec![MasterRecord::made(self.generation, self.created_at)],
             false => self.generations.clone(),
         }
     }

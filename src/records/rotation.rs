@@ -15,7 +15,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::home::{HOME, encode, read_home, store_key_at};
-use super::{At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, VersionRecord, behind};
+use super::{
+    At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, Retirement, VersionRecord,
+    behind,
+};
 use crate::custody::protocol::KeyAddress;
 use crate::custody::{Fingerprint, generation_of, recovery_of};
 use crate::key::Name;
@@ -180,11 +183,7 @@ impl Records {
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let mut next = HomeRecord { generation: record.generation, ..home.as_ref().clone() };
         next.generations = home.masters();
-        next.generations.push(MasterRecord {
-            generation: record.generation,
-            created_at: now,
-            retired_at: None,
-        });
+        next.generations.push(MasterRecord::made(record.generation, now));
         let batch = batch.put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
         let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
         self.work_with(batch, next).await?;
@@ -233,12 +232,29 @@ impl Records {
 
     /// Notes that the master key of a generation is destroyed.
     pub async fn note_retired(&self, generation: u32, now: Timestamp) -> Result<(), RecordError> {
+        self.note_of_master(generation, |known| known.retired_at = Some(now)).await
+    }
+
+    /// Notes that the master key of a generation is to be destroyed, or no longer is.
+    pub async fn note_retirement(
+        &self,
+        generation: u32,
+        retirement: Option<Retirement>,
+    ) -> Result<(), RecordError> {
+        self.note_of_master(generation, |known| known.retirement = retirement).await
+    }
+
+    async fn note_of_master(
+        &self,
+        generation: u32,
+        note: impl FnOnce(&mut MasterRecord),
+    ) -> Result<(), RecordError> {
         let _no_other_change = self.count.lock().await;
         let home = self.home().ok_or(RecordError::NotInitialised)?;
         let mut next = HomeRecord { generations: home.masters(), ..home.as_ref().clone() };
         let known = next.generations.iter_mut().find(|known| known.generation == generation);
         if let Some(known) = known {
-            known.retired_at = Some(now);
+            note(known);
         }
         let value = encode(HOME, &next)?;
         self.commit(Batch::new().put(Table::Appliance, HOME, Expect::Any, value)).await?;

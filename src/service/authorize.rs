@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::error::Error;
 use super::gate::{Appliance, Request};
+use super::view::Page;
 use crate::identity::Caller;
-use crate::key::{KeyMeta, Labels, Owner};
+use crate::key::{KeyMeta, Labels, Name, Owner};
 use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::{At, KeyRecord, SecretRecord};
 
@@ -104,6 +105,17 @@ impl Appliance {
             self.must_cover(permit, facts_of_secret(record))?;
         }
         Ok(found)
+    }
+
+    /// Of what a census names, what may be shown to the caller, and no more of it than a page has.
+    pub(super) fn may_be_named(&self, permit: &Permit, named: &[String]) -> Vec<String> {
+        let may = |what: &&String| {
+            let Some(key) = what.strip_prefix("key/") else { return true };
+            let name = key.split(' ').next().unwrap_or_default();
+            let Ok(name) = Name::parse(name) else { return false };
+            self.may_see(permit, Action::KeyShow, &Resource::Key(name), Facts::Unknown)
+        };
+        named.iter().filter(may).take(Page::MOST).cloned().collect()
     }
 
     /// Whether one entry of a permitted list may be shown to the caller. Nothing is told of those that

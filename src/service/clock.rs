@@ -238,6 +238,11 @@ impl Appliance {
         }
     }
 
+    /// The time that waiting for a destruction begins at.
+    pub(super) fn waiting_begins(&self) -> Timestamp {
+        self.clock.begin(self.now())
+    }
+
     /// The time that destructions fall due by.
     pub(super) fn due_now(&self) -> Timestamp {
         self.clock.due(self.now(), self.settings().clock_doubt_hours)

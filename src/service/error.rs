@@ -87,6 +87,12 @@ pub enum Error {
     RotatedRecently { generation: u32, at: Timestamp },
     #[error("this appliance has no master key of generation {0}")]
     NoGeneration(u32),
+    #[error("master generation {generation} is to be destroyed at {at:.0} already")]
+    Retiring { generation: u32, at: Timestamp },
+    #[error("master generation {0} does not wait for its destruction")]
+    NotRetiring(u32),
+    #[error("the master key of generation {0} is destroyed already")]
+    Retired(u32),
     /// Something still lies under the generation that was to be retired, or might.
     #[error("master generation {generation} is still needed: {what}")]
     StillNeeded { generation: u32, what: String },
@@ -206,6 +212,7 @@ impl Error {
             Error::Rotating(_) => "rotation-running",
             Error::RotatedRecently { .. } => "rotated-recently",
             Error::StillNeeded { .. } => "master-needed",
+            Error::Retiring { .. } | Error::NotRetiring(_) | Error::Retired(_) => "master-state",
             Error::ClockDoubted(_) => "clock-doubted",
             Error::Busy | Error::Arena(ArenaError::Full) => "busy",
             Error::OutcomeOwed(_) => "outcome-unrecorded",

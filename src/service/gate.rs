@@ -11,6 +11,7 @@ use super::cursor::Cursors;
 use super::error::Error;
 use super::quiet::Quiet;
 use super::refusals::Refusals;
+use super::retirement::Retiring;
 use super::rotation::Rotating;
 use super::state::{SecretSettings, Settings, Standing};
 use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
@@ -103,6 +104,7 @@ pub struct Appliance {
     pub(super) locking: tokio::sync::Mutex<()>,
     pub(super) rotating: Rotating,
     pub(super) cursors: Cursors,
+    pub(super) retiring: Retiring,
 }
 
 /// What an appliance is put together from.
@@ -161,6 +163,7 @@ impl Appliance {
             locking: tokio::sync::Mutex::default(),
             rotating: Rotating::default(),
             cursors: Cursors::new(),
+            retiring: Retiring::default(),
         }
     }
 

@@ -277,7 +277,7 @@ impl Appliance {
     /// be believed.
     fn time_for(&self, transition: Transition) -> Timestamp {
         match transition {
-            Transition::ScheduleDestruction(_) => self.clock.begin(self.now()),
+            Transition::ScheduleDestruction(_) => self.waiting_begins(),
             Transition::Restore => self.due_now(),
             _ => self.now(),
         }

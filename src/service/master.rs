@@ -1,14 +1,13 @@
-//! The master key's generations are looked at, rotated and retired.
+//! The master key's generations are looked at and rotated.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced, request_id};
-use crate::audit::{Details, Event, EventNote};
+use super::gate::{Appliance, Request, Trace, Traced};
+use crate::audit::Details;
 use crate::custody::protocol::MasterFound;
-use crate::key::Name;
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stage};
 
@@ -30,26 +29,16 @@ pub struct ShowMaster {
     pub counts: bool,
 }
 
-/// Destroy the master key of a generation that nothing lies under any more.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RetireMaster {
-    pub generation: u32,
-    /// The names of all keys whose records do not open, which may be lost with it. Nothing else can be.
-    #[serde(default)]
-    #[schema(max_items = 1000)]
-    pub leave: Vec<String>,
-}
-
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MasterView {
     /// The generation that the request was about, for the trail.
     #[serde(skip)]
-    about: u32,
+    pub about: u32,
     /// The generation that new keys are wrapped under.
     pub generation: u32,
     pub generations: Vec<GenerationView>,
-    /// What could not be counted, because its record does not open; absent where nothing.
+    /// What could not be counted, because its record does not open: up to 1000 of those that the caller may
+    /// see. Absent where nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub broken: Vec<String>,
@@ -64,8 +53,15 @@ pub struct MasterView {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct GenerationView {
     pub generation: u32,
-    /// `in-use`, `old` or `retired`.
+    /// `in-use`, `old`, `destruction-pending` or `retired`.
     pub state: &'static str,
+    /// When it is to be destroyed; `POST /v1/master/cancel-retirement` keeps it until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub destroy_at: Option<Timestamp>,
+    /// What keeps it from being destroyed although that is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// How it stands in the token: `fit`, `missing`, `unknown` while it is away, or what is wrong.
     pub token: String,
     #[schema(value_type = String, format = DateTime)]
@@ -144,7 +140,7 @@ impl Request for RotateMaster {
         let pass = appliance.records.begin_rotation(&record).await?;
         appliance.rotating.wake();
         let (pass, about) = (Some(pass), record.generation);
-        Ok(MasterView { pass, about, ..appliance.master_view(&home, None).await? })
+        Ok(MasterView { pass, about, ..appliance.master_view(&permit, &home, None).await? })
     }
 }
 
@@ -157,101 +153,11 @@ impl Request for ShowMaster {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         let census = if self.counts { Some(appliance.records.census().await?) } else { None };
-        appliance.master_view(&home, census).await
+        appliance.master_view(&permit, &home, census).await
     }
-}
-
-impl Request for RetireMaster {
-    const ACTION: Action = Action::MasterRetire;
-    const TRACE: Trace = Trace::Before;
-    type Reply = MasterView;
-
-    fn resource(&self) -> Resource {
-        Resource::Appliance
-    }
-
-    fn details(&self) -> Details {
-        let items = (!self.leave.is_empty()).then_some(self.leave.len() as u32);
-        Details { generation: Some(self.generation), items, ..Details::default() }
-    }
-
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
-        let _one_at_a_time = appliance.founding.lock().await;
-        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        let generation = self.generation;
-        let leave = parsed(&self.leave)?;
-        let refuse = |what: String| Err(Error::StillNeeded { generation, what });
-        if !home.masters().iter().any(|known| known.generation == generation) {
-            return Err(Error::NoGeneration(generation));
-        }
-        if home.generation == generation {
-            return refuse("it is in use: new keys are wrapped under it".to_owned());
-        }
-        appliance.must_not_rewrap().await?;
-        let census = appliance.records.census().await?;
-        if let Some(what) = needs(&census, generation, &leave) {
-            return refuse(what);
-        }
-        let is_broken = |name: &Name| census.broken.iter().any(|broken| is_of(broken, name));
-        if let Some(sound) = leave.iter().find(|name| !is_broken(name)) {
-            let rule =
-                format!("{sound} opens, or is not there: only what does not open can be left");
-            return Err(Error::Invalid { member: "leave", rule });
-        }
-        for name in &leave {
-            let line = EventNote::about(Event::KeyLeft, generation).with_key(name.clone());
-            appliance.trail.event(line).await?;
-        }
-        appliance.custody.destroy_master(generation).await?;
-        appliance.records.note_retired(generation, appliance.now()).await?;
-        tracing::warn!(request_id = request_id(), generation, "a master key was destroyed");
-        let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        let view = appliance.master_view(&home, Some(census)).await?;
-        Ok(MasterView { about: generation, ..view })
-    }
-}
-
-/// What keeps a generation from being retired, in words; nothing where nothing does.
-fn needs(census: &Census, generation: u32, leave: &[Name]) -> Option<String> {
-    if let Some(found) = census.under.get(&generation) {
-        let (versions, store_keys) = (found.key_versions, found.store_keys);
-        let more = (versions + store_keys).saturating_sub(found.first.len() as u64);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let first = found.first.join(", ");
-        return Some(format!(
-            "{versions} versions of keys and {store_keys} store keys lie under it: {first}{more}"
-        ));
-    }
-    let is_left = |broken: &&String| leave.iter().any(|name| is_of(broken, name));
-    let broken: Vec<&str> =
-        census.broken.iter().filter(|broken| !is_left(broken)).map(String::as_str).collect();
-    if broken.is_empty() {
-        return None;
-    }
-    let (count, first) = (broken.len(), broken.iter().take(5).copied().collect::<Vec<_>>());
-    Some(format!(
-        "the records of {count} keys do not open, so what they lie under is not known: {}; put them back \
-         from a backup, or name every one of them to be left and lost (`strongroom master retire {generation} \
-         --leave NAME`)",
-        first.join(", ")
-    ))
-}
-
-/// Whether an entry of the census is about this key.
-fn is_of(broken: &str, name: &Name) -> bool {
-    broken.strip_prefix("key/").is_some_and(|of| of == name.as_str())
-}
-
-fn parsed(names: &[String]) -> Result<Vec<Name>, Error> {
-    let invalid = |rule: String| Error::Invalid { member: "leave", rule };
-    if names.len() > 1000 {
-        return Err(invalid("at most 1000 names".to_owned()));
-    }
-    let parse = |name: &String| Name::parse(name).map_err(|error| invalid(error.to_string()));
-    names.iter().map(parse).collect()
 }
 
 impl Appliance {
@@ -277,15 +183,6 @@ impl Appliance {
         Err(Error::RotatedRecently { generation: newest.generation, at })
     }
 
-    /// What nothing lies under is not needed either while a new master key is still to be made: it may take
-    /// the old one's place in a token that is full.
-    async fn must_not_rewrap(&self) -> Result<(), Error> {
-        match self.pass().await? {
-            Some(running) if running.stage == Stage::Making => Ok(()),
-            _ => self.must_not_rotate().await,
-        }
-    }
-
     /// The next generation whose place in the token is free. A key that this appliance has not on record
     /// (one of a later state of a store that was restored, perhaps) is passed over, never taken.
     async fn free_generation(&self, home: &HomeRecord) -> Result<u32, Error> {
@@ -307,8 +204,9 @@ impl Appliance {
         Ok(free.generation)
     }
 
-    async fn master_view(
+    pub(super) async fn master_view(
         &self,
+        permit: &Permit,
         home: &HomeRecord,
         census: Option<Census>,
     ) -> Result<MasterView, Error> {
@@ -318,12 +216,16 @@ impl Appliance {
         let facts = self.custody.masters(wanted).await.unwrap_or_default();
         let view = |known: &MasterRecord| {
             let found = facts.iter().find(|facts| facts.generation == known.generation);
-            GenerationView::of(known, home.generation, found.map(|facts| &facts.found), &census)
+            let waits_for = self.retiring.waits_for(known.generation);
+            let found = found.map(|facts| &facts.found);
+            let view = GenerationView::of(known, home.generation, found, &census);
+            GenerationView { waits_for, ..view }
         };
         let generations = masters.iter().map(view).collect();
         let rotation = self.pass().await.unwrap_or_default();
         let rotation = rotation.map(|record| RotationView::of(record, self.rotating.waits_for()));
-        let broken = census.map(|census| census.broken).unwrap_or_default();
+        let broken = census.map(|census| self.may_be_named(permit, &census.broken));
+        let broken = broken.unwrap_or_default();
         let generation = home.generation;
         let (about, pass) = (generation, None);
         Ok(MasterView { generation, generations, broken, rotation, about, pass })
@@ -344,6 +246,7 @@ impl GenerationView {
             state: match known.retired_at {
                 Some(_) => "retired",
                 None if generation == in_use => "in-use",
+                None if known.waits().is_some() => "destruction-pending",
                 None => "old",
             },
             token: match found {
@@ -353,6 +256,8 @@ impl GenerationView {
                 None => "unknown".to_owned(),
             },
             created_at: known.created_at,
+            destroy_at: known.waits().map(|waits| waits.destroy_at),
+            waits_for: None,
             retired_at: known.retired_at,
             key_versions: under.map(|under| under.map_or(0, |under| under.key_versions)),
             store_keys: under.map(|under| under.map_or(0, |under| under.store_keys)),

@@ -29,6 +29,7 @@ mod precondition;
 mod quiet;
 mod recovery;
 mod refusals;
+mod retirement;
 mod rotation;
 mod secrets;
 mod socket;
@@ -62,13 +63,12 @@ pub use lifecycle::{
     Suspend,
 };
 pub use lock::{Lock, Unlock};
-pub use master::{
-    GenerationView, MasterView, RetireMaster, RotateMaster, RotationView, ShowMaster,
-};
+pub use master::{GenerationView, MasterView, RotateMaster, RotationView, ShowMaster};
 pub use metrics::{MetricsView, ReadMetrics};
 pub use precondition::{Preconditions, Tags};
 pub use quiet::{Quiet, Sparing};
 pub use recovery::{ForgetRecovery, RecoveryCounts, RecoveryView, SetRecovery, ShowRecovery};
+pub use retirement::{CancelRetirement, RetireMaster};
 pub use secrets::{
     DeleteSecret, Deleted, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed,
     SecretPage, SecretView, ShowSecret,

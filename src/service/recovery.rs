@@ -83,7 +83,7 @@ pub struct RecoveryCounts {
     pub key_versions_recoverable: u64,
     pub store_keys: u64,
     pub store_keys_recoverable: u64,
-    /// Keys whose records do not open.
+    /// Keys whose records do not open: up to 1000 of those that the caller may see.
     pub broken: Vec<String>,
 }
 
@@ -141,8 +141,13 @@ impl Request for ShowRecovery {
         Resource::Appliance
     }
 
-    async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
-        let census = if self.counts { Some(appliance.records.census().await?) } else { None };
+    async fn run(self, permit: Permit, appliance: &Appliance) -> Result<RecoveryView, Error> {
+        let mut census = None;
+        if self.counts {
+            let mut counted = appliance.records.census().await?;
+            counted.broken = appliance.may_be_named(&permit, &counted.broken);
+            census = Some(counted);
+        }
         appliance.recovery_view(census).await
     }
 }

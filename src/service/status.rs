@@ -11,7 +11,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use super::socket::{SocketState, SocketView};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
-use crate::records::RecordError;
+use crate::records::{HomeRecord, MasterRecord, RecordError};
 use crate::sandbox;
 use crate::store::{Room, StoreError};
 
@@ -45,6 +45,10 @@ pub struct StatusView {
     pub appliance: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
+    /// Master keys that wait for their destruction; absent where none does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub masters_to_be_destroyed: Vec<RetiringView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenView>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +68,14 @@ pub struct StatusView {
     /// What happened to the listening socket since the start; absent where nothing did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketView>,
+}
+
+/// A master key that waits for its destruction, and with it all backups from before it went out of use.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RetiringView {
+    pub generation: u32,
+    #[schema(value_type = String, format = DateTime)]
+    pub destroy_at: Timestamp,
 }
 
 /// What each process has shut itself in with.
@@ -118,6 +130,14 @@ pub struct StoreView {
     /// Changes are refused while less than this is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserve_bytes: Option<u64>,
+}
+
+fn retiring(home: &HomeRecord) -> Vec<RetiringView> {
+    let waiting = |known: MasterRecord| {
+        let destroy_at = known.waits()?.destroy_at;
+        Some(RetiringView { generation: known.generation, destroy_at })
+    };
+    home.masters().into_iter().filter_map(waiting).collect()
 }
 
 impl Request for Status {
@@ -280,6 +300,7 @@ impl Appliance {
             uptime_seconds: self.standing.uptime_seconds(),
             appliance: home.as_ref().map(|home| home.appliance.clone()),
             generation: home.as_ref().map(|home| home.generation),
+            masters_to_be_destroyed: home.as_ref().map(|home| retiring(home)).unwrap_or_default(),
             locked_memory: custody.as_ref().map(|custody| custody.arena.clone()),
             sandbox: SandboxView {
                 front: sandbox::entered().map(ToString::to_string).unwrap_or_default(),

@@ -13,7 +13,7 @@ use crate::policy::{Action, Permit, Resource};
 use crate::records::RecordError;
 
 /// The part of Strongroom that acts here, as it stands in the trail: `system:sweep`.
-const PART: &str = "sweep";
+pub(super) const PART: &str = "sweep";
 
 /// How far the first sweep has come through all keys.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ impl Appliance {
         for name in self.records.due_keys(self.due_now()) {
             self.sweep_key(&name, &mut destroyed).await?;
         }
+        self.destroy_due_masters().await;
         Ok(destroyed)
     }
 

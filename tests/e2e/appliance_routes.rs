@@ -194,6 +194,7 @@ const ROUTES: &[(&str, &str, &[&str])] = &[
     ("get", "/v1/master", &["200"]),
     ("post", "/v1/master/rotate", &["200"]),
     ("post", "/v1/master/retire", &["200"]),
+    ("post", "/v1/master/cancel-retirement", &["200"]),
     ("get", "/v1/recovery", &["200"]),
     ("put", "/v1/recovery", &["200"]),
     ("delete", "/v1/recovery", &["200"]),

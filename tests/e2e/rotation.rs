@@ -52,8 +52,32 @@ pub fn under(view: &Value, generation: u64) -> (u64, u64) {
     (found["key_versions"].as_u64().expect("a number"), found["store_keys"].as_u64().expect("one"))
 }
 
+/// Stops the daemon and starts it so many days later than now, with a clock that an operator vouches for.
+pub fn let_days_pass(appliance: &mut Appliance, days: u32) {
+    appliance.stop();
+    appliance.move_clock(&format!("+{days}d"));
+    appliance.start();
+    appliance.wait_for_state("ready");
+    appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);
+}
+
+/// The state of a generation, and whether the token has its key.
+pub fn state_of(appliance: &Appliance, generation: u64) -> (String, String) {
+    let view = master(appliance);
+    let all = view["generations"].as_array().expect("generations");
+    let found = all.iter().find(|one| one["generation"] == generation).expect("it is there");
+    let text = |name: &str| found[name].as_str().expect("a text").to_owned();
+    (text("state"), text("token"))
+}
+
+/// Waits for the end of a master key whose waiting period is over.
+pub fn wait_for_retirement(appliance: &Appliance, generation: u64) {
+    let retired = ("retired".to_owned(), "missing".to_owned());
+    wait_until("the destruction of the master key", || state_of(appliance, generation) == retired);
+}
+
 /// How many master keys the token holds.
-fn masters_in_token(appliance: &Appliance) -> usize {
+pub fn masters_in_token(appliance: &Appliance) -> usize {
     let listed = appliance.token().pkcs11_tool(&["--list-objects", "--type", "secrkey"]);
     listed.matches("strongroom master/").count()
 }
@@ -94,6 +118,9 @@ fn a_rotation_rewraps_everything_and_the_old_key_is_retired() {
 
     let retired = appliance.cli(&["master", "retire", "1", "--yes"]);
     assert!(retired.status.success(), "{retired:?}");
+    assert_eq!(masters_in_token(&appliance), 2, "it waits");
+    let_days_pass(&mut appliance, 31);
+    wait_for_retirement(&appliance, 1);
     assert_eq!(masters_in_token(&appliance), 1);
     // Each outcome names the generation that it was about.
     let lines = trail_lines(&appliance.trail());
@@ -104,7 +131,8 @@ fn a_rotation_rewraps_everything_and_the_old_key_is_retired() {
     });
     assert_eq!(
         about.collect::<Vec<_>>(),
-        [("master:rotate", &json!(2)), ("master:retire", &json!(1))]
+        // The request, and its end a month later.
+        [("master:rotate", &json!(2)), ("master:retire", &json!(1)), ("master:retire", &json!(1))]
     );
     let view = master(&appliance);
     assert_eq!(view["generations"][0]["state"], "retired");
@@ -373,6 +401,8 @@ fn a_store_key_that_was_left_under_an_old_master_is_rewrapped() {
     wait_until("the rewrap", || under(&master(&appliance), 2) == (1, 1));
     expect_plaintext(&reveal(&appliance, "s"), "kept");
     appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
+    let_days_pass(&mut appliance, 31);
+    wait_for_retirement(&appliance, 1);
     appliance.restart();
     expect_plaintext(&reveal(&appliance, "s"), "kept");
 }
@@ -399,7 +429,8 @@ fn a_broken_key_keeps_no_master_key_for_ever() {
     retire(&["good", "bad"]).expect_problem(400, "invalid");
     let left = appliance.cli(&["master", "retire", "1", "--leave", "bad", "--yes"]);
     assert!(left.status.success(), "{left:?}");
-    assert_eq!(master(&appliance)["generations"][0]["state"], "retired");
+    let_days_pass(&mut appliance, 31);
+    wait_for_retirement(&appliance, 1);
     let lines = trail_lines(&appliance.trail());
     let told = lines.iter().find(|line| line["event"] == "key-left").expect("it is told");
     assert_eq!((&told["key"], &told["generation"]), (&json!("bad"), &json!(1)));
@@ -482,7 +513,7 @@ fn a_token_that_makes_no_master_key_is_asked_ever_less_often() {
     // Half a second, one, and two that it has just begun to wait.
     assert!(shim.calls("C_GenerateKey") <= 3, "{}", shim.calls("C_GenerateKey"));
     appliance.get("/v1/keys/k").expect_status(200);
-    // An old one may make room for it.
+    // An old one may make room for it, once its wait is over.
     appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
     shim.lift();
     wait_for_rotation(&appliance);

@@ -237,7 +237,7 @@ impl Offline {
                 known.retired_at = Some(now);
             }
         }
-        home.generations.push(MasterRecord { generation, created_at: now, retired_at: None });
+        home.generations.push(MasterRecord::made(generation, now));
         home.generation = generation;
         home.signer_generation = generation;
         home.signer_point = signer.public_point.to_vec();
