@@ -72,7 +72,8 @@ impl Lock {
 /// Open the appliance after `lock`
 ///
 /// The daemon uses its own credential for the token unless a PIN is given here. A wrong PIN is tried once
-/// only: tokens lock themselves after a few.
+/// only, and two since the last right one: tokens lock themselves after a few. The error says from when on
+/// the next is tried; [custody] max_wrong_pins of the configuration allows more.
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom unlock                      with the PIN that the daemon was given
@@ -116,7 +117,7 @@ impl ConfirmClock {
 }
 
 /// Reads a PIN; one newline at its end belongs to the file, not to the PIN.
-fn pin(source: &Source) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn pin(source: &Source) -> Result<Zeroizing<String>, Failure> {
     let secret = source.secret(Some("PIN of the token"))?;
     let pin = secret.expose();
     let pin = pin.strip_suffix(b"\n").unwrap_or(pin);

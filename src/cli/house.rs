@@ -51,6 +51,9 @@ pub struct Custody {
     /// A descriptor that was handed in and is connected or listening already
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     pub listen_fd: Option<i32>,
+    /// The one process that may connect, by its number; else every process of the front's user may
+    #[arg(long, value_name = "PID", hide = true)]
+    pub front_pid: Option<i32>,
 }
 
 /// Examine the appliance: token, master key, locked memory, directories, clock, limits

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Session;
+use super::appliance::pin;
 use super::client::Reply;
+use super::input::Source;
 use super::key_state::days;
 use super::output::{columns, facts};
 use super::problem::Failure;
@@ -44,6 +47,8 @@ pub struct Rotate {
 /// Have an old master key destroyed in the token, for good, after a waiting period
 ///
 /// Until the period is over, `master cancel-retirement` keeps it; `master status` and `status` show when that is.
+/// With the token's PIN it is destroyed at once; else custody has a waiting period of its own, too ([custody]
+/// master_destroy_wait_days), from the day on that the key went out of use.
 /// Refused while anything lies under it, or may: of a key whose record is broken that is not known. Such
 /// keys are put back from a backup, or left: each of them, named. Backups that were made before the rotation ended open only with
 /// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are
@@ -52,6 +57,7 @@ pub struct Rotate {
 #[command(after_help = "Example:
   strongroom master status
   strongroom master retire 1
+  strongroom master retire 1 --pin-file -            at once; asks for the PIN, or reads it from stdin
   strongroom master retire 1 --leave payments-old    the record of that key is broken; it is lost then")]
 pub struct Retire {
     /// The generation
@@ -63,6 +69,10 @@ pub struct Retire {
     /// otherwise
     #[arg(long, value_name = "PERIOD", value_parser = days)]
     after: Option<WaitingPeriod>,
+    /// Destroy it at once, with the token's PIN, read from here; `-` is stdin
+    #[arg(long, value_name = "FILE", value_parser = Source::of, value_hint = clap::ValueHint::FilePath,
+        conflicts_with = "after")]
+    pin_file: Option<Source>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -156,6 +166,17 @@ fn some_are_left(rotation: &Value) -> Failure {
     )
 }
 
+#[derive(Serialize)]
+struct RetireBody<'a> {
+    generation: u32,
+    leave: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_period_days: Option<u16>,
+    /// Base64, like all binary fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<&'a str>,
+}
+
 impl Retire {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let generation = self.generation;
@@ -179,10 +200,13 @@ impl Retire {
                  before the rotation ended open only with it.{lost}"
             ))?;
         }
-        let mut body = json!({ "generation": generation, "leave": self.leave });
-        if let Some(period) = self.after {
-            body["waiting_period_days"] = period.days().into();
-        }
+        let pin = self.pin_file.map(|source| pin(&source)).transpose()?;
+        let body = RetireBody {
+            generation,
+            leave: &self.leave,
+            waiting_period_days: self.after.map(|period| period.days()),
+            pin: pin.as_ref().map(|pin| pin.as_str()),
+        };
         let reply = session.client.post("/v1/master/retire", &body)?;
         session.out.reply(&reply, told)
     }

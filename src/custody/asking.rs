@@ -7,7 +7,7 @@ use super::protocol::{
     Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
-use crate::secret::{Pkcs8Der, Plaintext};
+use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// A key that custody made or took in: the sealed private key and the public one.
 pub struct NewKey {
@@ -64,6 +64,11 @@ impl Client {
         self.shared.settings.deadline
     }
 
+    /// The most seconds of an outage that custody lets a key serve.
+    pub fn max_outage_grace_seconds(&self) -> u32 {
+        self.shared.settings.max_outage_grace_seconds
+    }
+
     /// The checks that only custody can make, locked or not.
     pub async fn checks(&self) -> Result<Vec<Check>, CustodyError> {
         expect!(self.ask_any(&Verb::Doctor).await?, Reply::Checks(checks) => checks)
@@ -99,9 +104,15 @@ impl Client {
         expect!(self.ask(Verb::UseHome { home }).await?, Reply::Done => ())
     }
 
-    /// Destroys the master key of a generation in the token; done, too, where there is none.
-    pub async fn destroy_master(&self, generation: u32) -> Result<(), CustodyError> {
-        expect!(self.ask(Verb::DestroyMaster { generation }).await?, Reply::Done => ())
+    /// Destroys the master key of a generation in the token; done, too, where there is none. With the token's
+    /// PIN it does not have to wait.
+    pub async fn destroy_master(
+        &self,
+        generation: u32,
+        pin: Option<Pin>,
+    ) -> Result<(), CustodyError> {
+        let pin = pin.map(Passing::new);
+        expect!(self.ask(Verb::DestroyMaster { generation, pin }).await?, Reply::Done => ())
     }
 
     /// A sealed key with its data key wrapped under another generation.

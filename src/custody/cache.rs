@@ -23,11 +23,20 @@ pub struct Settings {
     pub idle_seconds: u64,
     /// Seconds after which a key is wiped whatever its use; 0 keeps none.
     pub absolute_seconds: u64,
+    /// What custody allows of an outage, whatever it is told; see `[custody] max_outage_grace_seconds`.
+    #[serde(skip)]
+    pub longest_grace: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_bytes: 2 * 1024 * 1024, idle_seconds: 300, absolute_seconds: 3600 }
+        let longest_grace = Duration::ZERO;
+        Self {
+            max_bytes: 2 * 1024 * 1024,
+            idle_seconds: 300,
+            absolute_seconds: 3600,
+            longest_grace,
+        }
     }
 }
 
@@ -88,7 +97,7 @@ impl KeyCache {
         let mut kept = self.kept();
         let away_since = kept.away_since;
         let entry = kept.entries.get_mut(address)?;
-        entry.allowance = allowance;
+        entry.allowance = self.settings.believed(entry, allowance, away_since);
         if entry.iv != *iv || !self.settings.allow(entry, away_since, now) {
             kept.entries.remove(address);
             return None;
@@ -131,6 +140,7 @@ impl KeyCache {
         if self.settings.keeps_none() || cost > self.settings.max_bytes {
             return;
         }
+        let allowance = allowance.min(self.settings.longest_grace);
         let entries = &mut self.kept().entries;
         if self.moment() != began {
             return;
@@ -162,7 +172,7 @@ impl KeyCache {
             if address.name != name {
                 return true;
             }
-            entry.allowance = allowance;
+            entry.allowance = self.settings.believed(entry, allowance, away_since);
             self.settings.allow(entry, away_since, now)
         });
     }
@@ -192,6 +202,13 @@ impl KeyCache {
 impl Settings {
     fn keeps_none(&self) -> bool {
         self.idle_seconds == 0 || self.absolute_seconds == 0
+    }
+
+    /// Of the allowance that the front names: no more than custody's own configuration has, and while the token
+    /// is away no more than was said while it was there.
+    fn believed(&self, entry: &Entry, named: Duration, away_since: Option<Instant>) -> Duration {
+        let known = if away_since.is_some() { entry.allowance } else { self.longest_grace };
+        named.min(known).min(self.longest_grace)
     }
 
     fn allow(&self, entry: &Entry, away_since: Option<Instant>, now: Instant) -> bool {

@@ -48,6 +48,8 @@ pub struct LinkSettings {
     pub deadline: Duration,
     /// The user that custody must run as.
     pub custody_uid: u32,
+    /// The most seconds of an outage that custody lets a key serve.
+    pub max_outage_grace_seconds: u32,
 }
 
 /// What the link should bring custody to.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::brown_out::Stand;
 use super::cache::{self, KeyCache};
+use super::generations::Generations;
 use super::keyring::Keyring;
 use super::notice::Notices;
 use super::probe::{Probe, Unseen};
@@ -19,7 +20,16 @@ use crate::secret::{self, Pin};
 use crate::token::Token;
 
 /// Opens the token: with the PIN given, else with the configured one.
-pub type Opener = Box<dyn Fn(Option<Pin>) -> Result<Arc<dyn Token>, Fault> + Send + Sync>;
+pub type Open = Box<dyn Fn(Option<Pin>) -> Result<Arc<dyn Token>, Fault> + Send + Sync>;
+
+/// Whether a PIN is the one that the token was opened with.
+pub type Prove = Box<dyn Fn(&Pin) -> Result<(), Fault> + Send + Sync>;
+
+/// What is done with PINs.
+pub struct Opener {
+    pub open: Open,
+    pub prove: Prove,
+}
 
 /// Makes the checks of `doctor` that need this process.
 pub type Examiner = Box<dyn Fn(Result<OpenToken<'_>, &str>) -> Vec<Check> + Send + Sync>;
@@ -50,6 +60,8 @@ pub struct Custodian {
     pub(super) state: State,
     /// Called before the process ends, when keys have been wiped.
     pub(super) before_exit: fn(),
+    /// Since when each master key is out of use.
+    pub(super) generations: Arc<Generations>,
 }
 
 /// How long the end of the process waits for a login or a generation that is under way.
@@ -72,7 +84,7 @@ impl Custodian {
         cache: cache::Settings,
         arena: String,
         recovery: Result<Option<RecoveryKey>, String>,
-        state: State,
+        (state, generations): (State, Generations),
     ) -> Self {
         Self {
             opener,
@@ -89,6 +101,7 @@ impl Custodian {
             refused: Mutex::new(None),
             state,
             before_exit: || {},
+            generations: Arc::new(generations),
         }
     }
 
@@ -175,7 +188,7 @@ impl Custodian {
                     keyring.wrap_store_key_for(key, &store_key)
                 }),
             Verb::MakeMaster { generation } => self.make_master(generation),
-            Verb::DestroyMaster { generation } => self.destroy_master(generation),
+            Verb::DestroyMaster { generation, pin } => self.destroy_master(generation, pin),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
         };
         let answer = match answer {

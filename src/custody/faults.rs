@@ -7,9 +7,10 @@ impl From<TokenError> for Fault {
     fn from(error: TokenError) -> Self {
         let text = error.to_string();
         match error {
-            TokenError::PinIncorrect(_) | TokenError::PinLocked(_) | TokenError::PinFinalTry(_) => {
-                Fault::PinRefused(text)
-            }
+            TokenError::PinIncorrect(_)
+            | TokenError::PinLocked(_)
+            | TokenError::PinFinalTry(_)
+            | TokenError::PinWithheld(_) => Fault::PinRefused(text),
             TokenError::KeyMissing { .. }
             | TokenError::KeyUnfit { .. }
             | TokenError::KeyAmbiguous { .. } => Fault::Master(text),

@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{self, Hit, KeyCache};
 use super::custodian::Quick;
+use super::generations::Generations;
+use super::pins::now;
 use super::protocol::{
     Answer, Fault, Home, KeyAddress, Passing, RecordAddress, Reply, SignerFacts, StoreKey,
     TokenFacts, Verb,
@@ -17,7 +19,7 @@ use super::rsa::{DecryptError, KeyError, PrivateKey};
 use super::{checkpoint, seal, sealed};
 use crate::key::Mgf1Hash;
 use crate::secret::{DataKey, Pkcs8Der};
-use crate::token::Token;
+use crate::token::{Token, WrappedKey};
 
 /// Loads of different keys rarely share a stripe; loads of one key always do.
 const STRIPES: usize = 16;
@@ -31,6 +33,7 @@ pub struct Keyring {
     pub facts: TokenFacts,
     pub home: Option<Home>,
     pub cache: Arc<KeyCache>,
+    generations: Arc<Generations>,
     store_keys: Mutex<HashMap<Vec<u8>, Arc<DataKey>>>,
     loading: [Mutex<()>; STRIPES],
 }
@@ -51,12 +54,14 @@ impl Keyring {
         facts: TokenFacts,
         home: Option<Home>,
         settings: cache::Settings,
+        generations: Arc<Generations>,
     ) -> Self {
         Self {
             token,
             facts,
             home,
             cache: Arc::new(KeyCache::new(settings)),
+            generations,
             store_keys: Mutex::new(HashMap::new()),
             loading: std::array::from_fn(|_| Mutex::new(())),
         }
@@ -69,6 +74,7 @@ impl Keyring {
             facts: self.facts.clone(),
             home: Some(home),
             cache: Arc::clone(&self.cache),
+            generations: Arc::clone(&self.generations),
             store_keys: Mutex::new(HashMap::new()),
             loading: std::array::from_fn(|_| Mutex::new(())),
         }
@@ -192,11 +198,24 @@ impl Keyring {
         decrypt_with(&Hit { key, without_token: false }, wanted)
     }
 
+    /// Unwraps a data key, and notes that its generation is of use.
+    pub(super) fn unwrap(&self, aad: &[u8], wrapped: &WrappedKey) -> Result<DataKey, Fault> {
+        let key = self.token.unwrap(wrapped.generation, aad, wrapped)?;
+        self.note_use(wrapped.generation);
+        Ok(key)
+    }
+
+    fn note_use(&self, generation: u32) {
+        if self.home.as_ref().is_some_and(|home| home.generation != generation) {
+            self.generations.used(generation, now());
+        }
+    }
+
     fn open_key(&self, address: &KeyAddress, bytes: &[u8]) -> Result<PrivateKey, Fault> {
         let home = self.home()?;
         let (wrapped, seal) = sealed::read_key(bytes)?;
         let aad = sealed::data_key_aad(&home.appliance, wrapped.generation, address);
-        let data_key = self.token.unwrap(wrapped.generation, &aad, &wrapped)?;
+        let data_key = self.unwrap(&aad, &wrapped)?;
         let open = || {
             seal::open(&data_key, &sealed::pkcs8_aad(&home.appliance, address), seal)
                 .map(Pkcs8Der::new)
@@ -237,6 +256,9 @@ impl Keyring {
     fn store_key(&self, wanted: &StoreKey) -> Result<Arc<DataKey>, Fault> {
         let home = self.home()?;
         let key = Arc::new(open_store_key(self.token.as_ref(), &home.appliance, wanted)?);
+        if let Some(generation) = sealed::generation_of(&wanted.wrapped) {
+            self.note_use(generation);
+        }
         let mut known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
         // There are a few in the life of an appliance; whoever asks for more does not fill the arena.
         if known.len() >= MOST_STORE_KEYS {

@@ -289,6 +289,7 @@ mod tests {
             socket: path,
             deadline: Duration::from_millis(300),
             custody_uid: nix::unistd::getuid().as_raw(),
+            max_outage_grace_seconds: 0,
         };
         let client = Client::start(settings, Wanted::Unlocked(None));
         let unlocked = |state: &LinkState| matches!(state, LinkState::Unlocked { .. });

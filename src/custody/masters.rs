@@ -2,7 +2,7 @@
 //! the same 32 bytes another key above them. What those seal is never opened for it.
 
 use super::keyring::{Keyring, open_store_key};
-use super::protocol::{Answer, Fault, KeyAddress, MasterFacts, MasterFound, Reply, StoreKey};
+use super::protocol::{Answer, Fault, Home, KeyAddress, MasterFacts, MasterFound, Reply, StoreKey};
 use super::sealed;
 use crate::secret::DataKey;
 use crate::token::{Token, TokenError, WrappedKey};
@@ -10,16 +10,26 @@ use crate::token::{Token, TokenError, WrappedKey};
 /// Generations that are looked for where nothing says which there are.
 const MOST_GENERATIONS: u32 = 64;
 
+/// Generations that are looked for in one request.
+const MOST_ASKED: usize = 1024;
+
+/// Generations later than the one in use that the token may hold.
+const MOST_UNUSED: u32 = 8;
+
+fn is_missing(token: &dyn Token, generation: u32) -> Result<bool, Fault> {
+    match token.master(generation) {
+        Ok(found) => Ok(found.is_none()),
+        Err(TokenError::KeyUnfit { .. } | TokenError::KeyAmbiguous { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The newest generation of which the token holds a master key, fit or not.
 pub fn newest(token: &dyn Token) -> Result<Option<u32>, Fault> {
     let mut newest = None;
     for generation in 1..=MOST_GENERATIONS {
-        match token.master(generation) {
-            Ok(None) => {}
-            Ok(Some(_)) | Err(TokenError::KeyUnfit { .. } | TokenError::KeyAmbiguous { .. }) => {
-                newest = Some(generation);
-            }
-            Err(error) => return Err(error.into()),
+        if !is_missing(token, generation)? {
+            newest = Some(generation);
         }
     }
     Ok(newest)
@@ -27,6 +37,10 @@ pub fn newest(token: &dyn Token) -> Result<Option<u32>, Fault> {
 
 impl Keyring {
     pub(super) fn masters(&self, generations: &[u32]) -> Answer {
+        if generations.len() > MOST_ASKED {
+            let why = format!("more than {MOST_ASKED} generations in one request");
+            return Err(Fault::Protocol(why));
+        }
         let facts = generations.iter().map(|&generation| {
             let found = match self.token.master(generation) {
                 Ok(Some(_)) => MasterFound::Fit,
@@ -42,20 +56,53 @@ impl Keyring {
     }
 
     /// Makes the master of a generation, or takes the one that is there: whoever asks has made sure, and
-    /// kept it on record, that there was none before.
+    /// kept it on record, that there was none before. It is the next one for which the token has room.
     pub(super) fn make_master(&self, generation: u32) -> Answer {
-        self.home()?;
+        let in_use = self.home()?.generation;
         if self.token.master(generation)?.is_none() {
+            self.must_be_next(in_use, generation)?;
             self.token.create_master(generation)?;
         }
         self.token.canary(generation)?;
         Ok(Reply::Done)
     }
 
-    pub(super) fn destroy_master(&self, generation: u32) -> Answer {
-        if self.home()?.generation == generation {
+    /// Between the generation in use and the next one there are only those that the token has already: of a
+    /// later state of a store that was restored, perhaps.
+    fn must_be_next(&self, in_use: u32, generation: u32) -> Result<(), Fault> {
+        let unused = generation.checked_sub(in_use).filter(|unused| *unused > 0);
+        let Some(unused) = unused.filter(|unused| *unused <= MOST_UNUSED) else {
+            return Err(Fault::Refused(format!(
+                "master generation {generation} is not the next one after {in_use}, which is in use, or the \
+                 token holds {MOST_UNUSED} later ones that are not: remove those from the token that nothing needs"
+            )));
+        };
+        for between in in_use + 1..in_use + unused {
+            if is_missing(self.token.as_ref(), between)? {
+                return Err(Fault::Refused(format!(
+                    "master generation {generation} is not the next one: the token holds none of \
+                     generation {between}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing that custody works with lies under a generation.
+    pub(super) fn must_not_need(&self, generation: u32) -> Result<(), Fault> {
+        let home = self.home()?;
+        if home.generation == generation {
             return Err(Fault::Protocol(format!("master generation {generation} is in use")));
         }
+        if sealed::generation_of(&home.store_key.wrapped) == Some(generation) {
+            return Err(Fault::Refused(format!(
+                "the newest store key lies under master generation {generation}"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn destroy_master(&self, generation: u32) -> Answer {
         match self.token.destroy_master(generation) {
             Err(TokenError::KeyMissing { .. }) => Ok(Reply::Done),
             other => Ok(other.map(|()| Reply::Done)?),
@@ -63,7 +110,7 @@ impl Keyring {
     }
 
     pub(super) fn rewrap_key(&self, address: &KeyAddress, bytes: &[u8], generation: u32) -> Answer {
-        let appliance = &self.home()?.appliance;
+        let appliance = &self.rewrapping_to(generation)?.appliance;
         let (wrapped, _) = sealed::read_key(bytes)?;
         let aad = |generation| sealed::data_key_aad(appliance, generation, address);
         let (key, wrapped) = self.rewrapped(&wrapped, generation, aad)?;
@@ -75,7 +122,7 @@ impl Keyring {
     }
 
     pub(super) fn rewrap_store_key(&self, store_key: &StoreKey, generation: u32) -> Answer {
-        let appliance = &self.home()?.appliance;
+        let appliance = &self.rewrapping_to(generation)?.appliance;
         let wrapped = sealed::read_wrapped(&store_key.wrapped)?;
         let StoreKey { id, first, .. } = *store_key;
         let aad = |generation| sealed::store_key_aad(appliance, generation, (id, first));
@@ -85,6 +132,18 @@ impl Keyring {
         if again.same_as(&key) { Ok(Reply::StoreKey(made)) } else { Err(Fault::SealBroken) }
     }
 
+    /// Nothing goes back under an older master key than the one in use.
+    fn rewrapping_to(&self, generation: u32) -> Result<&Home, Fault> {
+        let home = self.home()?;
+        if generation >= home.generation {
+            return Ok(home);
+        }
+        Err(Fault::Refused(format!(
+            "master generation {generation} is older than {}, which is in use",
+            home.generation
+        )))
+    }
+
     /// Unwraps under the old generation and wraps under the new one.
     fn rewrapped(
         &self,
@@ -92,7 +151,7 @@ impl Keyring {
         generation: u32,
         aad: impl Fn(u32) -> Vec<u8>,
     ) -> Result<(DataKey, WrappedKey), Fault> {
-        let key = self.token.unwrap(old.generation, &aad(old.generation), old)?;
+        let key = self.unwrap(&aad(old.generation), old)?;
         let wrapped = self.token.wrap(generation, &aad(generation), &key)?;
         Ok((key, wrapped))
     }

@@ -14,9 +14,11 @@ mod connection;
 mod custodian;
 mod doctor;
 mod faults;
+mod fronts;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod generations;
 mod hang;
 mod housekeeping;
 mod keyring;
@@ -28,6 +30,7 @@ mod notice;
 mod opening;
 mod outage;
 mod passing;
+mod pin_budget;
 mod pins;
 mod probe;
 mod process;

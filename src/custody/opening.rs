@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::custodian::Custodian;
 use super::keyring::{self, Keyring};
+use super::pins::now;
 use super::protocol::{Answer, Fault, Home, Passing, Reply, SignerFacts, TokenFacts};
 use super::{masters, sealed};
 use crate::secret::Pin;
@@ -29,9 +30,13 @@ impl Custodian {
         if let (None, false, Some(why)) = (&given, by_operator, refused.as_ref()) {
             return Err(Fault::PinRefused(why.clone()));
         }
-        let token = match (self.opener)(given) {
+        let is_configured = given.is_none();
+        let token = match (self.opener.open)(given) {
             Err(Fault::PinRefused(why)) => {
-                *refused = Some(why.clone());
+                // One that somebody gave says nothing of the configured one.
+                if is_configured {
+                    *refused = Some(why.clone());
+                }
                 return Err(Fault::PinRefused(why));
             }
             opened => opened?,
@@ -43,7 +48,11 @@ impl Custodian {
             None => None,
         };
         let facts = facts_of(token.as_ref())?;
-        self.install(Keyring::new(token, facts.clone(), home, self.cache.clone()));
+        if let Some(home) = &home {
+            self.generations.put_in_use(home.generation, None, now());
+        }
+        let generations = Arc::clone(&self.generations);
+        self.install(Keyring::new(token, facts.clone(), home, self.cache.clone(), generations));
         tracing::info!(
             token = facts.label,
             serial = facts.serial,
@@ -92,8 +101,13 @@ impl Custodian {
     pub(super) fn use_home(&self, home: Home) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         let keyring = self.keyring().ok_or(Fault::Locked)?;
-        if keyring.home.as_ref().is_none_or(|known| known.appliance != home.appliance) {
-            return Err(Fault::NotInitialised);
+        let known = keyring.home.as_ref().filter(|known| known.appliance == home.appliance);
+        let known = known.ok_or(Fault::NotInitialised)?;
+        if home.generation < known.generation {
+            return Err(Fault::Refused(format!(
+                "master generation {} is in use, and none before it comes back into use",
+                known.generation
+            )));
         }
         prove_home(keyring.token.as_ref(), &home)?;
         let mut unlocked = self.unlocked.write().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +115,10 @@ impl Custodian {
         if unlocked.as_ref().is_none_or(|now| !Arc::ptr_eq(now, &keyring)) {
             return Err(Fault::Locked);
         }
+        let (generation, before) = (home.generation, known.generation);
         *unlocked = Some(Arc::new(keyring.with_home(home)));
+        drop(unlocked);
+        self.generations.put_in_use(generation, Some(before), now());
         Ok(Reply::Done)
     }
 
@@ -111,9 +128,17 @@ impl Custodian {
         self.keyring().ok_or(Fault::Locked)?.make_master(generation)
     }
 
-    pub(super) fn destroy_master(&self, generation: u32) -> Answer {
+    /// Destroys a master key that has been out of use for long enough, or that an operator wants destroyed
+    /// who has the token's PIN.
+    pub(super) fn destroy_master(&self, generation: u32, pin: Option<Passing<Pin>>) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.keyring().ok_or(Fault::Locked)?.destroy_master(generation)
+        let keyring = self.keyring().ok_or(Fault::Locked)?;
+        keyring.must_not_need(generation)?;
+        match pin.map(Passing::taken).transpose()? {
+            Some(pin) => (self.opener.prove)(&pin)?,
+            None => self.generations.may_destroy(generation, now())?,
+        }
+        keyring.destroy_master(generation)
     }
 
     fn install(&self, keyring: Keyring) {

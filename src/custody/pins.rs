@@ -1,75 +1,186 @@
 //! The PINs that the token refused, and where the configured one comes from: none is tried twice by itself,
-//! for every wrong try brings the token nearer to its lock.
+//! for every wrong try brings the token nearer to its lock; and the right one is known again.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
-use super::protocol::Fault;
-use crate::secret::Pin;
-use crate::token::{self, TokenError};
+use super::pin_budget::{PinBudget, PinFile};
+use super::protocol::{Fault, Outage, Reason};
+use crate::secret::{Pin, SecretBytes, on_locked_stack};
+use crate::token::pkcs11::Pkcs11Token;
+use crate::token::{self, Token, TokenError};
 
-/// The newest PIN of either kind that the token refused, in locked memory, until one is right.
+/// In locked memory, until one is right.
 #[derive(Default)]
-struct Refused {
-    configured: Option<Pin>,
-    given: Option<Pin>,
+struct Known {
+    /// The newest PIN of either kind that the token refused.
+    refused_configured: Option<Pin>,
+    refused_given: Option<Pin>,
+    /// What the right PIN is known by: a salt, and SHA-256 of the salt and the PIN.
+    right: Option<SecretBytes>,
 }
 
-/// What is known of PINs in this process.
+/// What is known of PINs in this process, and over its end.
 pub struct Pins {
     source: String,
-    refused: Mutex<Refused>,
+    file: Option<PathBuf>,
+    known: Mutex<Known>,
+    budget: PinBudget,
 }
 
+const SALT: usize = 32;
+
 impl Pins {
-    pub fn of(settings: &token::Settings) -> Self {
-        Self { source: source(settings), refused: Mutex::default() }
+    pub fn of(settings: &token::Settings, budget: PinBudget) -> Self {
+        let file = settings.pin_file.clone().filter(|_| settings.pin_credential.is_none());
+        Self { source: source(settings), file, known: Mutex::default(), budget }
     }
 
-    /// Whether the configured PIN may be tried.
+    /// Opens the token with a PIN: one that somebody gave, or the configured one, read by `configured`.
+    pub fn open(
+        &self,
+        settings: &token::Settings,
+        given: Option<Pin>,
+        configured: impl FnOnce() -> Result<Pin, Fault>,
+    ) -> Result<Arc<dyn Token>, Fault> {
+        match given {
+            Some(pin) => self.open_with_given(settings, pin),
+            None => self.open_with_configured(settings, configured()?),
+        }
+    }
+
+    fn open_with_given(
+        &self,
+        settings: &token::Settings,
+        pin: Pin,
+    ) -> Result<Arc<dyn Token>, Fault> {
+        let is_counted = Cell::new(false);
+        let opened = Pkcs11Token::open_if(settings, &pin, |count_low| {
+            self.budget.spend(count_low, now()).map_err(|why| why.to_string())?;
+            is_counted.set(true);
+            Ok(())
+        });
+        match opened {
+            Ok(opened) if opened.pin_was_checked => {
+                self.budget.given_was_right();
+                self.is_right(&pin)?;
+                Ok(Arc::new(opened.token))
+            }
+            Err(error @ TokenError::PinIncorrect(_)) => {
+                self.known().refused_given = Some(pin);
+                Err(Fault::PinRefused(format!("{error}; {}", self.budget.left(now()))))
+            }
+            other => {
+                if is_counted.get() {
+                    self.budget.take_back();
+                }
+                let unchecked = || {
+                    let why = "the token was logged in already, so the PIN was not looked at; custody \
+                               starts anew";
+                    Fault::TokenUnavailable(Outage::new(Reason::TokenFailed, why))
+                };
+                other.map_err(Fault::from).and_then(|_| Err(unchecked()))
+            }
+        }
+    }
+
+    fn open_with_configured(
+        &self,
+        settings: &token::Settings,
+        pin: Pin,
+    ) -> Result<Arc<dyn Token>, Fault> {
+        let is_another = self.is_another(&pin)?;
+        let file = self.file.as_deref().and_then(PinFile::of);
+        let may_try = |_| match is_another {
+            true => Ok(()),
+            false => self
+                .budget
+                .may_try_configured(file, now())
+                .map_err(|why| format!("{why}; {}", self.source)),
+        };
+        match Pkcs11Token::open_if(settings, &pin, may_try) {
+            Ok(opened) => {
+                self.budget.configured_was_right();
+                self.is_right(&pin)?;
+                Ok(Arc::new(opened.token))
+            }
+            Err(error @ TokenError::PinIncorrect(_)) => {
+                self.budget.configured_was_refused(file, now());
+                self.known().refused_configured = Some(pin);
+                Err(Fault::PinRefused(format!("{error}; {}", self.source)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the configured PIN is seen to be another than the one that was refused in this process.
     ///
     /// # Errors
-    /// It is one that was refused; the text says where it comes from.
-    pub fn may_try(&self, configured: &Pin) -> Result<(), Fault> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+    /// It is one that was refused.
+    fn is_another(&self, configured: &Pin) -> Result<bool, Fault> {
+        let known = self.known();
         let is_same =
             |known: &Pin| verify_slices_are_equal(known.expose(), configured.expose()).is_ok();
-        if [&refused.configured, &refused.given].into_iter().flatten().any(is_same) {
+        if [&known.refused_configured, &known.refused_given].into_iter().flatten().any(is_same) {
             return Err(Fault::PinRefused(format!(
                 "it is still the one that was refused, so it was not tried again; {}. Should the token \
                  take it by now, `strongroom unlock --pin-file -` tries what is typed",
                 self.source
             )));
         }
+        Ok(known.refused_configured.is_some())
+    }
+
+    /// Whether a given PIN is the one that the token was opened with. It counts like one that is tried.
+    ///
+    /// # Errors
+    /// It is not, or there were too many that were not.
+    pub fn prove(&self, given: &Pin) -> Result<(), Fault> {
+        self.budget.spend(false, now()).map_err(|why| Fault::PinRefused(why.to_string()))?;
+        let is_right = match self.known().right.as_ref() {
+            Some(right) => {
+                let (salt, digest) = right.expose().split_at(SALT);
+                let same = |_: &_| verify_slices_are_equal(&digest_of(salt, given), digest).is_ok();
+                on_locked_stack(same).map_err(|_| Fault::ArenaFull)?
+            }
+            None => false,
+        };
+        if is_right {
+            self.budget.given_was_right();
+            return Ok(());
+        }
+        let left = self.budget.left(now());
+        Err(Fault::PinRefused(format!("it is not the token's PIN; {left}")))
+    }
+
+    fn is_right(&self, pin: &Pin) -> Result<(), Fault> {
+        let mut right = SecretBytes::zeroed(2 * SALT).map_err(|_| Fault::ArenaFull)?;
+        let (salt, digest) = right.expose_mut().split_at_mut(SALT);
+        aws_lc_rs::rand::fill(salt).map_err(|_| Fault::Busy)?;
+        on_locked_stack(|_| digest.copy_from_slice(&digest_of(salt, pin)))
+            .map_err(|_| Fault::ArenaFull)?;
+        *self.known() = Known { right: Some(right), ..Known::default() };
         Ok(())
     }
 
-    /// What came of a try. A token that did not try the PIN says nothing against it.
-    pub fn tried<T>(
-        &self,
-        pin: Pin,
-        is_configured: bool,
-        result: Result<T, TokenError>,
-    ) -> Result<T, Fault> {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match result {
-            Ok(opened) => {
-                *refused = Refused::default();
-                Ok(opened)
-            }
-            Err(error @ TokenError::PinIncorrect(_)) if is_configured => {
-                refused.configured = Some(pin);
-                Err(Fault::PinRefused(format!("{error}; {}", self.source)))
-            }
-            Err(error) => {
-                if matches!(error, TokenError::PinIncorrect(_)) {
-                    refused.given = Some(pin);
-                }
-                Err(error.into())
-            }
-        }
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// To be called on a locked stack: its frames hold the PIN.
+fn digest_of(salt: &[u8], pin: &Pin) -> [u8; 32] {
+    Sha256::new().chain_update(salt).chain_update(pin.expose()).finalize().into()
+}
+
+/// Seconds of Unix time.
+pub fn now() -> i64 {
+    Timestamp::now().as_second()
 }
 
 /// Where the configured PIN comes from, and when another one there is seen.

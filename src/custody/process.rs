@@ -1,6 +1,6 @@
 //! The process: a socket, a thread per core that reads, computes and answers, and a few for the token.
 //!
-//! Every core's thread waits in `recv` on the front's one connection; the kernel wakes one of them per
+//! Every core's thread waits in `recv` on the front's connection; the kernel wakes one of them per
 //! packet, so a request with a loaded key costs a single wake-up and no queue. What needs the token
 //! goes to threads of its own, so that a slow token holds up nothing else.
 
@@ -15,12 +15,14 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
+use super::fronts::{self, Admission, Front, Waiting};
 use super::hang::HangWatch;
 use super::housekeeping::{Beat, Watched, spawn_canary, spawn_housekeeping};
-use super::protocol::{Answer, Fault, Hello, Verb};
+use super::protocol::{Answer, Fault, Verb};
 use super::state::StateError;
-use super::wire::{Packet, WireError, peer_is};
+use super::wire::{Packet, WireError};
 use super::{cache, needs};
+use crate::key::KeyMeta;
 use crate::secret::arena;
 use crate::turns::{Apart, Seat, Turns};
 
@@ -42,6 +44,16 @@ pub struct Settings {
     pub workers: usize,
     /// Threads that may wait for the token at the same time.
     pub token_threads: usize,
+    /// Bytes of requests of one connection that may wait for the token, or for keys that are made; more are
+    /// refused as busy.
+    pub waiting_bytes: usize,
+    /// The most seconds of an outage that an opened key may serve without the token, whatever its record
+    /// says. 0: no key does.
+    pub max_outage_grace_seconds: u32,
+    /// Wrong PINs that may be given since the last right one. Root raises it where they are used up.
+    pub max_wrong_pins: u32,
+    /// Days that a master key must have been out of use before it is destroyed; 0: none.
+    pub master_destroy_wait_days: u32,
     /// Seconds between two trials of the token with a known blob; a lost token that nobody needs is
     /// noticed by the next of them.
     pub canary_seconds: u64,
@@ -70,6 +82,10 @@ impl Default for Settings {
             deadline_ms: 2000,
             workers: 0,
             token_threads: 4,
+            waiting_bytes: 8 * 1024 * 1024,
+            max_wrong_pins: 2,
+            master_destroy_wait_days: 30,
+            max_outage_grace_seconds: KeyMeta::LONGEST_WITHOUT_TOKEN,
             canary_seconds: 10,
             hang_seconds: 10,
             state_directory: PathBuf::from("/var/lib/strongroom-custody/state"),
@@ -94,6 +110,12 @@ impl Settings {
     /// that generates.
     pub(super) fn with_keys(&self) -> usize {
         self.computing() + self.token_threads.max(1) + 1
+    }
+
+    /// How opened keys are kept.
+    pub(super) fn cache_settings(&self) -> cache::Settings {
+        let longest_grace = Duration::from_secs(u64::from(self.max_outage_grace_seconds));
+        cache::Settings { longest_grace, ..self.cache.clone() }
     }
 
     /// What keeps custody from starting as these settings say, found before it is tried.
@@ -143,9 +165,10 @@ pub enum StartError {
 
 /// A request on its way to another thread, with the connection that its answer goes to.
 struct Job {
-    connection: Arc<OwnedFd>,
+    front: Arc<Front>,
     id: u64,
     verb: Verb,
+    waiting: Waiting,
 }
 
 /// What the threads share.
@@ -169,7 +192,7 @@ const WAITING: usize = 1024;
 pub fn run(
     settings: &Settings,
     listener: OwnedFd,
-    front_uid: u32,
+    (uid, pid): (u32, Option<i32>),
     custodian: Custodian,
     stop: impl FnOnce() + Send + 'static,
     beat: impl Fn() + Send + Sync + 'static,
@@ -187,7 +210,8 @@ pub fn run(
     spawn_canary(canary_every, &custodian, &watched, Arc::clone(&beat))?;
     spawn_housekeeping(hang, &custodian, beat)?;
     let office = Arc::new(Office { custodian, token, generation, watched });
-    accept_fronts(&listener, front_uid, settings.computing(), &office)
+    let most_bytes = settings.waiting_bytes;
+    accept_fronts(&listener, Admission { uid, pid, most_bytes }, settings.computing(), &office)
 }
 
 /// Waits on a thread of its own for `stop` to return, then wipes and ends the process.
@@ -227,64 +251,57 @@ pub fn leave(custodian: &Custodian, code: i32) -> ! {
 /// Exit code of a process that wants a successor (EX_TEMPFAIL of sysexits.h).
 pub const PAST_USE: i32 = 75;
 
-/// One front at a time: the next connection is taken when the last one has ended.
+/// Serves every connection that comes, each by threads of its own.
 fn accept_fronts(
     listener: &OwnedFd,
-    front_uid: u32,
+    admission: Admission,
     workers: usize,
     office: &Arc<Office>,
 ) -> Result<(), StartError> {
-    use std::os::fd::{AsRawFd, FromRawFd};
-    loop {
-        let connection = match nix::sys::socket::accept4(
-            listener.as_raw_fd(),
-            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-        ) {
-            // SAFETY: accept4 returned a descriptor that nobody else owns.
-            #[allow(unsafe_code)] // a number becomes an owner
-            Ok(fd) => Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }),
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                thread::sleep(Duration::from_millis(50));
-                continue;
+    let fronts = Arc::clone(&office.custodian.notices.fronts);
+    let serve = |front: Arc<Front>| {
+        let office = Arc::clone(office);
+        tracing::debug!(pid = front.pid(), "the front has connected");
+        let served = Arc::clone(&front);
+        let serving = thread::Builder::new().name("front".to_owned()).spawn(move || {
+            if let Err(error) = serve(&front, workers, &office) {
+                tracing::error!(%error, "a connection could not be served");
+                front.end();
             }
-        };
-        if !peer_is(connection.as_fd(), front_uid) {
-            tracing::warn!(front_uid, "a connection from another user was refused");
-            continue;
+            office.custodian.notices.fronts.part(&front, || end_of_service(&office));
+            tracing::debug!("the front has disconnected");
+        });
+        if let Err(error) = serving {
+            tracing::error!(%error, "a connection could not be served");
+            fronts.part(&served, || {});
         }
-        office.custodian.notices.go_to(Some(Arc::clone(&connection)));
-        serve(&connection, workers, office)?;
-        office.custodian.notices.go_to(None);
-        if office.custodian.brown_out().is_some() {
-            leave(&office.custodian, PAST_USE);
-        }
-        // No key stays open with nobody there; the next front unlocks anew.
-        let (hang, limit) = &office.watched;
-        hang.during(*limit, || drop(office.custodian.wipe()));
-        tracing::debug!("the front has disconnected");
-    }
+    };
+    match fronts::accept(listener, admission, &office.custodian.notices.fronts, serve)? {}
 }
 
-fn serve(
-    connection: &Arc<OwnedFd>,
-    workers: usize,
-    office: &Arc<Office>,
-) -> Result<(), StartError> {
-    if let Err(error) = greet(connection) {
-        tracing::warn!(%error, "the front did not introduce itself");
-        return Ok(());
+/// No key stays open with nobody there; the next front unlocks anew.
+fn end_of_service(office: &Office) {
+    if office.custodian.brown_out().is_some() {
+        leave(&office.custodian, PAST_USE);
     }
-    tracing::debug!("the front has connected");
+    let (hang, limit) = &office.watched;
+    hang.during(*limit, || drop(office.custodian.wipe()));
+}
+
+/// Serves a connection until it ends.
+fn serve(front: &Arc<Front>, workers: usize, office: &Arc<Office>) -> Result<(), StartError> {
     let mut threads = Vec::new();
     let apart = Arc::new(Apart::new(workers));
-    for number in 0..workers {
+    let mut buffers = Vec::new();
+    for _ in 0..workers {
+        buffers.push((Packet::new()?, Packet::new()?));
+    }
+    for (number, packets) in buffers.into_iter().enumerate() {
         let apart = Arc::clone(&apart);
-        let (connection, office) = (Arc::clone(connection), Arc::clone(office));
-        let (input, output) = (Packet::new()?, Packet::new()?);
+        let (front, office) = (Arc::clone(front), Arc::clone(office));
         let thread = thread::Builder::new()
             .name(format!("compute-{number}"))
-            .spawn(move || work(&connection, &office, apart.seat(number).as_ref(), (input, output)))
+            .spawn(move || work(&front, &office, apart.seat(number).as_ref(), packets))
             .map_err(StartError::Thread)?;
         threads.push(thread);
     }
@@ -297,43 +314,33 @@ fn serve(
     Ok(())
 }
 
-/// Exchanges [`Hello`]s.
-fn greet(connection: &OwnedFd) -> Result<(), WireError> {
-    let mut packet = Packet::new()?;
-    let (_, theirs): (u64, Hello) = packet.receive(connection.as_fd())?;
-    packet.send(connection.as_fd(), 0, &Hello::OURS)?;
-    if theirs == Hello::OURS { Ok(()) } else { Err(WireError::Malformed) }
-}
-
 /// How long the turns of a computing thread are: about as long as a private operation of RSA-2048.
 const TURN: Duration = Duration::from_micros(300);
 
 /// Reads, computes and answers until the front hangs up.
 fn work(
-    connection: &Arc<OwnedFd>,
+    front: &Arc<Front>,
     office: &Office,
     seat: Option<&Seat<'_>>,
     (mut input, mut output): (Packet, Packet),
 ) {
     let turns = Turns::of(TURN);
     loop {
-        let (id, verb) = match input.receive::<Verb>(connection.as_fd()) {
+        let (id, verb) = match input.receive::<Verb>(front.as_fd()) {
             Ok(request) => request,
             Err(WireError::Closed) => return,
             Err(error) => {
                 tracing::warn!(%error, "the front sent what is no request; disconnected");
-                let _ = nix::sys::socket::shutdown(
-                    std::os::fd::AsRawFd::as_raw_fd(connection.as_ref()),
-                    nix::sys::socket::Shutdown::Both,
-                );
+                front.end();
                 return;
             }
         };
+        front.hear();
         let busy = seat.and_then(Seat::start);
         let lock = matches!(verb, Verb::Lock);
         let (queue, verb) = match office.custodian.quick(verb) {
             Quick::Answered(answer) => {
-                reply(connection, &mut output, id, answer);
+                reply(front, &mut output, id, answer);
                 if lock {
                     leave(&office.custodian, 0);
                 }
@@ -347,18 +354,26 @@ fn work(
             Quick::Token(verb) => (&office.token, verb),
             Quick::Generation(verb) => (&office.generation, verb),
         };
-        let job = Job { connection: Arc::clone(connection), id, verb };
-        if queue.try_send(job).is_err() {
-            reply(connection, &mut output, id, Err(Fault::Busy));
+        let waiting = front.wait(input.len());
+        let job = waiting.map(|waiting| Job { front: Arc::clone(front), id, verb, waiting });
+        if job.is_none_or(|job| queue.try_send(job).is_err()) {
+            reply(front, &mut output, id, Err(Fault::Busy));
         }
     }
 }
 
-fn reply(connection: &OwnedFd, output: &mut Packet, id: u64, answer: Answer) {
-    let sent = output.send(connection.as_fd(), id, &answer);
-    if let Err(WireError::TooLong) = sent {
-        let fault = Fault::Protocol("the answer is longer than a packet".to_owned());
-        let _ = output.send(connection.as_fd(), id, &Answer::Err(fault));
+/// Answers; who does not read is no longer served, so that nobody else waits behind it.
+fn reply(front: &Front, output: &mut Packet, id: u64, answer: Answer) {
+    let sent = match output.send(front.as_fd(), id, &answer) {
+        Err(WireError::TooLong) => {
+            let fault = Fault::Protocol("the answer is longer than a packet".to_owned());
+            output.send(front.as_fd(), id, &Answer::Err(fault))
+        }
+        sent => sent,
+    };
+    if let Err(WireError::WouldBlock) = sent {
+        tracing::warn!(pid = front.pid(), "the front does not read its answers; disconnected");
+        front.end();
     }
 }
 
@@ -395,10 +410,12 @@ fn spawn_pool(
             .spawn(move || {
                 loop {
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Job { connection, id, verb }) = job else { return };
+                    let Ok(Job { front, id, verb, waiting }) = job else { return };
                     let limit = if is_long(&verb) { limit * 4 } else { limit };
-                    let answer = hang.during(limit, || custodian.slow(verb));
-                    reply(&connection, &mut output, id, answer);
+                    let work = || for_front(&custodian, &front, verb);
+                    let answer = hang.during(limit, work);
+                    drop(waiting);
+                    reply(&front, &mut output, id, answer);
                     if custodian.is_past_use() {
                         leave(&custodian, PAST_USE);
                     }
@@ -407,4 +424,17 @@ fn spawn_pool(
             .map_err(StartError::Thread)?;
     }
     Ok(())
+}
+
+/// Carries out a verb; of an unlock it is noted whom custody is open for.
+fn for_front(custodian: &Custodian, front: &Arc<Front>, verb: Verb) -> Answer {
+    if !matches!(verb, Verb::Unlock { .. }) {
+        return custodian.slow(verb);
+    }
+    let fronts = &custodian.notices.fronts;
+    let was_open = fronts.unlocking_over(front);
+    let answer = custodian.slow(verb);
+    let is_open = matches!(&answer, Ok(_) | Err(Fault::Unlocked));
+    fronts.settle_unlock(front, is_open || was_open, || drop(custodian.wipe()));
+    answer
 }

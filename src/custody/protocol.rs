@@ -15,7 +15,7 @@ use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The longest packet, in bytes: below the kernel's default socket buffer.
 pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");
@@ -62,53 +62,72 @@ pub struct StoreKey {
 }
 
 /// Everything that custody can be asked. Sealed forms go in, results come out; no verb returns a key.
+///
+/// Beside each stands what a front can reach with it that lies. What holds for all: every text and packet
+/// has a longest length, what waits is bounded in number and in bytes for each connection, and a request that
+/// is none ends its connection. What a lying front can do in any case, as long as custody is unlocked: use every
+/// key whose sealed form it has, read and write every record, and stop service.
 #[derive(Serialize, Deserialize)]
 pub enum Verb {
     /// What the token, the arena and the cache are like.
+    ///
+    /// If the front lies: there is nothing to lie about.
     Status,
     /// Opens the token and logs in: with this PIN, else with the configured one.
+    ///
+    /// If the front lies: a home whose master key, newest store key or signing key are not the token's is
+    /// refused. Custody counts wrong PINs itself, over its end.
     Unlock {
         appliance: Option<Home>,
         pin: Option<Passing<Pin>>,
-        /// A refused PIN is only tried again where an operator says so.
+        /// Whether an operator asks, and not the link. It decides which of two answers an open custody gives,
+        /// and nothing else: no PIN is tried for it.
         by_operator: bool,
-        /// It was away: it is looked for from outside this process before it is opened in it.
+        /// It was away: it is looked for from outside this process before it is opened in it. Leaving it out
+        /// costs this process where the token is away, and the next one starts.
         look_first: bool,
     },
     /// Wipes everything and ends the process; the next one starts locked.
+    ///
+    /// If the front lies: service stops for as long as it repeats this.
     Lock,
     /// Generates what an appliance needs in the token, and a store key; with `resume`, keeps what the
     /// token holds already.
+    ///
+    /// If the front lies: no key in the token is replaced or destroyed; keys of a later generation refuse it.
+    /// As another appliance, custody opens nothing of the one before.
     Init {
         #[serde(deserialize_with = "field")]
         appliance: String,
         resume: bool,
     },
     /// A further store key, wrapped: there is a bound to how often one may seal.
-    NewStoreKey {
-        id: u32,
-        first: u32,
-    },
+    ///
+    /// If the front lies: both numbers are bound into the wrap. Whoever may seal records may seal too many,
+    /// or none under the new key; that is the front's to lose.
+    NewStoreKey { id: u32, first: u32 },
+    /// If the front lies: a record is what the front says it is. The address is bound into the seal.
     SealRecord {
         store_key: StoreKey,
         address: RecordAddress,
         #[serde(with = "whole")]
         value: Vec<u8>,
     },
+    /// If the front lies: what does not lie at this address, as this revision, under this store key of this
+    /// appliance, does not open. That an older record is put back is for the front to notice.
     OpenRecord {
         store_key: StoreKey,
         address: RecordAddress,
         #[serde(with = "whole")]
         sealed: Vec<u8>,
     },
-    GenerateKey {
-        address: KeyAddress,
-        algorithm: Algorithm,
-    },
-    ImportKey {
-        address: KeyAddress,
-        private_key: Passing<Pkcs8Der>,
-    },
+    /// If the front lies: a further key for an address that has one is another sealed form, and the one
+    /// before still opens. Keys are made one at a time.
+    GenerateKey { address: KeyAddress, algorithm: Algorithm },
+    /// If the front lies: the same; and a key is checked before it is taken in, whoever brings it.
+    ImportKey { address: KeyAddress, private_key: Passing<Pkcs8Der> },
+    /// If the front lies: a sealed key opens at its own address alone. The key's state and the caller's right
+    /// are the front's to judge. Another hash than the key's fails like any wrong ciphertext.
     Decrypt {
         address: KeyAddress,
         #[serde(with = "whole")]
@@ -118,10 +137,13 @@ pub enum Verb {
         ciphertext: Vec<u8>,
         #[serde(with = "whole")]
         label: Vec<u8>,
-        /// For how many seconds of an outage the opened key may serve without the token.
+        /// For how many seconds of an outage the opened key may serve without the token. Custody takes no more
+        /// than `[custody] max_outage_grace_seconds`, and while the token is away no more than was said before.
         allowance: u32,
     },
     /// Opens a sealed key and says whether it belongs to this public key; nothing is kept of it.
+    ///
+    /// If the front lies: it learns whether two things belong together that it has.
     CheckKey {
         address: KeyAddress,
         #[serde(with = "whole")]
@@ -131,39 +153,44 @@ pub enum Verb {
         public: Vec<u8>,
     },
     /// Forgets opened keys: one, or all of a name, or all.
-    DropKeys {
-        name: Option<String>,
-        version: Option<u32>,
-    },
+    ///
+    /// If the front lies: they are opened again when they are needed, while the token is there.
+    DropKeys { name: Option<String>, version: Option<u32> },
     /// For how many seconds of an outage the opened keys of a name may serve from now on.
-    Allow {
-        name: String,
-        allowance: u32,
-    },
+    ///
+    /// If the front lies: see [`Verb::Decrypt`]; the same bounds hold.
+    Allow { name: String, allowance: u32 },
     /// Signs SHA-256 of a checkpoint's bytes, or of what names a backup's manifest; custody adds nothing
     /// and refuses what has not the tag of either.
-    SignCheckpoint {
-        message: Vec<u8>,
-    },
+    SignCheckpoint { message: Vec<u8> },
     /// The checks that only this process can make.
+    ///
+    /// If the front lies: there is nothing to lie about; no PIN is tried for it.
     Doctor,
     /// Which of these generations the token holds, and whether their keys are fit.
-    Masters {
-        generations: Vec<u32>,
-    },
+    ///
+    /// If the front lies: it may name so many and no more, so that the token is not searched for minutes.
+    Masters { generations: Vec<u32> },
     /// Generates the master key of a further generation; one that is there already is kept, if it is fit.
-    MakeMaster {
-        generation: u32,
-    },
+    ///
+    /// If the front lies: custody makes the next generation that the token has room for and no other, and only
+    /// few that are not in use.
+    MakeMaster { generation: u32 },
     /// Works with what the appliance has become: another generation in use.
-    UseHome {
-        home: Home,
-    },
+    ///
+    /// If the front lies: the token must hold that master key and the appliance's own store and signing key,
+    /// and no earlier generation comes back into use.
+    UseHome { home: Home },
     /// Destroys the master key of a generation that is not in use.
-    DestroyMaster {
-        generation: u32,
-    },
+    ///
+    /// If the front lies: not while the store key that custody works with lies under it, and not before it
+    /// has been out of use for `[custody] master_destroy_wait_days` by what custody itself has seen, unless the
+    /// token's PIN is in the request, which counts as in [`Verb::Unlock`].
+    DestroyMaster { generation: u32, pin: Option<Passing<Pin>> },
     /// The same data key, wrapped under another generation; the private key stays as it is sealed.
+    ///
+    /// If the front lies: it goes under the generation in use or a later one, never back under an older one.
+    /// The form that was handed in still opens.
     RewrapKey {
         address: KeyAddress,
         #[serde(with = "whole")]
@@ -171,14 +198,17 @@ pub enum Verb {
         generation: u32,
     },
     /// The same store key, wrapped under another generation.
-    RewrapStoreKey {
-        store_key: StoreKey,
-        generation: u32,
-    },
+    ///
+    /// If the front lies: the same holds.
+    RewrapStoreKey { store_key: StoreKey, generation: u32 },
     /// The fingerprint of the recovery key that custody has.
+    ///
+    /// If the front lies: there is nothing to lie about.
     RecoveryKey,
     /// The data key of a sealed key, wrapped to the recovery key of this fingerprint, which custody must
     /// have in its own configuration.
+    ///
+    /// If the front lies: it cannot name another key than root has configured.
     WrapKeyForRecovery {
         address: KeyAddress,
         #[serde(with = "whole")]
@@ -186,10 +216,9 @@ pub enum Verb {
         fingerprint: [u8; 32],
     },
     /// The same for a store key.
-    WrapStoreKeyForRecovery {
-        store_key: StoreKey,
-        fingerprint: [u8; 32],
-    },
+    ///
+    /// If the front lies: the same holds.
+    WrapStoreKeyForRecovery { store_key: StoreKey, fingerprint: [u8; 32] },
 }
 
 /// The appliance that a token's keys serve: bound into every AAD.
@@ -359,13 +388,22 @@ pub enum Fault {
     /// Custody has not the recovery key that it is asked for.
     #[error("the recovery key: {0}")]
     Recovery(String),
+    /// Custody's own rules are against it, whatever the front says.
+    #[error("custody refuses: {0}")]
+    Refused(String),
 }
 
-/// A text that becomes a field of an AAD: one with a zero byte would pass for two.
+/// The longest field of an address, in bytes.
+const LONGEST_FIELD: usize = 255;
+
+/// A text that becomes a field of an AAD: one with a zero byte would pass for two. A long one is none of the
+/// front's names, and would have to be kept for as long as its key is.
 fn field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let refused = || serde::de::Error::custom("a zero byte in an address");
-    if text.contains('\0') { Err(refused()) } else { Ok(text) }
+    let text = <&str>::deserialize(deserializer)?;
+    if text.contains('\0') || text.len() > LONGEST_FIELD {
+        return Err(serde::de::Error::custom("a zero byte in an address, or a long one"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Bytes that are written and read in one go; by itself serde takes a `Vec` apart, byte by byte.

@@ -14,7 +14,9 @@ use nix::unistd::{User, geteuid};
 
 use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
+use super::generations::Generations;
 use super::needs::{Granted, Surroundings, needs};
+use super::pin_budget::PinBudget;
 use super::pins::Pins;
 use super::probe::Probe;
 use super::process::{self, Settings, StartError};
@@ -23,14 +25,13 @@ use super::recovery::RecoveryKey;
 use super::state::State;
 use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
-use crate::token::pkcs11::Pkcs11Token;
-use crate::token::{self, Token, read_pin};
+use crate::token::{self, read_pin};
 
 /// Custody ready to serve: the arena stands, nobody can look in, the socket is bound.
 pub struct Ready {
     settings: Settings,
     listener: OwnedFd,
-    front_uid: u32,
+    front: (u32, Option<i32>),
     custodian: Custodian,
     arena: &'static ArenaReport,
 }
@@ -38,7 +39,7 @@ pub struct Ready {
 impl Ready {
     /// Comes up to where the front can connect, and shuts itself in: from here on it opens the module,
     /// the PIN and the token's files, and nothing else. `passed` is a listening socket from the
-    /// supervisor. The process must have one thread.
+    /// supervisor; `front` is the front's process, where that is known. The process must have one thread.
     ///
     /// # Errors
     /// Whatever keeps custody from being safe: it does not start then.
@@ -47,7 +48,7 @@ impl Ready {
         token: token::Settings,
         sandbox: &sandbox::Settings,
         around: &Surroundings,
-        passed: Option<OwnedFd>,
+        (passed, front): (Option<OwnedFd>, Option<i32>),
         probe: Probe,
     ) -> Result<Self, StartError> {
         let arena = secret::start(&settings.arena, Use::Custody)?;
@@ -71,11 +72,21 @@ impl Ready {
         needs.write.push(settings.state_directory.clone());
         sandbox::enter(sandbox, &needs)?;
         let examiner = examiner(token.clone(), around.credentials.clone(), arena);
-        let opener = opener(token, around.credentials.clone(), pin);
-        let (cache, arena_in_words) = (settings.cache.clone(), arena.to_string());
-        let custodian =
-            Custodian::new(opener, examiner, probe, cache, arena_in_words, recovery, state);
-        Ok(Self { settings, listener, front_uid, custodian, arena })
+        let budget = PinBudget::new(state.load()?, settings.max_wrong_pins);
+        let generations = Generations::new(state.load()?, settings.master_destroy_wait_days);
+        let opener = opener(token, around.credentials.clone(), pin, budget);
+        let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());
+        let custodian = Custodian::new(
+            opener,
+            examiner,
+            probe,
+            cache,
+            arena_in_words,
+            recovery,
+            (state, generations),
+        );
+        let front = (front_uid, front);
+        Ok(Self { settings, listener, front, custodian, arena })
     }
 
     /// The locked memory, in words.
@@ -92,7 +103,7 @@ impl Ready {
         before_exit: fn(),
     ) -> Result<(), StartError> {
         self.custodian.before_exit = before_exit;
-        process::run(&self.settings, self.listener, self.front_uid, self.custodian, stop, beat)
+        process::run(&self.settings, self.listener, self.front, self.custodian, stop, beat)
     }
 }
 
@@ -107,8 +118,13 @@ pub fn resolve(user: Option<&str>) -> Result<u32, StartError> {
     Ok(found.uid.as_raw())
 }
 
-fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted) -> Opener {
-    let (pins, place) = (Pins::of(&settings), settings.clone());
+fn opener(
+    settings: token::Settings,
+    credentials: Option<PathBuf>,
+    file: Granted,
+    budget: PinBudget,
+) -> Opener {
+    let (pins, place) = (Arc::new(Pins::of(&settings, budget)), settings.clone());
     let configured = move || {
         read_pin(&place, credentials.as_deref()).map_err(|error| {
             match sandbox::entered().is_some() && file.is_replaced() {
@@ -121,20 +137,11 @@ fn opener(settings: token::Settings, credentials: Option<PathBuf>, file: Granted
             }
         })
     };
-    Box::new(move |given| {
-        let is_configured = given.is_none();
-        let pin = match given {
-            Some(pin) => pin,
-            None => {
-                let pin = configured()?;
-                pins.may_try(&pin)?;
-                pin
-            }
-        };
-        let opened = Pkcs11Token::open(&settings, &pin);
-        let token = pins.tried(pin, is_configured, opened)?;
-        Ok(Arc::new(token) as Arc<dyn Token>)
-    })
+    let prover = Arc::clone(&pins);
+    Opener {
+        open: Box::new(move |given| pins.open(&settings, given, &configured)),
+        prove: Box::new(move |given| prover.prove(given)),
+    }
 }
 
 fn examiner(

@@ -97,6 +97,7 @@ mod tests {
             socket: "/nowhere/custody".into(),
             deadline: Duration::from_millis(50),
             custody_uid: 0,
+            max_outage_grace_seconds: 0,
         };
         Client::start(settings, Wanted::Unlocked(Some(home(1))))
     }

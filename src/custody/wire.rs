@@ -50,6 +50,11 @@ impl Packet {
         Ok(Self { bytes: IoBuffer::new(MAX_PACKET).map_err(WireError::Lock)?, used: 0 })
     }
 
+    /// Length of what was read last, in bytes.
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
     /// Reads the next packet of `socket` and returns its request id and message.
     ///
     /// # Errors

@@ -114,6 +114,9 @@ impl Config {
             ("[limits] answer_timeout_ms", wait(limits.answer_timeout_ms)),
             ("[custody] workers", (custody.workers, 0, 1024)),
             ("[custody] token_threads", (custody.token_threads, 1, 1024)),
+            // At least a packet for each thread, at most what a machine has.
+            ("[custody] waiting_bytes", (custody.waiting_bytes, 1 << 20, 1 << 30)),
+            ("[custody] max_wrong_pins", (custody.max_wrong_pins as usize, 1, 1000)),
             ("[custody] deadline_ms", wait(custody.deadline_ms)),
             ("[custody] hang_seconds", wait(custody.hang_seconds)),
             (

@@ -45,7 +45,8 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         None => passed_socket(),
     };
     let footprint = Footprint::of_this_program();
-    let ready = Ready::start(custody, token, &sandbox, &around, passed, probe)?;
+    let front = arguments.front_pid;
+    let ready = Ready::start(custody, token, &sandbox, &around, (passed, front), probe)?;
     logs.write();
     inherited.report();
     let shut_in = sandbox::entered().map(tracing::field::display);

@@ -123,6 +123,7 @@ fn link(config: &Config) -> Result<LinkSettings, DaemonError> {
         socket: config.custody.socket.clone(),
         deadline: Duration::from_millis(config.custody.deadline_ms),
         custody_uid: custody::resolve(config.custody.custody_user.as_deref())?,
+        max_outage_grace_seconds: config.custody.max_outage_grace_seconds,
     })
 }
 

@@ -152,6 +152,8 @@ fn supervise(program: &PathBuf, config: &Path, watch: &Watch) {
 fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Option<Child>> {
     let mut command = Command::new(program);
     command.arg("custody").arg("--config").arg(config).stdin(Stdio::null());
+    // Nobody else but the front, which split this process off and ends with it, may connect.
+    command.arg("--front-pid").arg(nix::unistd::getppid().to_string());
     // What systemd tells the front is not meant for custody. Ctrl-C goes to the front, which ends
     // custody after its last checkpoint.
     command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");

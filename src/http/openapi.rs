@@ -36,7 +36,8 @@ const PROBLEMS: [(&str, &str); 17] = [
     (
         "409",
         "exists, conflict, key-state, already-initialised, not-locked, \
-         rotation-running, rotated-recently, master-needed, master-state, recovery-key, clock-doubted",
+         rotation-running, rotated-recently, master-needed, master-state, recovery-key, \
+         custody-refused, clock-doubted",
     ),
     ("412", "revision-mismatch, precondition-failed"),
     ("413", "body-too-large"),

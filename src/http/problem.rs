@@ -296,6 +296,9 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             "an operator brings [custody] recovery_key of the configuration and `strongroom recovery \
              set` to the same key, and restarts custody",
         ),
+        "custody-refused" => {
+            (S::CONFLICT, "the detail says which rule of custody is against it, and what mends it")
+        }
         "rotation-running" => (S::CONFLICT, "GET /v1/master says how far it is"),
         "rotated-recently" => (
             S::CONFLICT,

@@ -119,6 +119,7 @@ const SHIPPED: [(Action, &str); 38] = [
     (Action::MetricsRead, "oa"),
     (Action::Lock, "o"),
     (Action::Unlock, "o"),
+    (Action::GivePin, "o"),
     (Action::MasterRotate, "o"),
     (Action::MasterRetire, "o"),
     (Action::MasterCancelRetirement, "o"),

@@ -14,6 +14,7 @@ async fn records(store: &Arc<MemoryStore>) -> (Records, HomeRecord) {
         socket: "/nonexistent/custody.sock".into(),
         deadline: Duration::from_millis(50),
         custody_uid: 0,
+        max_outage_grace_seconds: 0,
     };
     let custody = Client::start(settings, Wanted::Locked);
     let store: Arc<dyn Store> = Arc::<MemoryStore>::clone(store);

@@ -99,6 +99,9 @@ pub enum Error {
     /// The recovery key that is set, or is to be set, is not one that custody has.
     #[error("the recovery key: {0}")]
     Recovery(String),
+    /// Custody's own rules are against it.
+    #[error("custody refuses: {0}")]
+    Refused(String),
     #[error("the clock is {0} of the time that has passed, so no destruction is scheduled by it")]
     ClockDoubted(&'static str),
     #[error("there is too much to do at the moment")]
@@ -145,6 +148,7 @@ impl From<CustodyError> for Error {
             CustodyError::Fault(Fault::Exists(what)) => Error::AlreadyInitialised(what),
             CustodyError::Fault(Fault::Busy | Fault::ArenaFull) => Error::Busy,
             CustodyError::Fault(Fault::Recovery(why)) => Error::Recovery(why),
+            CustodyError::Fault(Fault::Refused(why)) => Error::Refused(why),
             other => Error::Custody(other),
         }
     }
@@ -209,6 +213,7 @@ impl Error {
             Error::AlreadyInitialised(_) => "already-initialised",
             Error::NotLocked => "not-locked",
             Error::Recovery(_) => "recovery-key",
+            Error::Refused(_) => "custody-refused",
             Error::Rotating(_) => "rotation-running",
             Error::RotatedRecently { .. } => "rotated-recently",
             Error::StillNeeded { .. } => "master-needed",

@@ -38,7 +38,7 @@ impl Request for UpdateKey {
             let rule = "name at least one thing to change".to_owned();
             return Err(Error::Invalid { member: "serve_without_token_seconds", rule });
         };
-        let seconds = allowed(seconds)?;
+        let seconds = appliance.grace(seconds)?;
         let old = appliance.permitted_key(&permit).await?;
         self.conditions.check(Some(old.revision))?;
         let change = |key: &mut KeyRecord| {
@@ -52,6 +52,19 @@ impl Request for UpdateKey {
 }
 
 impl Appliance {
+    /// A time within its bounds: that of any key, and that of custody's configuration.
+    pub(super) fn grace(&self, seconds: u32) -> Result<u32, Error> {
+        let most = self.custody.max_outage_grace_seconds().min(KeyMeta::LONGEST_WITHOUT_TOKEN);
+        if seconds <= most {
+            return Ok(seconds);
+        }
+        let rule = match most {
+            KeyMeta::LONGEST_WITHOUT_TOKEN => format!("at most {most} seconds"),
+            _ => format!("at most {most} seconds, by [custody] max_outage_grace_seconds"),
+        };
+        Err(Error::Invalid { member: "serve_without_token_seconds", rule })
+    }
+
     /// Tells custody how long the opened key may serve without the token. Whoever may have told it of an
     /// older record does so, and looks again after: the last word is that of the record in force.
     pub(super) async fn tell_allowance(&self, told: &Arc<KeyRecord>) {
@@ -69,13 +82,4 @@ impl Appliance {
             }
         }
     }
-}
-
-/// An allowance within its bound.
-pub(super) fn allowed(seconds: u32) -> Result<u32, Error> {
-    if seconds <= KeyMeta::LONGEST_WITHOUT_TOKEN {
-        return Ok(seconds);
-    }
-    let rule = format!("at most {} seconds", KeyMeta::LONGEST_WITHOUT_TOKEN);
-    Err(Error::Invalid { member: "serve_without_token_seconds", rule })
 }

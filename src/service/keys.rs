@@ -7,7 +7,6 @@ use super::authorize::owner_of;
 use super::binary::decode_secret;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
-use super::key_update::allowed;
 use super::transfer::must_be_able_to_own;
 use super::view::{KeyView, Named};
 use crate::audit::Details;
@@ -154,7 +153,7 @@ impl Request for CreateKey {
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
-        let without_token = allowed(self.serve_without_token_seconds)?;
+        let without_token = appliance.grace(self.serve_without_token_seconds)?;
         let owner = appliance.owner_to_be(&permit, self.owner, &self.labels)?;
         appliance.must_be_free(&self.name).await?;
         let address = first_version(&self.name);
@@ -195,7 +194,7 @@ impl Request for ImportKey {
         appliance.must_be_free(&name).await?;
         let _same_master = appliance.same_master().await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
-        let without_token = allowed(serve_without_token_seconds)?;
+        let without_token = appliance.grace(serve_without_token_seconds)?;
         let key = NewMeta { mgf1_hash, labels, without_token, owner };
         appliance.keep_first(name, key, taken).await
     }

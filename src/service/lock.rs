@@ -62,6 +62,22 @@ impl Request for Lock {
 }
 
 impl Appliance {
+    /// The PIN of a request, if there is one and whoever asks may give one.
+    pub(super) async fn given_pin(
+        &self,
+        permit: &Permit,
+        pin: Option<&SecretBinary>,
+    ) -> Result<Option<Pin>, Error> {
+        let Some(given) = pin else { return Ok(None) };
+        let _may = self.permit_also(permit, Action::GivePin, &Resource::Appliance).await?;
+        // No token has such a PIN, and each wrong one brings it nearer to its lock.
+        if !(1..=LONGEST_PIN).contains(&given.len()) {
+            let rule = format!("1 to {LONGEST_PIN} bytes");
+            return Err(Error::Invalid { member: "pin", rule });
+        }
+        Ok(Some(Pin::copy_from(given.plaintext()?.expose())?))
+    }
+
     /// Has custody end first, whatever the store says, and then keeps the record of it. Where that cannot
     /// be kept now it is owed. To be called with `locking` held.
     async fn close(&self, record: LockRecord) -> Result<(), Error> {
@@ -111,7 +127,7 @@ const LONGEST_KEEPING: Duration = Duration::from_secs(2);
 const NEXT_KEEPING: Duration = Duration::from_millis(200);
 
 /// Who asked for an unlock is told what is wrong with the PIN.
-fn told(error: Error) -> Error {
+pub(super) fn told(error: Error) -> Error {
     match error {
         Error::PinUnavailable { why, .. } => Error::PinUnavailable { why, told: true },
         Error::PinRefused { why, .. } => Error::PinRefused { why, told: true },
@@ -146,15 +162,7 @@ impl Request for Unlock {
         }
         // It could not be noted that it is open.
         appliance.store.health().map_err(RecordError::from)?;
-        let pin = match &self.pin {
-            // No token has such a PIN, and each wrong one brings it nearer to its lock.
-            Some(given) if !(1..=LONGEST_PIN).contains(&given.len()) => {
-                let rule = format!("1 to {LONGEST_PIN} bytes");
-                return Err(Error::Invalid { member: "pin", rule });
-            }
-            Some(given) => Some(Pin::copy_from(given.plaintext()?.expose())?),
-            None => None,
-        };
+        let pin = appliance.given_pin(&permit, self.pin.as_ref()).await?;
         let home = appliance.records.home().map(|home| home.for_custody());
         let unlocked = appliance.custody.unlock(locks, home, pin).await;
         unlocked.map_err(|error| {

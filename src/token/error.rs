@@ -43,6 +43,9 @@ pub enum TokenError {
          log in by hand with the right PIN (`pkcs11-tool --login --test`), which resets the count"
     )]
     PinFinalTry(Place),
+    /// Not tried: whoever opens the token has a rule against it.
+    #[error("{0}")]
+    PinWithheld(String),
     /// The token is logged in and has no such key.
     #[error("{place} has no key \"{key}\"")]
     KeyMissing { key: KeyName, place: Place },

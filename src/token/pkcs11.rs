@@ -63,11 +63,28 @@ pub struct Pkcs11Token {
     making: Mutex<()>,
 }
 
+/// A token that was opened, and what that says of the PIN.
+pub struct OpenedToken {
+    pub token: Pkcs11Token,
+    /// False where the module was logged in already: it looked at no PIN then.
+    pub pin_was_checked: bool,
+}
+
 impl Pkcs11Token {
     /// Loads the module, finds the token by label or serial, and logs in with `pin`: one try.
     ///
     /// The PIN is not kept.
     pub fn open(settings: &Settings, pin: &Pin) -> Result<Self, TokenError> {
+        Self::open_if(settings, pin, |_| Ok(())).map(|opened| opened.token)
+    }
+
+    /// The same, where `may_try` does not say why the PIN is not to be tried. It is asked right before the
+    /// try, and is told whether the token counts a wrong PIN since the last login.
+    pub fn open_if(
+        settings: &Settings,
+        pin: &Pin,
+        may_try: impl FnOnce(bool) -> Result<(), String>,
+    ) -> Result<OpenedToken, TokenError> {
         let module_path = settings.module.display().to_string();
         let module = load(&settings.module)?;
         let (slot, info) = slot::select(&module, settings)
@@ -75,15 +92,20 @@ impl Pkcs11Token {
         let place = Place::new(info.label(), slot.id(), info.serial_number(), &module_path);
         let calls = Calls::of(&settings.module).map_err(|failure| failure.at(&place))?;
         slot::may_try_pin(&info, &place)?;
+        may_try(info.user_pin_count_low()).map_err(TokenError::PinWithheld)?;
+        let mut pin_was_checked = true;
         let size = sessions::pool_size(settings.pool_size, limit(info.max_session_count()));
         let wait = Duration::from_millis(settings.wait_ms);
         let login = |anchor: &_| match calls.login(anchor, pin) {
-            Err(failure) if failure.code() == Some(CKR_USER_ALREADY_LOGGED_IN) => Ok(()),
+            Err(failure) if failure.code() == Some(CKR_USER_ALREADY_LOGGED_IN) => {
+                pin_was_checked = false;
+                Ok(())
+            }
             result => result,
         };
         let sessions = Sessions::open(module.clone(), slot, place.clone(), size, wait, login)
             .map_err(|failure| failure.at(&place))?;
-        Ok(Self {
+        let token = Self {
             sessions,
             calls,
             module,
@@ -93,7 +115,8 @@ impl Pkcs11Token {
             place,
             known: Mutex::default(),
             making: Mutex::default(),
-        })
+        };
+        Ok(OpenedToken { token, pin_was_checked })
     }
 
     fn exists(&self, key: KeyName) -> Failure {

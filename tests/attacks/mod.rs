@@ -3,9 +3,13 @@
 
 mod backup_as_reader;
 mod batch_versions;
+mod destroyed_masters;
 mod hidden_names;
 mod key_on_the_stack;
+mod lying_front;
 mod neighbours_secrets;
 mod odd_ciphertexts;
+mod pin_guessing;
+mod silent_front;
 mod unbounded_replies;
 mod undercut_waiting;

@@ -15,17 +15,22 @@ use crate::appliance::{Appliance, wait_until};
 pub struct Custody(Child);
 
 impl Custody {
-    fn start(appliance: &Appliance) -> Self {
+    pub fn start(appliance: &Appliance) -> Self {
         let (name, conf) = appliance.token().environment();
         let child = Command::new(env!("CARGO_BIN_EXE_strongroom"))
             .args(["custody", "--config"])
             .arg(appliance.config_file())
             .env(name, conf)
+            .envs(appliance.environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         Self(child.expect("custody starts"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 }
 
@@ -38,9 +43,15 @@ impl Drop for Custody {
 
 /// An initialised appliance whose custody is not its front's child.
 pub fn apart() -> (Appliance, Custody) {
+    apart_with(|_| {})
+}
+
+/// The same, with a configuration that `change` has changed.
+pub fn apart_with(change: impl FnOnce(&mut toml::Table)) -> (Appliance, Custody) {
     let mut appliance = Appliance::prepared(|config| {
         let custody = config["custody"].as_table_mut().expect("a table");
         custody.insert("spawn".to_owned(), "never".into());
+        change(config);
     });
     let custody = Custody::start(&appliance);
     appliance.spawn();

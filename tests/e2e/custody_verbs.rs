@@ -20,7 +20,7 @@ use strongroom::token::pkcs11::Pkcs11Token;
 use strongroom::token::{Token, WrappedKey, read_pin};
 
 use crate::acts::{base64, encrypt, put_secret};
-use crate::apart::{Custody, apart};
+use crate::apart::{Custody, apart_with};
 use crate::appliance::{Appliance, wait_until};
 use crate::callers::{User, open_to_all};
 use crate::intruder::Intruder;
@@ -30,10 +30,10 @@ use crate::scan::{Needles, scan_file};
 use crate::token::{Kind, PIN, TestToken};
 
 /// An appliance whose front is gone, what it left in the store, and the way to its custody.
-struct Conquered {
-    appliance: Appliance,
-    _custody: Custody,
-    home: Home,
+pub struct Conquered {
+    pub appliance: Appliance,
+    pub custody: Custody,
+    pub home: Home,
     records: Vec<(RecordAddress, Vec<u8>)>,
     /// The private key that was brought in, PKCS#8.
     brought: Vec<u8>,
@@ -42,9 +42,14 @@ struct Conquered {
 }
 
 impl Conquered {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        Self::configured(|_| {})
+    }
+
+    /// The same, with a configuration that `change` has changed.
+    pub fn configured(change: impl FnOnce(&mut toml::Table)) -> Self {
         secret::start(&secret::Settings::default(), Use::Front).expect("an arena");
-        let (mut appliance, custody) = apart();
+        let (mut appliance, custody) = apart_with(change);
         appliance.create_key("made");
         let brought = imported_key(&appliance.path(""));
         let body = json!({ "private_key": base64(&brought) });
@@ -64,20 +69,20 @@ impl Conquered {
         }
         assert_eq!(records.len(), 5);
         let ciphertext = ciphertext.expect("base64");
-        Self { appliance, _custody: custody, home, records, brought, ciphertext }
+        Self { appliance, custody, home, records, brought, ciphertext }
     }
 
-    fn connect(&self) -> Intruder {
+    pub fn connect(&self) -> Intruder {
         Intruder::connect(&self.appliance.path("custody.sock"))
     }
 
-    fn unlock(&self, intruder: &mut Intruder) {
+    pub fn unlock(&self, intruder: &mut Intruder) {
         let appliance = Some(self.home.clone());
         let unlock = Verb::Unlock { appliance, pin: None, by_operator: false, look_first: false };
         assert!(matches!(intruder.done(&unlock), Reply::Unlocked { .. }));
     }
 
-    fn open(&self, intruder: &mut Intruder, table: &str, key: &str) -> Value {
+    pub fn open(&self, intruder: &mut Intruder, table: &str, key: &str) -> Value {
         let found = self.records.iter().find(|(at, _)| at.table == table && at.key == key);
         let (address, sealed) = found.expect("there").clone();
         let store_key = self.home.store_key.clone();
@@ -87,12 +92,12 @@ impl Conquered {
     }
 
     /// The sealed private key of a version, as its record has it.
-    fn sealed_key(&self, intruder: &mut Intruder, key: &str) -> Vec<u8> {
+    pub fn sealed_key(&self, intruder: &mut Intruder, key: &str) -> Vec<u8> {
         let record = self.open(intruder, "key-version", &format!("{key}/0000000001"));
         BASE64_STANDARD.decode(record["sealed"].as_str().expect("a text")).expect("base64")
     }
 
-    fn decrypt(&self, name: &str, version: u32, sealed: &[u8]) -> Verb {
+    pub fn decrypt(&self, name: &str, version: u32, sealed: &[u8]) -> Verb {
         Verb::Decrypt {
             address: at(name, version),
             sealed: sealed.to_vec(),
@@ -104,7 +109,7 @@ impl Conquered {
     }
 }
 
-fn at(name: &str, version: u32) -> KeyAddress {
+pub fn at(name: &str, version: u32) -> KeyAddress {
     KeyAddress { name: name.to_owned(), version }
 }
 
@@ -272,9 +277,9 @@ fn rewraps(c: &Conquered, intruder: &mut Intruder, made: &[u8], brought: &[u8]) 
     ] {
         assert!(matches!(intruder.refused("a recovery key", &verb), Fault::Recovery(_)));
     }
-    let in_use = Verb::DestroyMaster { generation: 1 };
+    let in_use = Verb::DestroyMaster { generation: 1, pin: None };
     assert!(matches!(intruder.refused("in use", &in_use), Fault::Protocol(_)));
-    intruder.done(&Verb::DestroyMaster { generation: 2 });
+    intruder.done(&Verb::DestroyMaster { generation: 2, pin: None });
 }
 
 fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {

@@ -100,6 +100,11 @@ fn an_operators_pin_unlocks_and_a_wrong_one_does_not() {
     assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
     decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "locked");
     let typed = format!("{PIN}\n");
+    // Between two PINs lies a pause, and whoever asks is told until when.
+    let output = appliance.cli_with(&["unlock", "--pin-file", "-"], typed.as_bytes());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("the next is tried from"), "{told}");
+    std::thread::sleep(Duration::from_secs(6));
     let output = appliance.cli_with(&["unlock", "--pin-file", "-"], typed.as_bytes());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(!one_try_was_wrong(&appliance));

@@ -103,6 +103,7 @@ impl Appliance {
             pin_file = "{pin}"
             [custody]
             socket = "{custody}"
+            master_destroy_wait_days = 0
             state_directory = "{state}"
             [store]
             path = "{store}"
@@ -210,6 +211,11 @@ impl Appliance {
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The variables that daemons are started with.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Has daemons that are started from now on do this before they become one: system calls alone.

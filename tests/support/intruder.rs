@@ -64,6 +64,39 @@ impl Intruder {
         self.ask(verb).unwrap_or_else(|fault| panic!("{fault}"))
     }
 
+    /// Asks, and waits for no answer.
+    pub fn ask_only(&mut self, verb: &Verb) {
+        let (id, message) = (self.next, postcard::to_allocvec(verb).expect("writable"));
+        self.next += 1;
+        self.send(id, &message);
+    }
+
+    /// The answers that are there by now.
+    pub fn answers(&mut self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        let mut packet = vec![0; MAX_PACKET.get()];
+        while let Ok(length @ 1..) =
+            recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT)
+        {
+            answers.push(postcard::from_bytes(&packet[8..length]).expect("an answer"));
+        }
+        answers
+    }
+
+    /// Whether custody has ended this connection within so many milliseconds.
+    pub fn has_ended_within(&self, milliseconds: u64) -> bool {
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(milliseconds);
+        let mut packet = vec![0; MAX_PACKET.get()];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(Errno::ECONNRESET) => return true,
+                Err(Errno::EAGAIN) if std::time::Instant::now() >= until => return false,
+                Err(Errno::EAGAIN) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                _ => {}
+            }
+        }
+    }
+
     /// One packet, whatever is in it. Custody may have hung up already.
     pub fn send(&self, id: u64, message: &[u8]) {
         self.send_raw(&[id.to_le_bytes().as_slice(), message].concat());

@@ -26,6 +26,14 @@ impl Shim {
     /// An appliance over the module, initialised, that opens its keys anew for every request and looks
     /// after its token often.
     pub fn appliance(change: impl FnOnce(&mut toml::Table)) -> (Appliance, Self) {
+        let (mut appliance, shim) = Self::prepared(change);
+        appliance.start();
+        appliance.post("/v1/init", &serde_json::json!({})).expect_status(201);
+        (appliance, shim)
+    }
+
+    /// The same, not started yet.
+    pub fn prepared(change: impl FnOnce(&mut toml::Table)) -> (Appliance, Self) {
         let mut appliance = Appliance::prepared(|config| {
             config["token"]["module"] = Self::module().display().to_string().into();
             let custody = config["custody"].as_table_mut().expect("a table");
@@ -48,8 +56,6 @@ impl Shim {
         });
         let orders = place.join("orders");
         appliance.set_environment("PKCS11_SHIM", &orders.display().to_string());
-        appliance.start();
-        appliance.post("/v1/init", &serde_json::json!({})).expect_status(201);
         (appliance, Self { orders })
     }
 

@@ -62,6 +62,7 @@ impl Scratch {
             socket: self.path("custody.sock"),
             deadline: DEADLINE,
             custody_uid: nix::unistd::geteuid().as_raw(),
+            max_outage_grace_seconds: 0,
         };
         let client = Client::start(link, Wanted::Unlocked(Some(home.for_custody())));
         opened(&client).await?;

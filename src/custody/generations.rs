@@ -1,0 +1,145 @@
+//! Since when each master key is out of use, as custody itself has seen it: none is destroyed before it has
+//! been so for the time that root's configuration says.
+//!
+//! The time begins when another generation comes into use, when something was last opened under it, or, where
+//! custody has not seen either, when its destruction is first asked for. Backups of that time open with it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::protocol::Fault;
+use super::state::{Kept, Section, StateError};
+
+/// What is remembered: generation, and since when it is out of use, in seconds of Unix time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutOfUse {
+    since: BTreeMap<u32, i64>,
+}
+
+impl Section for OutOfUse {
+    const NAME: &'static str = "master-keys";
+}
+
+/// The record, and how long a generation has to be out of use.
+pub struct Generations {
+    known: Kept<OutOfUse>,
+    wait_days: u32,
+}
+
+const DAY: i64 = 86_400;
+
+/// Generations before the one in use that are noted, at most.
+const MOST_EARLIER: u32 = 64;
+
+/// Uses of an old generation that are so close to each other are noted once, in seconds.
+const NOTED_EVERY: i64 = 3600;
+
+impl Generations {
+    pub fn new(known: Kept<OutOfUse>, wait_days: u32) -> Self {
+        Self { known, wait_days }
+    }
+
+    /// A generation is in use; `before` was until now.
+    pub fn put_in_use(&self, generation: u32, before: Option<u32>, now: i64) {
+        // Of those before it that custody has not seen in use, the time begins now.
+        let earlier = generation.saturating_sub(MOST_EARLIER).max(1)..generation;
+        let out: Vec<u32> = earlier.chain(before).filter(|other| *other != generation).collect();
+        let known = self.known.get().since;
+        if known.contains_key(&generation) || out.iter().any(|other| !known.contains_key(other)) {
+            self.keep(|since| {
+                since.remove(&generation);
+                for other in out {
+                    since.entry(other).or_insert(now);
+                }
+            });
+        }
+    }
+
+    /// Something was opened under a generation that is not in use.
+    pub fn used(&self, generation: u32, now: i64) {
+        let since = self.known.get().since.get(&generation).copied();
+        if since.is_some_and(|since| now.saturating_sub(since) >= NOTED_EVERY) {
+            self.keep(|since| {
+                since.insert(generation, now);
+            });
+        }
+    }
+
+    /// Whether a generation has been out of use for long enough to be destroyed.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`], with the time from which on it may be.
+    pub fn may_destroy(&self, generation: u32, now: i64) -> Result<(), Fault> {
+        if self.wait_days == 0 {
+            return Ok(());
+        }
+        let kept: Result<i64, StateError> =
+            self.known.change(|known| Ok(*known.since.entry(generation).or_insert(now)));
+        let since = kept.map_err(|error| {
+            Fault::Refused(format!("it could not be noted since when it is out of use: {error}"))
+        })?;
+        let due = since.saturating_add(i64::from(self.wait_days) * DAY);
+        if now >= due {
+            return Ok(());
+        }
+        let at = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+        Err(Fault::Refused(format!(
+            "master generation {generation} is out of use since {}, and is destroyed from {} on: ask again then. \
+             At once with the token's PIN (`strongroom master retire {generation} --pin-file -`), or where root \
+             sets [custody] master_destroy_wait_days lower and restarts custody",
+            at(since),
+            at(due)
+        )))
+    }
+
+    /// What could not be kept makes the time begin later, and never earlier.
+    fn keep(&self, change: impl FnOnce(&mut BTreeMap<u32, i64>)) {
+        let kept: Result<(), StateError> = self.known.change(|known| {
+            change(&mut known.since);
+            Ok(())
+        });
+        if let Err(error) = kept {
+            tracing::error!(%error, "it could not be noted which master key is in use");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::State;
+    use super::*;
+
+    #[test]
+    fn a_generation_waits_from_its_last_use_on_over_any_end_of_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let open = |days| Generations::new(State::open(&path).unwrap().load().unwrap(), days);
+        let generations = open(30);
+        generations.put_in_use(1, None, 0);
+        generations.put_in_use(2, Some(1), DAY);
+        drop(generations);
+        let generations = open(30);
+        generations.put_in_use(2, None, 2 * DAY);
+        let refused = generations.may_destroy(1, 30 * DAY).unwrap_err().to_string();
+        assert!(refused.contains("1970-01-02T00:00:00Z"), "{refused}");
+        assert!(refused.contains("1970-02-01T00:00:00Z"), "{refused}");
+        generations.may_destroy(1, 31 * DAY).unwrap();
+        generations.used(1, 31 * DAY);
+        generations.may_destroy(1, 31 * DAY).unwrap_err();
+        generations.used(2, 31 * DAY);
+        // It came back into use, and went out of it again.
+        generations.put_in_use(1, None, 40 * DAY);
+        generations.put_in_use(2, Some(1), 50 * DAY);
+        generations.may_destroy(1, 79 * DAY).unwrap_err();
+        generations.may_destroy(1, 80 * DAY).unwrap();
+        // Of one that it never saw, the time begins when it is asked for.
+        generations.may_destroy(7, 90 * DAY).unwrap_err();
+        generations.may_destroy(7, 119 * DAY).unwrap_err();
+        generations.may_destroy(7, 120 * DAY).unwrap();
+        drop(generations);
+        open(0).may_destroy(9, 0).unwrap();
+    }
+}

@@ -1,0 +1,277 @@
+//! How many wrong PINs may still be tried, counted where no front can write.
+//!
+//! A PIN that somebody gives is counted before the token is asked, so that an end of the process takes no
+//! try back; a right one takes all of them back. A right login with the configured PIN does not: it costs
+//! nothing to whoever may unlock. A token's own count of wrong PINs that custody knows nothing of counts as
+//! one. Between two tries lies a time that doubles.
+//!
+//! The configured PIN is not tried twice as it was refused: a file not before it is changed, a credential,
+//! which looks new at every start, only as often as a given PIN.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::state::{Kept, Section, StateError};
+
+/// What is remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tries {
+    given: Count,
+    credential: Count,
+    /// The PIN file that was refused last, as it was then.
+    refused_file: Option<PinFile>,
+}
+
+/// Wrong tries since the last right one, and when the newest was, in seconds of Unix time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Count {
+    wrong: u32,
+    last: i64,
+}
+
+impl Section for Tries {
+    const NAME: &'static str = "pin-tries";
+}
+
+/// A file as it is on disk: what is written to it makes it another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinFile {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl PinFile {
+    /// Nothing where it cannot be seen.
+    pub fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some(Self { device: found.dev(), inode: found.ino(), size: found.size(), changed })
+    }
+}
+
+/// The count, and what root's configuration allows.
+pub struct PinBudget {
+    tries: Kept<Tries>,
+    most: u32,
+}
+
+/// Why no PIN is tried, in words.
+#[derive(Debug, thiserror::Error)]
+pub enum Withheld {
+    #[error("{0}")]
+    Rule(String),
+    #[error("no PIN is tried while wrong tries cannot be counted: {0}")]
+    Uncounted(#[from] StateError),
+}
+
+/// Seconds after the first wrong PIN, and at most; each further one doubles them.
+const FIRST_PAUSE: i64 = 5;
+const LONGEST_PAUSE: i64 = 3600;
+
+impl Count {
+    /// Whether there may be another try after `wrong` ones.
+    fn allows(self, wrong: u32, most: u32, now: i64) -> Result<(), String> {
+        if wrong >= most {
+            return Err(format!(
+                "no further PIN is tried: {wrong} wrong since the last right one, and [custody] \
+                 max_wrong_pins = {most}. Root sets it higher and restarts custody; or unlock with the \
+                 configured PIN, once it is right"
+            ));
+        }
+        let next = self.next(now);
+        if now < next {
+            return Err(format!(
+                "the last PIN was wrong; the next is tried from {} on, and {} more may be wrong \
+                 ([custody] max_wrong_pins)",
+                at(next),
+                most - wrong
+            ));
+        }
+        Ok(())
+    }
+
+    /// When there may be another one. A clock that was set back begins the time anew.
+    fn next(self, now: i64) -> i64 {
+        let Some(doublings) = self.wrong.checked_sub(1) else { return now };
+        let pause = FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE);
+        self.last.min(now) + pause
+    }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+impl PinBudget {
+    /// `most` wrong ones may be tried since the last right one.
+    pub fn new(tries: Kept<Tries>, most: u32) -> Self {
+        Self { tries, most }
+    }
+
+    /// Counts a given PIN that is about to be tried; `count_low`: the token says that one was wrong since
+    /// the last login.
+    ///
+    /// # Errors
+    /// It must not be tried.
+    pub fn spend(&self, count_low: bool, now: i64) -> Result<(), Withheld> {
+        self.tries.change(|tries| {
+            let known = tries.given.wrong.max(tries.credential.wrong);
+            let is_known = known > 0 || tries.refused_file.is_some();
+            let wrong = tries.given.wrong + u32::from(count_low && !is_known);
+            tries.given.allows(wrong, self.most, now).map_err(Withheld::Rule)?;
+            tries.given = Count { wrong: wrong + 1, last: now };
+            Ok(())
+        })
+    }
+
+    /// What may still be tried, in words, after a wrong one.
+    pub fn left(&self, now: i64) -> String {
+        let given = self.tries.get().given;
+        match given.allows(given.wrong, self.most, i64::MAX) {
+            Ok(()) => format!("the next is tried from {} on", at(given.next(now))),
+            Err(why) => why,
+        }
+    }
+
+    /// The given PIN that was counted was not tried after all.
+    pub fn take_back(&self) {
+        self.keep(|tries| tries.given.wrong = tries.given.wrong.saturating_sub(1));
+    }
+
+    /// The given PIN was right.
+    pub fn given_was_right(&self) {
+        self.keep(|tries| *tries = Tries::default());
+    }
+
+    /// Whether the configured PIN may be tried; `file` is the one it stands in, if it stands in one.
+    ///
+    /// # Errors
+    /// It was refused, and is the same.
+    pub fn may_try_configured(&self, file: Option<PinFile>, now: i64) -> Result<(), Withheld> {
+        let tries = self.tries.get();
+        match file {
+            Some(file) if tries.refused_file == Some(file) => Err(Withheld::Rule(
+                "the PIN file is still as it was when its PIN was refused, so it was not tried again".to_owned(),
+            )),
+            Some(_) => Ok(()),
+            None => {
+                let count = tries.credential;
+                count.allows(count.wrong, self.most, now).map_err(Withheld::Rule)
+            }
+        }
+    }
+
+    /// The configured PIN was refused.
+    pub fn configured_was_refused(&self, file: Option<PinFile>, now: i64) {
+        self.keep(|tries| match file {
+            Some(file) => tries.refused_file = Some(file),
+            None => tries.credential = Count { wrong: tries.credential.wrong + 1, last: now },
+        });
+    }
+
+    /// The configured PIN was right. What was given stays counted.
+    pub fn configured_was_right(&self) {
+        let tries = self.tries.get();
+        if tries.refused_file.is_some() || tries.credential != Count::default() {
+            self.keep(|tries| *tries = Tries { given: tries.given, ..Tries::default() });
+        }
+    }
+
+    /// A change that only makes later tries possible, or that comes after the try.
+    fn keep(&self, change: impl FnOnce(&mut Tries)) {
+        let kept: Result<(), StateError> = self.tries.change(|tries| {
+            change(tries);
+            Ok(())
+        });
+        if let Err(error) = kept {
+            tracing::error!(%error, "the tries of PINs could not be kept");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::State;
+    use super::*;
+
+    fn budget(path: &Path, most: u32) -> PinBudget {
+        PinBudget::new(State::open(path).unwrap().load().unwrap(), most)
+    }
+
+    #[test]
+    fn two_wrong_ones_with_a_pause_and_no_more_whoever_starts_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let first = budget(&path, 2);
+        first.spend(false, 1000).unwrap();
+        let early = first.spend(false, 1004).unwrap_err().to_string();
+        assert!(early.contains("1970-01-01T00:16:45Z"), "{early}");
+        drop(first);
+        let second = budget(&path, 2);
+        second.configured_was_right();
+        second.spend(false, 1004).unwrap_err();
+        second.spend(false, 1005).unwrap();
+        drop(second);
+        let third = budget(&path, 2);
+        let over = third.spend(false, 1_000_000).unwrap_err().to_string();
+        assert!(over.contains("max_wrong_pins = 2"), "{over}");
+        drop(third);
+        let raised = budget(&path, 3);
+        raised.spend(false, 1014).unwrap_err();
+        raised.spend(false, 1015).unwrap();
+        raised.given_was_right();
+        raised.spend(false, 1015).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_pin_that_custody_does_not_know_of_counts_as_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let budget = budget(&directory.path().join("state"), 2);
+        budget.spend(true, 1000).unwrap();
+        budget.spend(true, 2000).unwrap_err();
+        budget.take_back();
+        budget.spend(true, 3000).unwrap();
+        budget.spend(false, 9000).unwrap_err();
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_shut_out_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let budget = budget(&directory.path().join("state"), 2);
+        budget.spend(false, 1_000_000).unwrap();
+        budget.spend(false, 1000).unwrap_err();
+        budget.spend(false, 1_000_005).unwrap();
+    }
+
+    #[test]
+    fn a_refused_file_is_tried_once_it_is_another_and_a_credential_seldom() {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path().join("pin");
+        std::fs::write(&pin, "1").unwrap();
+        let budget = budget(&directory.path().join("state"), 2);
+        let file = PinFile::of(&pin);
+        budget.may_try_configured(file, 1000).unwrap();
+        budget.configured_was_refused(file, 1000);
+        budget.may_try_configured(file, 999_999).unwrap_err();
+        std::fs::write(&pin, "22").unwrap();
+        budget.may_try_configured(PinFile::of(&pin), 1000).unwrap();
+        budget.configured_was_right();
+        budget.may_try_configured(file, 1000).unwrap();
+        for wrong in [1000, 2000] {
+            budget.may_try_configured(None, wrong).unwrap();
+            budget.configured_was_refused(None, wrong);
+            budget.may_try_configured(None, wrong + 1).unwrap_err();
+        }
+        budget.may_try_configured(None, 999_999).unwrap_err();
+        budget.given_was_right();
+        budget.may_try_configured(None, 999_999).unwrap();
+    }
+}
