@@ -123,7 +123,9 @@ impl Fronts {
     /// Makes a place for a further connection. Those whose other end has gone end first, with what they
     /// left open: whoever comes next finds it wiped.
     fn admit(&self, front: &Arc<Front>) {
-        let is_over = |known: &Front| known.has_ended() || known.pid == front.pid;
+        // A process of another namespace has no number here.
+        let is_same = |known: &Front| known.pid != 0 && known.pid == front.pid;
+        let is_over = |known: &Front| known.has_ended() || is_same(known);
         let mut served = self.served();
         for known in served.iter().filter(|known| is_over(known)) {
             known.end();

@@ -19,8 +19,8 @@ use crate::audit::{Details, Event, EventNote, Intent};
 use crate::identity::Caller;
 use crate::key::{Name, WaitingPeriod};
 use crate::policy::{Action, Permit, Resource};
-use crate::secret::Pin;
 use crate::records::{Census, MasterRecord, Retirement, Stage};
+use crate::secret::Pin;
 
 /// Have the master key of a generation that nothing lies under any more destroyed, after the waiting period.
 #[derive(Deserialize, ToSchema)]
