@@ -14,6 +14,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pause};
 use serde_json::json;
 use strongroom::custody::protocol::{Fault, Hello, RecordAddress, StoreKey, Verb};
+use strongroom::records::read_home;
+use strongroom::store::sled_store::{Settings, SledStore};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext};
 use crate::apart::{Custody, apart};
@@ -132,8 +134,14 @@ fn requests_under_way_are_bounded_in_bytes() {
     appliance.wait_for_state("not-initialised");
     appliance.post("/v1/init", &json!({})).expect_status(201);
     appliance.kill();
+    let path = appliance.path("store");
+    let store = SledStore::open(&Settings { path, ..Settings::default() }).expect("a store");
+    let home = read_home(&store).expect("readable").expect("founded").for_custody();
+    drop(store);
     let mut intruder = Intruder::connect(&appliance.path("custody.sock"));
-    let unlock = Verb::Unlock { appliance: None, pin: None, by_operator: false, look_first: false };
+    let appliance_now = Some(home);
+    let unlock =
+        Verb::Unlock { appliance: appliance_now, pin: None, by_operator: false, look_first: false };
     intruder.done(&unlock);
     let before = resident(custody.pid());
     shim.order("C_DecryptInit delay 2000");
