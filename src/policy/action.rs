@@ -50,7 +50,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 38] = [
+    pub const ALL: [Action; 39] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,

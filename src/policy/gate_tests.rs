@@ -88,7 +88,7 @@ fn resource_of(action: Action) -> Resource {
 
 /// Who may what as shipped, whoever owns it: o(perator), a(uditor), s(ervice), b(ackup). Who may it on what is
 /// their own is in capitals.
-const SHIPPED: [(Action, &str); 38] = [
+const SHIPPED: [(Action, &str); 39] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
