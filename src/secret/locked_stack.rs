@@ -251,6 +251,28 @@ mod tests {
     }
 
     #[test]
+    fn nobody_may_touch_what_lies_around_a_stack() {
+        arena();
+        on_locked_stack(|_| ()).unwrap();
+        let stack = own_stack();
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel shows our maps");
+        let permissions = |address: usize| {
+            let of = |line: &str| {
+                let (range, rest) = line.split_once(' ')?;
+                let (from, to) = range.split_once('-')?;
+                let from = usize::from_str_radix(from, 16).ok()?;
+                let to = usize::from_str_radix(to, 16).ok()?;
+                (from..to).contains(&address).then(|| rest[..3].to_owned())
+            };
+            maps.lines().find_map(of).unwrap_or_default()
+        };
+        assert_eq!([permissions(stack.start), permissions(stack.end - 1)], ["rw-", "rw-"]);
+        for outside in [stack.start - GUARD, stack.start - 1, stack.end, stack.end + GUARD - 1] {
+            assert_eq!(permissions(outside), "---", "{outside:x} of {stack:x?}");
+        }
+    }
+
+    #[test]
     fn threads_have_a_stack_each_and_leave_it_behind() {
         arena();
         reserve_stacks(3).unwrap();

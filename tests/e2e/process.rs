@@ -107,6 +107,19 @@ fn too_little_lockable_memory_is_told_with_what_mends_it() {
     assert!(!appliance.socket().exists(), "it serves nobody");
 }
 
+#[test]
+fn custody_does_not_start_without_room_for_the_stacks_that_keys_are_used_on() {
+    let mut appliance = Appliance::of_user(User { uid: STRANGER, lockable_bytes: 8 * MIB });
+    appliance.change_config(|config| {
+        // With the arena's 4 MiB, there is room for fewer stacks of 64 KiB than that.
+        config["custody"].as_table_mut().expect("a table").insert("workers".to_owned(), 64.into());
+    });
+    appliance.spawn();
+    appliance.wait_for_log(0, "the kernel refused 65536 bytes of");
+    appliance.wait_for_log(0, "raise LimitMEMLOCK=");
+    appliance.wait_for_state("token-unavailable");
+}
+
 const HOOKS: [&str; 4] = [
     "OPENSSL_memory_alloc",
     "OPENSSL_memory_free",
