@@ -4,7 +4,6 @@
 //! A revision never goes back, not even by a delete. So the store has every address at the revision that
 //! any line tells, or at a later one; where it has not, an older copy was put back, or it was taken away.
 
-use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -14,6 +13,7 @@ use super::AuditError;
 use super::line::{Kind, Line};
 use super::segment::{self, SegmentFile, of_io};
 use crate::policy::Action;
+use crate::sandbox::{Open, open_plain};
 
 /// Something that a line says of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl LookBack {
         show: &mut impl FnMut(u64, Told<'_>) -> ControlFlow<()>,
     ) -> io::Result<u64> {
         let Some(newest) = self.files.last() else { return Ok(0) };
-        let file = File::open(&newest.path)?;
+        let file = open_plain(&newest.path, Open::Read)?;
         let end = match self.end {
             Some(end) => end,
             None => file.metadata()?.len(),

@@ -37,7 +37,9 @@ pub use report::{Finding, FindingKind, Report};
 pub use segment::{Claim, claim};
 pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer};
 pub use trail::{Closing, Entry, PendingEntry, Status, Trail};
-pub use verify::{Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files};
+pub use verify::{
+    Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files, verify_opened,
+};
 
 /// Where the trail lies and how it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,6 +134,12 @@ pub enum AuditError {
     /// Others than the owner could get at the directory.
     #[error("the directory of the trail has mode {mode:03o}; it must be 700")]
     Mode { mode: u32 },
+    /// Who owns a directory says what becomes of every file in it.
+    #[error("the directory of the trail, {}, belongs to uid {owner}; this is uid {own}", path.display())]
+    Owner { path: PathBuf, owner: u32, own: u32 },
+    /// Something lies there that is no file of the trail's, and may lead elsewhere.
+    #[error("{}: {why}", path.display())]
+    Odd { path: PathBuf, why: String },
     /// The trail ends before a line that is known to have been written: its tail was cut off, or an
     /// older copy was put back.
     #[error("the trail ends at line {last}, but line {known} is known to have been written")]

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::line::{Hash, Head, Line};
 use super::segment::{self, SegmentFile, of_io};
 use super::{AuditError, Kind, Trail};
+use crate::sandbox::{Open, open_plain};
 
 /// A file of the trail, as far as it belongs to a copy.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ fn copied_of(segment: &SegmentFile, head: Head) -> io::Result<TrailFile> {
         }
         bytes += line.len() as u64 + 1;
     }
-    Ok(TrailFile { name: segment.name(), file: File::open(&segment.path)?, bytes })
+    Ok(TrailFile { name: segment.name(), file: open_plain(&segment.path, Open::Read)?, bytes })
 }
 
 /// Which trail lies in a directory that nobody writes now, and its newest line; `None` where there is
@@ -183,7 +184,7 @@ pub(super) fn next_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::R
 /// Opens a file at the start of a line not far before line `seq`, found by halving.
 fn open_at(segment: &SegmentFile, seq: u64) -> io::Result<BufReader<File>> {
     const NEAR: u64 = 64 * 1024;
-    let mut file = File::open(&segment.path)?;
+    let mut file = open_plain(&segment.path, Open::Read)?;
     let (mut low, mut high) = (0, file.metadata()?.len());
     while high - low > NEAR {
         let middle = low + (high - low) / 2;

@@ -6,9 +6,7 @@
 //! not a crash, and is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +15,17 @@ use super::entry::{Code, EventNote, Outcome, Subject, Verdict};
 use super::gather::{Durable, Shared};
 use super::line::{Hash, Head, Kind, Line};
 use super::read::{hash_of, last_line, next_line};
-use super::segment::{self, Segment, SegmentFile, of_io};
+use super::segment::{self, Segment, SegmentFile, of_io, of_opening};
 use super::writer::{Chain, Job, Writer};
 use super::{AuditError, Event, OnBreak, Settings};
+use crate::sandbox::{Open, open_plain};
 
 /// Makes the writer that goes on where the files end.
 pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<Writer, AuditError> {
     let directory = &settings.directory;
     let claim = segment::claim(directory)?;
-    let found = Found::look(directory).map_err(|error| of_io("reading the newest file", &error))?;
+    let found = Found::look(directory)
+        .map_err(|error| of_opening("reading the newest file", directory, &error))?;
     let mut owed = Vec::new();
     let mut breaks = Vec::new();
     if let Some(damage) = &found.damaged {
@@ -123,7 +123,10 @@ impl Found {
                 tracing::warn!(%error, "the torn end of the trail could not be set aside");
             }
             scan.look_back(older)?;
-            let segment = Segment::resume(newest, scan.good).map_err(|_| io::ErrorKind::Other)?;
+            let segment = Segment::resume(newest, scan.good).map_err(|error| match error {
+                AuditError::Odd { why, .. } => io::Error::new(io::ErrorKind::InvalidInput, why),
+                _ => io::ErrorKind::Other.into(),
+            })?;
             return Ok(Self {
                 trail: scan.trail,
                 head: scan.head,
@@ -187,7 +190,8 @@ impl Scan {
         let trail = before.as_deref().and_then(Line::read).map(|line| line.trail.to_owned());
         let prev = before.as_deref().map(Hash::of_line);
         let mut scan = Self::new(newest.first, trail.unwrap_or_default(), prev);
-        let mut reader = BufReader::with_capacity(256 * 1024, File::open(&newest.path)?);
+        let mut reader =
+            BufReader::with_capacity(256 * 1024, open_plain(&newest.path, Open::Read)?);
         let mut bytes = Vec::new();
         while next_line(&mut reader, &mut bytes)? && scan.take(&bytes) {}
         Ok(scan)
@@ -281,7 +285,8 @@ impl Scan {
         let start = older.iter().rposition(|file| file.first <= from).unwrap_or(0);
         let mut bytes = Vec::new();
         for file in older.iter().skip(start) {
-            let mut reader = BufReader::with_capacity(256 * 1024, File::open(&file.path)?);
+            let mut reader =
+                BufReader::with_capacity(256 * 1024, open_plain(&file.path, Open::Read)?);
             while next_line(&mut reader, &mut bytes)? {
                 if let Some(line) = Line::read(&bytes).filter(|line| line.seq >= from) {
                     pair(&mut open, &line, &bytes);
@@ -351,7 +356,7 @@ fn interrupted(seq: u64, intent: &[u8]) -> Job {
 
 /// All that a file holds from `offset` on.
 fn rest_of(file: &SegmentFile, offset: u64) -> io::Result<Vec<u8>> {
-    let mut reader = File::open(&file.path)?;
+    let mut reader = open_plain(&file.path, Open::Read)?;
     reader.seek(SeekFrom::Start(offset))?;
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest)?;
@@ -361,7 +366,7 @@ fn rest_of(file: &SegmentFile, offset: u64) -> io::Result<Vec<u8>> {
 /// Appends `bytes` to the file's `.torn` companion.
 fn set_aside(file: &SegmentFile, bytes: &[u8]) -> io::Result<()> {
     let path = file.path.with_extension("jsonl.torn");
-    let mut torn = File::options().append(true).create(true).mode(0o600).open(path)?;
+    let mut torn = open_plain(&path, Open::MakeAppend)?;
     torn.write_all(bytes)?;
     torn.sync_all()
 }
@@ -369,9 +374,9 @@ fn set_aside(file: &SegmentFile, bytes: &[u8]) -> io::Result<()> {
 /// Makes the file its own `.torn` companion, or adds it to the one that is there.
 fn put_away(file: &SegmentFile) -> io::Result<()> {
     let path = file.path.with_extension("jsonl.torn");
-    if file.path.metadata()?.len() == 0 {
+    if file.path.symlink_metadata()?.len() == 0 {
         std::fs::remove_file(&file.path)
-    } else if path.try_exists()? {
+    } else if path.symlink_metadata().is_ok() {
         set_aside(file, &rest_of(file, 0)?)?;
         std::fs::remove_file(&file.path)
     } else {

@@ -148,7 +148,11 @@ impl fmt::Display for Finding {
             FindingKind::Reordered => write!(f, "line {line} stands in the wrong place")?,
             FindingKind::Repeated => write!(f, "line {line} is there more than once")?,
             FindingKind::Spliced { trail } => {
-                write!(f, "line {line} was brought in from another trail ({trail})")?;
+                write!(
+                    f,
+                    "line {line} was brought in from another trail ({})",
+                    trail.escape_debug()
+                )?;
             }
             FindingKind::Truncated { last } => write!(
                 f,
@@ -185,7 +189,7 @@ impl fmt::Display for Finding {
             }
         }
         match &self.place {
-            Some(Place { file, row }) => write!(f, " ({file}, row {row})"),
+            Some(Place { file, row }) => write!(f, " ({}, row {row})", file.escape_debug()),
             None => Ok(()),
         }
     }
@@ -193,7 +197,7 @@ impl fmt::Display for Finding {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "trail       {}", self.trail.as_deref().unwrap_or("-"))?;
+        writeln!(f, "trail       {}", self.trail.as_deref().unwrap_or("-").escape_debug())?;
         writeln!(f, "lines       {} in {} files", self.lines, self.files)?;
         if let Some(last) = &self.last {
             writeln!(f, "head        {last}")?;

@@ -5,12 +5,13 @@
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::AuditError;
 use super::place::Place;
+use crate::sandbox::{Open, open_plain};
 use crate::store::sync_data;
 
 /// A file of the trail that exists.
@@ -60,8 +61,8 @@ impl Segment {
     pub fn create(directory: &Path, first: u64) -> Result<Self, AuditError> {
         let path = SegmentFile::at(directory, first).path;
         // One may be there, empty: made before a write that failed.
-        let file = File::options().append(true).create(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| of_io("making a file", &error))?;
+        let file = open_plain(&path, Open::MakeAppend)
+            .map_err(|error| of_opening("making a file", &path, &error))?;
         let len = file.metadata().map_err(|error| of_io("making a file", &error))?.len();
         if len != 0 {
             return Err(AuditError::Io { during: "making a file", kind: ErrorKind::AlreadyExists });
@@ -73,9 +74,9 @@ impl Segment {
 
     /// Goes on with a file whose first `good` bytes have been checked.
     pub fn resume(file: &SegmentFile, good: u64) -> Result<Self, AuditError> {
-        let failed = |error| of_io("opening the newest file", &error);
         let path = &file.path;
-        let file = File::options().append(true).open(path).map_err(failed)?;
+        let failed = |error| of_opening("opening the newest file", path, &error);
+        let file = open_plain(path, Open::Append).map_err(failed)?;
         let place = Place::of(&file, path).map_err(failed)?;
         Ok(Self { file, place, good, dirty: true })
     }
@@ -160,16 +161,21 @@ pub fn claim(directory: &Path) -> Result<Claim, AuditError> {
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let metadata = directory.metadata();
-            let mode = metadata.map_err(|e| of_io("looking at the directory", &e))?.mode() & 0o777;
+            let metadata = metadata.map_err(|e| of_io("looking at the directory", &e))?;
+            let (mode, owner) = (metadata.mode() & 0o777, metadata.uid());
             if mode & 0o077 != 0 {
                 return Err(AuditError::Mode { mode });
+            }
+            let own = rustix::process::geteuid().as_raw();
+            if owner != own {
+                return Err(AuditError::Owner { path: directory.to_owned(), owner, own });
             }
         }
         Err(error) => return Err(of_io("making the directory", &error)),
     }
     let path = directory.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let lock = lock.map_err(|error| of_io("opening the lock", &error))?;
+    let lock = open_plain(&path, Open::Make);
+    let lock = lock.map_err(|error| of_opening("opening the lock", &path, &error))?;
     let place = Place::of(&lock, &path).map_err(|error| of_io("opening the lock", &error))?;
     for _ in 0..20 {
         match lock.try_lock() {
@@ -187,6 +193,16 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), AuditError> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| of_io("syncing the directory", &error))
+}
+
+/// The same of a file that was to be opened: what lies there may be no file of the trail's.
+pub(super) fn of_opening(during: &'static str, path: &Path, error: &io::Error) -> AuditError {
+    match error.kind() {
+        ErrorKind::InvalidInput => {
+            AuditError::Odd { path: path.to_owned(), why: error.to_string() }
+        }
+        _ => of_io(during, error),
+    }
 }
 
 pub(super) fn of_io(during: &'static str, error: &io::Error) -> AuditError {

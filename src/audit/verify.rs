@@ -17,6 +17,7 @@ use super::check::Checker;
 use super::line::Head;
 use super::report::Report;
 use super::segment;
+use crate::sandbox::{Open, open_plain};
 
 /// A public key that checkpoints are verified with.
 #[derive(Debug, Clone)]
@@ -110,8 +111,11 @@ pub fn verify(
     if files.is_empty() {
         return Err(VerifyError::NoFiles(directory.to_owned()));
     }
-    let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
-    verify_files(&paths, keys, expectations)
+    let files = files.into_iter().map(|file| {
+        let opened = open_plain(&file.path, Open::Read);
+        opened.map(|opened| (file.path.clone(), opened)).map_err(|error| (file.path, error))
+    });
+    verify_each(files, keys, expectations)
 }
 
 /// Verifies files in the order given, as one trail: files of a trail's directory or an export.
@@ -120,11 +124,33 @@ pub fn verify_files(
     keys: &[VerifyKey],
     expectations: &Expectations,
 ) -> Result<Report, VerifyError> {
+    let files = paths.iter().map(|path| {
+        let opened = File::open(path);
+        opened.map(|opened| (path.clone(), opened)).map_err(|error| (path.clone(), error))
+    });
+    verify_each(files, keys, expectations)
+}
+
+/// The same of files that are open.
+pub fn verify_opened(
+    files: Vec<(PathBuf, File)>,
+    keys: &[VerifyKey],
+    expectations: &Expectations,
+) -> Result<Report, VerifyError> {
+    verify_each(files.into_iter().map(Ok), keys, expectations)
+}
+
+fn verify_each(
+    files: impl Iterator<Item = Result<(PathBuf, File), (PathBuf, io::Error)>>,
+    keys: &[VerifyKey],
+    expectations: &Expectations,
+) -> Result<Report, VerifyError> {
     let started = Instant::now();
     let mut checker = Checker::new(keys, expectations);
-    for path in paths {
-        verify_file(path, &mut checker)
-            .map_err(|error| VerifyError::Read { path: path.clone(), error })?;
+    let unreadable = |(path, error)| VerifyError::Read { path, error };
+    for file in files {
+        let (path, file) = file.map_err(unreadable)?;
+        verify_file(&path, file, &mut checker).map_err(|error| unreadable((path, error)))?;
     }
     let mut report = checker.finish();
     report.milliseconds = started.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
@@ -134,10 +160,10 @@ pub fn verify_files(
 /// A line that is longer than this was not written by Strongroom.
 const MAX_LINE: u64 = 64 * 1024;
 
-fn verify_file(path: &Path, checker: &mut Checker<'_>) -> io::Result<()> {
+fn verify_file(path: &Path, file: File, checker: &mut Checker<'_>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     checker.begin_file(&name);
-    verify_lines(&mut BufReader::with_capacity(256 * 1024, File::open(path)?), checker)
+    verify_lines(&mut BufReader::with_capacity(256 * 1024, file), checker)
 }
 
 /// Holds all lines of a file against each other.

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::{STORE, TRAIL};
 use crate::custody::BACKUP_TAG;
 
 /// What it is a backup of, and what is in it. Members may be added; those that are there stay.
@@ -41,6 +42,45 @@ pub struct Part {
     pub bytes: u64,
     /// 64 hex digits.
     pub sha256: String,
+}
+
+impl Manifest {
+    /// Whether every text in it has the form that it is written in: names become names of files, and all of
+    /// it is shown to people before its signature can be verified.
+    pub fn is_well_formed(&self) -> bool {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'+' | b'-');
+        (1..=64).contains(&self.program.len())
+            && self.program.bytes().all(is_word)
+            && is_hex(&self.appliance, 32)
+            && is_hex(&self.trail.id, 16)
+            && is_head(&self.trail.head)
+            && self.parts.iter().all(|part| is_part(&part.name) && is_hex(&part.sha256, 64))
+    }
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// `seq:hash`.
+fn is_head(text: &str) -> bool {
+    let fits = |(seq, hash): (&str, &str)| seq.parse::<u64>().is_ok() && is_hex(hash, 64);
+    text.split_once(':').is_some_and(fits)
+}
+
+/// `store/000001` or `trail/trail-00000000000000000001.jsonl`.
+fn is_part(name: &str) -> bool {
+    let is_number = |digits: &str, least: usize| {
+        (least..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    match (name.strip_prefix(STORE), name.strip_prefix(TRAIL)) {
+        (Some(number), _) => is_number(number, 6),
+        (None, Some(file)) => {
+            let digits = file.strip_prefix("trail-").and_then(|rest| rest.strip_suffix(".jsonl"));
+            digits.is_some_and(|digits| is_number(digits, 20))
+        }
+        (None, None) => false,
+    }
 }
 
 /// What the signature of a backup is made over; `manifest` is the text as it stands in the archive.

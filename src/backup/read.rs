@@ -44,7 +44,7 @@ pub enum ArchiveError {
     Truncated { path: PathBuf, bytes: u64 },
     #[error("{} is damaged at byte {at}, outside of its parts", path.display())]
     Structure { path: PathBuf, at: u64 },
-    #[error("the manifest of {} is damaged", .0.display())]
+    #[error("the manifest of {} is damaged, or was not written by Strongroom", .0.display())]
     Manifest(PathBuf),
     #[error(
         "{} has format {found}, this program knows up to {FORMAT}: use the newer program", path.display()
@@ -73,8 +73,14 @@ impl Archive {
     /// # Errors
     /// Where it cannot be looked into any further.
     pub fn open(path: &Path) -> Result<(Self, Vec<(String, Damage)>), ArchiveError> {
+        let file = File::open(path)
+            .map_err(|error| ArchiveError::Read { path: path.to_owned(), error })?;
+        Self::of(file, path)
+    }
+
+    /// The same of a file that was opened at this path.
+    pub fn of(file: File, path: &Path) -> Result<(Self, Vec<(String, Damage)>), ArchiveError> {
         let read = |error| ArchiveError::Read { path: path.to_owned(), error };
-        let file = File::open(path).map_err(read)?;
         let bytes = file.metadata().map_err(read)?.len();
         let walk = Walk { path, file: &file, bytes };
         let mut places = walk.all()?;
@@ -157,22 +163,10 @@ fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ArchiveError> {
         return Err(ArchiveError::Newer { path: path.to_owned(), found: format });
     }
     let manifest: Manifest = serde_json::from_slice(text).map_err(broken)?;
-    // Names become names of files: nothing but what is written has a place.
-    let fits = |part: &Part| match part.name.strip_prefix(TRAIL) {
-        Some(name) => is_trail_file(name),
-        None => part.name.starts_with(STORE),
-    };
-    if manifest.parts.iter().all(fits) {
-        Ok(manifest)
-    } else {
-        Err(ArchiveError::Manifest(path.to_owned()))
+    match manifest.is_well_formed() {
+        true => Ok(manifest),
+        false => Err(ArchiveError::Manifest(path.to_owned())),
     }
-}
-
-/// `trail-00000000000000000001.jsonl`.
-fn is_trail_file(name: &str) -> bool {
-    let digits = name.strip_prefix("trail-").and_then(|name| name.strip_suffix(".jsonl"));
-    digits.is_some_and(|digits| digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Goes through the file once.
@@ -323,9 +317,9 @@ mod tests {
         let one = Copied { table: Table::Key, key: "a".to_owned(), revision: 1, value };
         writer.store(&[one]).unwrap();
         writer.trail("trail-00000000000000000001.jsonl", 8, LINES).unwrap();
-        let trail = TrailPart { id: "t".to_owned(), head: "2:x".to_owned() };
+        let trail = TrailPart { id: "0".repeat(16), head: format!("2:{}", "0".repeat(64)) };
         let created_at = jiff::Timestamp::UNIX_EPOCH;
-        let facts = Facts { appliance: "a".to_owned(), created_at, generations: vec![1], trail };
+        let facts = Facts { appliance: "0".repeat(32), created_at, generations: vec![1], trail };
         writer.manifest(facts).unwrap().finish(&[9; 64]).unwrap()
     }
 
@@ -375,9 +369,24 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_lead_elsewhere_are_refused() {
-        for bad in ["../x", "trail-1.jsonl", "trail-0000000000000000000a.jsonl", "a/b"] {
-            assert!(!is_trail_file(bad), "{bad}");
+    fn names_that_would_lead_elsewhere_and_texts_that_would_drive_a_terminal_are_refused() {
+        let (good, _) = open(&written()).unwrap();
+        let spoilt = |spoil: &dyn Fn(&mut Manifest)| {
+            let mut manifest = good.manifest.clone();
+            spoil(&mut manifest);
+            manifest.is_well_formed()
+        };
+        assert!(spoilt(&|_| ()));
+        for bad in ["../x", "store/../../x", "store/00001", "trail/trail-1.jsonl", "trail/a/b", "a"]
+        {
+            assert!(!spoilt(&|manifest| manifest.parts[0].name = bad.to_owned()), "{bad}");
+        }
+        for bad in ["", "0.1\u{1b}[2J", "1\n", "\u{202e}"] {
+            assert!(!spoilt(&|manifest| manifest.program = bad.to_owned()), "{bad:?}");
+            assert!(!spoilt(&|manifest| manifest.appliance = bad.to_owned()), "{bad:?}");
+            assert!(!spoilt(&|manifest| manifest.trail.id = bad.to_owned()), "{bad:?}");
+            assert!(!spoilt(&|manifest| manifest.trail.head = bad.to_owned()), "{bad:?}");
+            assert!(!spoilt(&|manifest| manifest.parts[0].sha256 = bad.to_owned()), "{bad:?}");
         }
     }
 }

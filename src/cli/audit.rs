@@ -125,7 +125,7 @@ fn public_key(session: &Session) -> Result<(), Failure> {
         let pem = String::from_utf8_lossy(&reply.body);
         return session.out.document(&serde_json::json!({ "public_key": pem }));
     }
-    session.out.bytes(&reply.body)
+    session.out.text(&String::from_utf8_lossy(&reply.body))
 }
 
 impl Show {
@@ -290,7 +290,7 @@ const HEADINGS: [&str; 7] = [
 fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Failure> {
     if out.is_json() {
         let text: String = lines.iter().map(|line| format!("{}\n", line.get())).collect();
-        return out.text(&text);
+        return out.exact(&text);
     }
     let rows: Vec<Vec<String>> = lines
         .iter()

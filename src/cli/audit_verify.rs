@@ -1,16 +1,18 @@
 //! `strongroom audit verify`: the files of a trail and a public key, and nothing else.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
 
 use super::input::Source;
-use super::output::{Output, plain};
+use super::output::Output;
 use super::problem::Failure;
 use crate::audit::{
-    Expectations, FindingKind, Head, Report, VerifyError, VerifyKey, verify, verify_files,
+    Expectations, FindingKind, Head, Report, VerifyError, VerifyKey, verify, verify_opened,
 };
+use crate::sandbox::{self, Needs, User, trusted};
 
 /// Verify a trail offline, from its files and the public key of its signatures
 ///
@@ -58,8 +60,16 @@ impl Verify {
             most_unproven: self.most_unproven,
         };
         let report = match &self.dir {
-            Some(dir) => verify(dir, &keys, &expectations),
-            None => verify_files(&self.files, &keys, &expectations),
+            Some(dir) => {
+                become_owner(dir)?;
+                shut_in(vec![dir.clone()])?;
+                verify(dir, &keys, &expectations)
+            }
+            None => {
+                let files = open_as_owners(&self.files)?;
+                shut_in(Vec::new())?;
+                verify_opened(files, &keys, &expectations)
+            }
         };
         let report = report.map_err(|error: VerifyError| {
             Failure::failed(error.to_string(), "check the path and who may read it")
@@ -75,6 +85,55 @@ impl Verify {
         }
         if report.is_sound() { Ok(()) } else { Err(Failure::Told) }
     }
+}
+
+/// Root reads a lesser user's directory as that user, who can lead it nowhere else then.
+fn become_owner(path: &Path) -> Result<(), Failure> {
+    let user = trusted::user_of(path).map_err(unfit)?;
+    user.assume().map_err(unfit)
+}
+
+/// Opens files that may be several users': first those that are this process's own to read, then, as their
+/// owner, those of one other.
+fn open_as_owners(paths: &[PathBuf]) -> Result<Vec<(PathBuf, File)>, Failure> {
+    let users: Vec<User> =
+        paths.iter().map(|path| trusted::user_of(path).map_err(unfit)).collect::<Result<_, _>>()?;
+    let mut opened: Vec<Option<File>> = Vec::new();
+    for (path, user) in paths.iter().zip(&users) {
+        opened.push(if user.is_current() { Some(open(path)?) } else { None });
+    }
+    if let Some(user) = users.iter().find(|user| !user.is_current()) {
+        user.assume().map_err(unfit)?;
+    }
+    let files = paths.iter().zip(opened).map(|(path, file)| {
+        let file = match file {
+            Some(file) => file,
+            None => open(path)?,
+        };
+        Ok((path.clone(), file))
+    });
+    files.collect()
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| {
+        let what = format!("{} cannot be read: {error}", path.display());
+        Failure::failed(what, "check the path and who may read it")
+    })
+}
+
+/// What is read may be anybody's work: this process opens nothing else any more.
+fn shut_in(read: Vec<PathBuf>) -> Result<(), Failure> {
+    let needs = Needs { read, ..Needs::default() };
+    sandbox::enter(&sandbox::Settings::default(), &needs).map_err(unfit)?;
+    Ok(())
+}
+
+fn unfit(error: impl std::fmt::Display) -> Failure {
+    Failure::failed(
+        error.to_string(),
+        "mend what it names, or run it as the user whose files they are",
+    )
 }
 
 /// A report and what it comes to, for programs.
@@ -94,8 +153,7 @@ fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
         Some(_) => report.to_string(),
         None => without_lines(report),
     };
-    let lines: Vec<String> = text.lines().map(|line| format!("{}\n", plain(line))).collect();
-    out.text(&lines.concat())
+    out.text(&text)
 }
 
 /// What is said of a trail without a single sound line: what was found instead of it.

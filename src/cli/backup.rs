@@ -66,37 +66,30 @@ pub struct Verify {
     pub by: By,
 }
 
-/// Put store and trail back from a backup, for a daemon that does not run
+/// Put store and trail back from a backup, into empty directories, for a daemon that does not run
 ///
-/// The backup is verified first, beside the place it goes to. What stood there is moved aside under a dated
-/// name, never deleted. At its next start the daemon writes into the trail what happened.
+/// What lies there is moved away first, by hand, and stays yours to keep or to put back. The backup is
+/// verified where it is unpacked; where it is not good, the directories are empty again. At its next start
+/// the daemon writes into the trail what happened. As root it becomes the owner of the directories, or of
+/// the one that they are to lie in. One that is cut off is deleted and done again.
 ///
 /// What was done after the backup is undone by it: keys that were destroyed since are there again.
 #[derive(Args)]
-#[command(after_help = "Examples:
-  strongroom backup restore today.backup
-  strongroom backup restore today.backup --replace
-  strongroom backup restore --finish           one that was cut off
-  strongroom backup restore --abandon          the same, back to what was there before")]
+#[command(after_help = "Example:
+  systemctl stop strongroom.socket strongroom-custody.socket strongroom strongroom-custody
+  cd /var/lib/strongroom && mv store store.old && mv trail trail.old
+  strongroom backup restore today.backup --previous-trail /var/lib/strongroom/trail.old
+  systemctl start strongroom")]
 pub struct Restore {
     /// The backup
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present_any = ["finish", "abandon"])]
-    pub file: Option<PathBuf>,
-    /// Move aside what lies in its place
-    #[arg(long)]
-    pub replace: bool,
-    /// Also where what lies there is another appliance
-    #[arg(long, requires = "replace")]
-    pub other_appliance: bool,
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The trail that was moved away: its last line is named in the new one, and what it tells is undone
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub previous_trail: Option<PathBuf>,
     /// Put it back although some of it is broken; what is broken stays so
     #[arg(long)]
     pub accept_broken: bool,
-    /// Finish a restore that was cut off while it was put in its place
-    #[arg(long, conflicts_with_all = ["file", "replace", "accept_broken"])]
-    pub finish: bool,
-    /// Give up a restore that was cut off: what was there before goes back to its place
-    #[arg(long, conflicts_with_all = ["file", "replace", "accept_broken", "finish"])]
-    pub abandon: bool,
     #[command(flatten)]
     pub by: By,
 }

@@ -9,6 +9,7 @@ mod audit_export;
 mod audit_verify;
 mod backup;
 mod client;
+mod escape;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -40,6 +41,7 @@ use serde_json::Value;
 
 pub use appliance::doctors_lines;
 pub use backup::{By, Created, Made};
+pub use escape::plain;
 pub use house::{
     Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy, PolicyFrom, Restore,
     Serve, Verify,
@@ -49,7 +51,7 @@ pub use output::Format;
 pub use problem::{Failure, Message};
 pub use progress::Progress;
 pub use recovery::{Drill, OfflineRecovery, Reseal};
-pub use report::{Report, told};
+pub use report::{Report, note, told};
 pub use terminal::Refusal;
 
 use crate::secret as secret_memory;

@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::client::Reply;
+use super::escape::{drives, plain_json, plain_lines};
 use super::problem::Failure;
+
+pub use super::escape::plain;
 
 /// For whom the output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,14 +38,23 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Writes `text` as it is.
+    /// Writes lines of text for people: whatever they were made of, they do not drive a terminal.
     pub fn text(&self, text: &str) -> Result<(), Failure> {
-        self.bytes(text.as_bytes())
+        self.bytes(plain_lines(text).as_bytes())
+    }
+
+    /// Writes JSON whose very bytes count, such as lines that are hashed; a terminal gets it in a form that
+    /// does not drive it.
+    pub fn exact(&self, text: &str) -> Result<(), Failure> {
+        match std::io::stdout().is_terminal() {
+            true => self.bytes(plain_json(text).as_bytes()),
+            false => self.bytes(text.as_bytes()),
+        }
     }
 
     /// Writes one JSON document and a newline.
     pub fn document(&self, value: &Value) -> Result<(), Failure> {
-        self.text(&format!("{value:#}\n"))
+        self.bytes(plain_json(&format!("{value:#}\n")).as_bytes())
     }
 
     /// A reply in the chosen format: the document itself, or what `text` makes of it.
@@ -51,13 +63,23 @@ impl Output {
         if self.is_json() { self.document(&value) } else { self.text(&text(&value)) }
     }
 
-    /// Writes secret bytes to stdout, unbuffered and exactly; a terminal gets a line's end after them.
+    /// Writes secret bytes to stdout, unbuffered and exactly; a terminal gets a line's end after them, and
+    /// what would drive it as an escape.
     pub fn secret(&self, bytes: &[u8]) -> Result<(), Failure> {
         let stdout = std::io::stdout();
         let mut copy = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
-        copy.extend_from_slice(bytes);
-        if stdout.is_terminal() && !bytes.ends_with(b"\n") {
-            copy.push(b'\n');
+        if stdout.is_terminal() {
+            // Six bytes stand for one at most: it never moves, so no copy of it stays behind.
+            copy.reserve_exact(bytes.len() * 10 + 1);
+            let escaped = escape_secret(bytes, &mut copy);
+            if !bytes.ends_with(b"\n") {
+                copy.push(b'\n');
+            }
+            if escaped {
+                self.note("it holds bytes that would drive the terminal, shown as escapes: redirect it to have them exactly");
+            }
+        } else {
+            copy.extend_from_slice(bytes);
         }
         let descriptor = stdout.as_fd().try_clone_to_owned().map_err(Failure::Output)?;
         File::from(descriptor).write_all(&copy).map_err(Failure::Output)
@@ -85,17 +107,25 @@ impl Output {
     }
 }
 
-/// Makes text from outside harmless for a terminal: control characters are shown, not sent.
-pub fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            out.extend(character.escape_default());
-        } else {
-            out.push(character);
+/// Text of a secret as a terminal may have it; says whether that is another one.
+fn escape_secret(bytes: &[u8], to: &mut Vec<u8>) -> bool {
+    let mut escaped = false;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if drives(character) && !matches!(character, '\n' | '\t') {
+                escaped = true;
+                let escape = character.escape_default();
+                to.extend(escape.map(|character| character as u8));
+            } else {
+                to.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+        }
+        for byte in chunk.invalid() {
+            escaped = true;
+            to.extend(std::ascii::escape_default(*byte));
         }
     }
-    out
+    escaped
 }
 
 /// Rows under headings, each column as wide as its widest cell.
@@ -222,6 +252,16 @@ fn distance(time: Timestamp, now: Timestamp) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_secret_does_not_drive_the_terminal_that_it_is_shown_on() {
+        let mut shown = Vec::new();
+        assert!(!escape_secret("p\u{e4}ss\n\tword".as_bytes(), &mut shown));
+        assert_eq!(shown, "p\u{e4}ss\n\tword".as_bytes());
+        shown.clear();
+        assert!(escape_secret(b"a\x1b]0;x\x07\xffb", &mut shown));
+        assert_eq!(shown, b"a\\u{1b}]0;x\\u{7}\\xffb");
+    }
 
     #[test]
     fn columns_are_aligned_and_harmless() {

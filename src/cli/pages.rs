@@ -36,7 +36,7 @@ impl Completions {
         };
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut super::command(), "strongroom", &mut script);
-        out.text(&String::from_utf8_lossy(&script))
+        out.bytes(&script)
     }
 }
 
@@ -58,7 +58,7 @@ impl Man {
         let Some(dir) = self.dir else {
             let mut page = Vec::new();
             clap_mangen::Man::new(command).render(&mut page).map_err(Failure::Output)?;
-            return out.text(&String::from_utf8_lossy(&page));
+            return out.bytes(&page);
         };
         std::fs::create_dir_all(&dir)
             .and_then(|()| clap_mangen::generate_to(command, &dir))

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde::Deserialize;
 
-use super::output::{Format, plain};
+use super::escape::{plain, plain_json};
+use super::output::Format;
 use crate::secret::ArenaError;
 
 /// Why a command ended otherwise than "done".
@@ -120,10 +121,10 @@ impl Failure {
             let document = serde_json::json!({
                 "title": said.what, "next": said.next, "code": code, "exit": self.code(),
             });
-            format!("{document}\n")
+            format!("{}\n", plain_json(&document.to_string()))
         };
         match self {
-            Failure::Refused(problem) => format!("{}\n", problem.body),
+            Failure::Refused(problem) => format!("{}\n", plain_json(&problem.body)),
             Failure::Failed(said) => document("failed", said),
             Failure::WrongUse(said) => document("wrong-use", said),
             Failure::Unreachable(said) => document("unreachable", said),

@@ -82,9 +82,8 @@ pub struct Drill {
       --config /etc/strongroom/strongroom.toml --private-key -
   systemctl start strongroom
 
-As root, what it writes to the store goes to the owner of the store's directory. Files that the token's
-module makes, as SoftHSM does, are root's: run it with `runuser -u USER --` as custody's user, who must be
-able to write the store then, or give them back: chown -R USER: /var/lib/softhsm/tokens")]
+As root, it works on the store as the owner of the store's directory, and with the token as custody's user:
+[custody] custody_user of the configuration, or the store's owner.")]
 pub struct Reseal {
     /// The configuration: its `[store]` and its `[token]`, which is the new one
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -1,10 +1,12 @@
 //! What a command says that works without a daemon: text for people, or one document for programs.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::escape::plain_lines;
 use super::output::Output;
 use super::problem::Failure;
 use super::{Global, finish};
@@ -35,6 +37,11 @@ impl Report {
         if out.is_json() { out.document(&self.document) } else { out.text(&self.text) }?;
         if self.well { Ok(()) } else { Err(Failure::Told) }
     }
+}
+
+/// A remark for people, on stderr.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", plain_lines(text));
 }
 
 /// Tells what came of a command in the chosen format, and turns it into its exit code.

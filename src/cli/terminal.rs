@@ -7,6 +7,7 @@ use nix::sys::termios::{
 };
 use zeroize::Zeroizing;
 
+use super::escape::plain_lines;
 use super::input;
 use super::problem::Failure;
 use crate::secret::SecretBytes;
@@ -87,7 +88,7 @@ const NOT_DONE: &str = "nothing was done; --yes goes on without asking";
 
 /// Whether the answer is a plain yes.
 fn answered(question: &str, from: impl Read) -> std::io::Result<bool> {
-    let _ = write!(std::io::stderr(), "{question} Type yes to go on: ");
+    let _ = write!(std::io::stderr(), "{} Type yes to go on: ", plain_lines(question));
     let mut answer = String::new();
     let mut reader = std::io::BufReader::new(from.take(16));
     reader.read_line(&mut answer)?;

@@ -6,7 +6,9 @@ use std::process;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ErrorKind};
 
+use super::escape::drives;
 use super::problem::Failure;
+use super::report::note;
 use super::{Cli, Format};
 
 /// Prints help, version, or what is wrong, and ends the process with the code for it.
@@ -16,6 +18,10 @@ pub fn leave(error: &clap::Error) -> ! {
         error.exit();
     }
     if !wants_json(&arguments) {
+        if arguments.iter().any(|argument| argument.to_string_lossy().chars().any(drives)) {
+            note(&error.render().to_string());
+            process::exit(error.exit_code());
+        }
         plainly(&arguments).unwrap_or_else(|| error.exit()).exit();
     }
     let failure = Failure::wrong_use(what(error), next(error));

@@ -8,7 +8,7 @@ use super::custodian::OpenToken;
 use super::protocol::{Check, Verdict};
 use super::{masters, rsa};
 use crate::sandbox;
-use crate::secret::{self, ArenaKind};
+use crate::secret::{self, ArenaKind, Pin};
 use crate::token::pkcs11::{self, Seen};
 use crate::token::{self, PinError, Token, read_pin};
 
@@ -32,17 +32,19 @@ pub fn examine(
 }
 
 /// In a process that is not custody, which logs in only where that is asked for, and never where a wrong PIN
-/// was tried before. The limit of core files is that of whoever typed it and says nothing of the daemon,
+/// was tried before. A PIN that is `given` was read by root, who alone may. The limit of core files is that of whoever typed it and says nothing of the daemon,
 /// which sets its own to zero.
 pub fn examine_locked(
     settings: &token::Settings,
     credentials: Option<&Path>,
     arena: &crate::secret::ArenaReport,
     login: bool,
+    given: Option<&Pin>,
 ) -> Vec<Check> {
     let mut checks = vec![module(settings)];
-    checks.push(match read_pin(settings, credentials) {
-        Err(PinError::NoCredentials) => warn(
+    checks.push(match given.is_none().then(|| read_pin(settings, credentials)) {
+        None => ok("pin", "readable by root alone".to_owned()),
+        Some(Err(PinError::NoCredentials)) => warn(
             "pin",
             "not examined: it is a credential, and systemd hands it to custody's unit alone"
                 .to_owned(),
@@ -57,7 +59,7 @@ pub fn examine_locked(
             let remedy = "log in by hand with the right PIN: pkcs11-tool --login --test";
             vec![if login { fail("token", found, remedy) } else { warn("token", found, remedy) }]
         }
-        Ok(_) if login => logged_in(settings, credentials),
+        Ok(_) if login => logged_in(settings, credentials, given),
         Ok(Seen { place, .. }) => vec![
             ok("token", place.to_string()),
             warn("master key", "not examined: needs the PIN (--login)".to_owned(), ""),
@@ -69,15 +71,24 @@ pub fn examine_locked(
 }
 
 /// With one try of the PIN.
-fn logged_in(settings: &token::Settings, credentials: Option<&Path>) -> Vec<Check> {
-    let pin = match read_pin(settings, credentials) {
-        Ok(pin) => pin,
-        Err(error) => {
+fn logged_in(
+    settings: &token::Settings,
+    credentials: Option<&Path>,
+    given: Option<&Pin>,
+) -> Vec<Check> {
+    let own;
+    let pin = match (given, read_pin(settings, credentials)) {
+        (Some(pin), _) => pin,
+        (None, Ok(pin)) => {
+            own = pin;
+            &own
+        }
+        (None, Err(error)) => {
             let found = format!("not examined: {error}");
             return vec![fail("token", found, "[token] pin_file, or --pin-file FILE")];
         }
     };
-    match pkcs11::Pkcs11Token::open(settings, &pin) {
+    match pkcs11::Pkcs11Token::open(settings, pin) {
         // Nothing says here which generation is in use: the newest is.
         Ok(token) => {
             let newest = masters::newest(&token).ok().flatten();
@@ -89,10 +100,9 @@ fn logged_in(settings: &token::Settings, credentials: Option<&Path>) -> Vec<Chec
 
 fn module(settings: &token::Settings) -> Check {
     let path = settings.module.display().to_string();
-    match std::fs::metadata(&settings.module) {
-        Ok(found) if found.is_file() => ok("module", path),
-        Ok(_) => fail("module", format!("{path} is not a file"), "[token] module"),
-        Err(error) => fail("module", format!("{path}: {error}"), "[token] module"),
+    match token::check_module(&settings.module) {
+        Ok(()) => ok("module", path),
+        Err(fault) => fail("module", fault.to_string(), "[token] module"),
     }
 }
 

@@ -1,7 +1,9 @@
 //! What custody still needs once it has started, for its sandbox: the module with its libraries, the PIN,
 //! and the files that the module keeps the token in.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +41,9 @@ const MODULES_OWN: [&str; 5] =
 /// SoftHSM's configuration, unless its environment names another.
 const SOFTHSM: &str = "/etc/softhsm/softhsm2.conf";
 
+/// The longest configuration of SoftHSM's that is read, in bytes.
+const LONGEST: u64 = 64 * 1024;
+
 /// Puts it together.
 pub fn needs(settings: &Settings, token: &token::Settings, around: &Surroundings) -> Needs {
     let mut read = settings.read.clone();
@@ -73,7 +78,14 @@ pub fn private_files(
 
 /// The directory that SoftHSM keeps its tokens in.
 fn softhsm_tokens(configuration: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(configuration).ok()?;
+    let mut text = String::new();
+    // It may lie in a directory of custody's user, and root looks at it: nothing but a file is read.
+    let file =
+        File::options().read(true).custom_flags(libc::O_NONBLOCK).open(configuration).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    file.take(LONGEST).read_to_string(&mut text).ok()?;
     let value = text.lines().find_map(|line| {
         let (name, value) = line.split_once('=')?;
         (name.trim() == "directories.tokendir").then(|| value.trim())

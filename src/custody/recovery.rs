@@ -5,6 +5,7 @@
 //! fingerprint and cannot bring another. The private half never comes near the daemon; what opens with
 //! it is an offline command ([`Recoverer`]).
 
+use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -14,11 +15,15 @@ use super::protocol::{Answer, Fault, KeyAddress, RecordAddress, Reply, StoreKey}
 use super::rsa::{KeyError, PrivateKey};
 use super::{seal, sealed};
 use crate::key::{Algorithm, Mgf1Hash, PublicKey};
+use crate::sandbox::{Untrusted, trusted};
 use crate::secret::{DataKey, OnLockedStack, Pkcs8Der, SecretBytes, on_locked_stack};
 use crate::token::{Token, TokenError, WrappedKey};
 
 /// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
 pub type Fingerprint = [u8; 32];
+
+/// The longest file of a public key that is read, in bytes.
+const LONGEST: u64 = 64 * 1024;
 
 /// The public half, as custody has it.
 pub struct RecoveryKey {
@@ -46,7 +51,16 @@ impl RecoveryKey {
     /// Reads the key of a file; a text says why there is none.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let named = |error: String| format!("[custody] recovery_key {}: {error}", path.display());
-        let bytes = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+        let file = trusted::open(path);
+        let mut bytes = Vec::new();
+        let read = file.map_err(|error| match error {
+            Untrusted::Unreadable { error, .. } => error.to_string(),
+            error => error.to_string(),
+        });
+        read.and_then(|file| {
+            file.take(LONGEST).read_to_end(&mut bytes).map_err(|error| error.to_string())
+        })
+        .map_err(named)?;
         Self::of(&bytes).map_err(named)
     }
 

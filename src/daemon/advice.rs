@@ -12,12 +12,19 @@ use crate::policy::PolicyError;
 use crate::records::OfflineError;
 use crate::sandbox;
 use crate::store::StoreError;
-use crate::token::TokenError;
+use crate::token::{ModuleFault, TokenError};
 
 /// Why a file that its user may read cannot be read again, and the ways round it.
 const REPLACED: &str = "where its user may read it, it was replaced by another file, or lies in another \
      directory than at the start, and the sandbox lets this process read neither: write into the file that \
      was there (cat NEW > FILE) and reload, or restart: systemctl restart strongroom";
+
+/// What to do about a file that others could change; the error names the command.
+pub(super) const TRUST: &str = "make it root's (or its user's) alone to change, as the error says, once you have looked at what it holds";
+
+/// What to do about a directory that belongs to another user than the daemon.
+const RUN_AS_OWNER: &str =
+    "run the daemon as that user, or give the directory to the daemon's user: chown -R USER: DIR";
 
 /// What a command ends with: its report on stdout, or its error on stderr.
 pub fn told(global: &Global, result: Result<Report, DaemonError>) -> ExitCode {
@@ -67,7 +74,7 @@ impl DaemonError {
         let own = match self {
             Self::Config(error) => return of_config(error),
             Self::Said { next, .. } | Self::WrongUse { next, .. } => next,
-            Self::Backup(error) => of_backup(error),
+            Self::Backup(error) => return of_backup(error),
             Self::Store(error) => of_store(error),
             Self::Trail(error) => of_trail(error),
             Self::Policy(error) => of_policy(error),
@@ -83,6 +90,12 @@ impl DaemonError {
             Self::Custody(_) => "see [custody] of the configuration, and the limits of its unit",
             Self::Records(_) => {
                 "restore a backup, or name the right store at [store] path of the configuration"
+            }
+            Self::Module(ModuleFault::Untrusted(_)) => TRUST,
+            Self::Module(_) => "install the token's PKCS#11 library, or name it at [token] module",
+            Self::Untrusted(_) => TRUST,
+            Self::User(_) => {
+                "run it as root, or as the user whose directories they are: runuser -u USER --"
             }
             Self::Listen(_) => "see [listen] of the configuration",
             Self::Arena(_) => {
@@ -108,6 +121,7 @@ fn of_config(error: &ConfigError) -> String {
             _ => "give the path of a file: --config FILE",
         }
         .to_owned(),
+        ConfigError::Untrusted(_) => TRUST.to_owned(),
         ConfigError::Malformed { .. } => {
             "correct it there; `strongroom config show` prints every setting and its default"
                 .to_owned()
@@ -119,35 +133,31 @@ fn of_config(error: &ConfigError) -> String {
     }
 }
 
-fn of_backup(error: &BackupError) -> &'static str {
-    match error {
+fn of_backup(error: &BackupError) -> String {
+    let own = match error {
         BackupError::Archive(_) | BackupError::NoAppliance => "take another backup",
         BackupError::Token(_) => {
             "name the token that the backup was made with under [token], and its PIN (--pin-file)"
         }
-        BackupError::Running(_) => {
-            "stop it first, with its sockets, or the next caller starts it: systemctl stop \
-             strongroom.socket strongroom-custody.socket strongroom strongroom-custody"
+        BackupError::NotEmpty(path) => {
+            let path = path.display();
+            return format!(
+                "stop Strongroom, with its sockets, or the next caller starts it: systemctl stop \
+                 strongroom.socket strongroom-custody.socket strongroom strongroom-custody; then move it \
+                 away: mv {path} {path}.old"
+            );
         }
-        BackupError::NotEmpty(_) => "--replace moves what is there aside, under a dated name",
-        BackupError::Other { .. } => {
-            "name the right place, or move it aside with --replace --other-appliance"
+        BackupError::CutOff { store, trail } => {
+            let (store, trail) = (store.display(), trail.display());
+            return format!(
+                "delete what it left, and restore again: rm -rf {store} {trail}; strongroom backup restore \
+                 FILE"
+            );
         }
-        BackupError::CutOff(_) => {
-            "finish it: strongroom backup restore --finish; or go back to what was there: --abandon"
-        }
-        BackupError::Begun(_) => {
-            "restore again, or go on without it: strongroom backup restore --abandon"
-        }
-        BackupError::MountPoint(_) => {
-            "unmount it, or have a directory below it under [store] path or [audit] directory: what is \
-             there can be renamed then"
-        }
-        BackupError::NothingToFinish => "restore again with the backup's name",
-        BackupError::Both { .. } => "move one of them away by hand, then run it again",
-        BackupError::Plan(_) => "put it back from a copy, or restore again once it is moved away",
+        BackupError::Place(_) => "name another one with --scratch",
         BackupError::Io { .. } => "see that this user may use it, and that its disk has room",
-    }
+    };
+    own.to_owned()
 }
 
 fn of_store(error: &StoreError) -> &'static str {
@@ -156,8 +166,13 @@ fn of_store(error: &StoreError) -> &'static str {
             "stop the other one first (systemctl stop strongroom), or name another [store] path"
         }
         StoreError::Mode { .. } => "chmod 700 the directory at [store] path of the configuration",
+        StoreError::Owner { .. } => RUN_AS_OWNER,
+        StoreError::Odd { .. } => "look what it is, and move it away: mv",
         StoreError::Newer { .. } => "use the newer program",
         StoreError::Corrupt { .. } => "restore a backup: strongroom backup restore FILE",
+        StoreError::Served { .. } => {
+            "name the directory of a store, as [store] path of a configuration does, and see who may go there"
+        }
         StoreError::Full => "make room on the disk that [store] path of the configuration lies on",
         _ => {
             "see [store] path of the configuration: the directory above it must be there, and its user \
@@ -177,6 +192,8 @@ fn of_trail(error: &AuditError) -> &'static str {
         AuditError::Mode { .. } => {
             "chmod 700 the directory at [audit] directory of the configuration"
         }
+        AuditError::Owner { .. } => RUN_AS_OWNER,
+        AuditError::Odd { .. } => "look what it is, and move it away: mv",
         AuditError::Full => {
             "make room on the disk that [audit] directory of the configuration lies on"
         }
@@ -192,7 +209,7 @@ pub(super) fn of_policy(error: &PolicyError) -> &'static str {
         PolicyError::Directory { .. } | PolicyError::File { .. } => {
             "see [policy] directory of the configuration, and who may read there"
         }
-        PolicyError::Writable { .. } => "chmod o-w it",
+        PolicyError::Untrusted(_) => TRUST,
         PolicyError::Invalid(_) => {
             "correct the files; `strongroom policy check` reads them without a daemon"
         }

@@ -4,8 +4,9 @@
 //! before (`supervisor`). It stays outside the front's sandbox and takes three orders from it.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
@@ -14,6 +15,7 @@ use nix::unistd::{ForkResult, Pid, fork, setpgid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{DaemonError, io, logging, supervisor};
+use crate::sandbox::User;
 
 /// What the front says to the supervisor: one byte each. The end of the connection says stop.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,15 @@ pub enum Order {
     Begin = b'b',
     /// End a custody that hangs; it is then started anew. Answered by one byte: whether one ran.
     EndCustody = b'e',
+}
+
+/// How custody is started.
+pub struct Start {
+    pub config: PathBuf,
+    /// Whose process it is, where it is not this one's user's.
+    pub user: Option<User>,
+    /// A socket that listens already.
+    pub listener: Option<OwnedFd>,
 }
 
 /// Custody's supervisor; custody ends when it is stopped or dropped.
@@ -37,8 +48,22 @@ const PATIENCE: Duration = Duration::from_millis(1200);
 impl CustodyChild {
     /// Splits the supervisor off. This process must have one thread, and none of what custody must not
     /// inherit. Custody is started by [`CustodyChild::begin`].
-    #[allow(unsafe_code)] // fork(2)
     pub fn prepare(config: &Path, log: &logging::Settings) -> Result<Self, DaemonError> {
+        Self::prepare_with(
+            Start { config: config.to_owned(), user: None, listener: None },
+            log,
+            || (),
+        )
+    }
+
+    /// The same with custody as another user, or on a socket that listens already. `after` is done by the
+    /// supervisor, as the user that this process is now, when custody has ended.
+    #[allow(unsafe_code)] // fork(2)
+    pub fn prepare_with(
+        start: Start,
+        log: &logging::Settings,
+        after: impl FnOnce(),
+    ) -> Result<Self, DaemonError> {
         let program = std::env::current_exe().map_err(io("finding this program"))?;
         let (orders, theirs) = UnixStream::pair().map_err(io("preparing custody's start"))?;
         let failed = |errno: nix::errno::Errno| DaemonError::Io {
@@ -56,7 +81,8 @@ impl CustodyChild {
                 if let Ok(logs) = &logs {
                     logs.write();
                 }
-                let end = supervisor::follow(theirs, &program, config);
+                let end = supervisor::follow(theirs, &program, start);
+                after();
                 if let Err(error) = &end {
                     tracing::error!(%error, "custody cannot be supervised");
                 }

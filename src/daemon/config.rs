@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{logging, overlaps};
+use crate::sandbox::{Untrusted, trusted};
 use crate::secret::arena;
 use crate::{audit, custody, http, policy, records, sandbox, service, store, token};
 
@@ -39,6 +40,8 @@ pub struct Loaded {
 pub enum ConfigError {
     #[error("the configuration {} cannot be read: {error}", path.display())]
     Unreadable { path: PathBuf, error: std::io::Error },
+    #[error("the configuration decides what is done, so nobody else may be able to change it: {0}")]
+    Untrusted(Untrusted),
     #[error("the configuration {} is not sound:\n{error}", path.display())]
     Malformed { path: PathBuf, error: Box<toml::de::Error> },
     #[error("the configuration {}: {what}", path.display())]
@@ -48,8 +51,12 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file. Relative paths in it start at the working directory.
     pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+        let text = trusted::read_to_string(path).map_err(|error| match error {
+            Untrusted::Unreadable { error, .. } => {
+                ConfigError::Unreadable { path: path.to_owned(), error }
+            }
+            error => ConfigError::Untrusted(error),
+        })?;
         let config: Config = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
             path: path.to_owned(),
             error: Box::new(error),

@@ -63,7 +63,7 @@ pub fn check_config(path: &Path) -> Result<Report, DaemonError> {
     found.about_users(&config);
     found.about_directory("[store] path", &config.store.path);
     found.about_directory("[audit] directory", &config.audit.directory);
-    if let Err(error) = unfinished_restore(&config.store.path) {
+    if let Err(error) = unfinished_restore(&config.store.path, &config.audit.directory) {
         let error = DaemonError::from(error);
         found.error("[store] path", Some(&config.store.path), error.to_string(), error.next());
     }
@@ -116,8 +116,13 @@ impl Findings {
         if module.components().count() > 1
             && let Err(fault) = token::look_at_module(module)
         {
-            let next = "install the token's PKCS#11 library, or name it there; SoftHSM's is \
-                        /usr/lib/softhsm/libsofthsm2.so";
+            let next = match &fault {
+                token::ModuleFault::Untrusted(_) => super::advice::TRUST,
+                _ => {
+                    "install the token's PKCS#11 library, or name it there; SoftHSM's is \
+                     /usr/lib/softhsm/libsofthsm2.so"
+                }
+            };
             self.error("[token] module", Some(module), fault.to_string(), next);
         }
         if settings.label.is_none() && settings.serial.is_none() {

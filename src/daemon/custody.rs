@@ -9,17 +9,20 @@ use sd_notify::NotifyState;
 use super::config::Config;
 use super::footprint::Footprint;
 use super::notify::Notifier;
+use super::offline::must_be_own;
 use super::start::passed_descriptors;
 use super::{DaemonError, logging, process_state};
 use crate::cli::Custody;
 use crate::custody::{self as boundary, Probe, Ready, Surroundings};
-use crate::sandbox;
+use crate::{sandbox, token};
 
 /// Runs custody until it is told to end; it ends from within, so it only returns with an error.
 pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let keep: Vec<_> = arguments.listen_fd.into_iter().chain(passed_descriptors()).collect();
     let inherited = process_state::reset(&keep)?;
-    let Config { token, mut custody, sandbox, log, .. } = Config::load(&arguments.config)?.config;
+    let Config { token: settings, mut custody, sandbox, log, .. } =
+        Config::load(&arguments.config)?.config;
+    token::refuse_loose_module(&settings.module)?;
     let named = |variable| std::env::var_os(variable).map(PathBuf::from);
     let around = Surroundings {
         credentials: named("CREDENTIALS_DIRECTORY"),
@@ -27,8 +30,9 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         softhsm: named("SOFTHSM2_CONF"),
     };
     // While there is one thread, and no PIN and no key that it could inherit.
-    let probe =
-        Probe::split_off(&token, &sandbox, || boundary::needs(&custody.sandbox, &token, &around))?;
+    let probe = Probe::split_off(&settings, &sandbox, || {
+        boundary::needs(&custody.sandbox, &settings, &around)
+    })?;
     let logs = logging::start(&log)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -44,9 +48,12 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         Some(number) => Some(take_descriptor(number)),
         None => passed_socket(),
     };
+    if let (None, Some(directory)) = (&passed, custody.socket.parent()) {
+        must_be_own(directory)?;
+    }
     let footprint = Footprint::of_this_program();
     let front = arguments.front_pid;
-    let ready = Ready::start(custody, token, &sandbox, &around, (passed, front), probe)?;
+    let ready = Ready::start(custody, settings, &sandbox, &around, (passed, front), probe)?;
     logs.write();
     inherited.report();
     let shut_in = sandbox::entered().map(tracing::field::display);

@@ -1,11 +1,12 @@
 //! Commands over the daemon's own files, without a daemon: configuration, policy, doctor.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::unistd::{User, getgrouplist};
 use serde::Serialize;
 
 use super::config::Config;
+use super::offline::{Users, around, become_custody, in_child, pin_of_root};
 use super::{DaemonError, house};
 use crate::cli::{self, Doctor, Explain, PolicyFrom, Report};
 use crate::custody::examine_locked;
@@ -141,11 +142,18 @@ pub fn doctor(asked: &Doctor) -> Result<Report, DaemonError> {
     let path = asked.config.as_deref().unwrap_or(Path::new(""));
     let mut config = Config::load(path)?.config;
     config.use_pin_file(asked.pin_file.as_deref());
+    let users = Users::of(&config)?;
+    // As the owner of the directories: in a process of its own, for this one becomes custody's user.
+    let of_house = in_child(&users.front, house::checks(path, &config))?;
+    let policy = Policy::load(&config.policy);
     let arena = secret::start(&config.custody.arena, Use::Custody)?;
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let mut checks = examine_locked(&config.token, credentials.as_deref(), arena, asked.login);
-    checks.extend(house::checks(path, &config)());
-    if let Err(error) = Policy::load(&config.policy) {
+    let pin = if users.custody.is_current() { None } else { pin_of_root(&config)? };
+    become_custody(&config, &users.custody)?;
+    let credentials = around().credentials;
+    let mut checks =
+        examine_locked(&config.token, credentials.as_deref(), arena, asked.login, pin.as_ref());
+    checks.extend(of_house);
+    if let Err(error) = policy {
         let remedy = "[policy] directory; `strongroom policy check`".to_owned();
         let (name, found) = ("policy".to_owned(), error.to_string());
         checks.push(Check { name, verdict: Verdict::Fail, found, remedy });

@@ -12,12 +12,13 @@ mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hand_over;
 mod house;
 mod inspect;
 pub mod logging;
 mod needs;
 mod notify;
+mod offline;
+mod offline_store;
 mod overlaps;
 mod process_state;
 mod recovery;
@@ -65,6 +66,12 @@ pub enum DaemonError {
     Trail(#[from] crate::audit::AuditError),
     #[error("{0}")]
     Policy(#[from] crate::policy::PolicyError),
+    #[error("[token] module: {0}")]
+    Module(#[from] crate::token::ModuleFault),
+    #[error("{0}")]
+    Untrusted(#[from] crate::sandbox::Untrusted),
+    #[error("{0}")]
+    User(#[from] crate::sandbox::UserError),
     #[error("{0}")]
     Listen(#[from] crate::http::ListenError),
     #[error("locked memory: {0}")]

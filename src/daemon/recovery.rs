@@ -3,21 +3,22 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::config::Config;
-use super::hand_over::hand_over;
+use super::offline::{Users, become_custody, pin_of_custody, pin_of_root};
+use super::offline_store::open_apart;
 use super::{DaemonError, io};
-use crate::cli::{OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
+use crate::cli::{Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
 use crate::records::{Offline, OfflineError, Planned, Resealed};
+use crate::sandbox::{self, Needs};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
-use crate::store::sled_store::{Settings, SledStore};
+use crate::store::sled_store::Settings;
 use crate::store::{Store, Table};
+use crate::token::Token;
 use crate::token::pkcs11::Pkcs11Token;
-use crate::token::{Token, read_pin};
 
 /// The longest text of a private key, in bytes: RSA-4096 has about 3 300 as PEM.
 const LONGEST: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
@@ -30,35 +31,51 @@ const NAME_PIN: &str =
 pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
     match work {
         OfflineRecovery::Drill(drill) => {
-            shut_in(&arena::Settings::default())?;
             let settings = Settings { path: drill.store.clone(), ..Settings::default() };
-            let offline = open(&settings, &drill.private_key)?;
-            drill_all(&offline)
+            let sandbox = sandbox::Settings::default();
+            let (store, process) = open_apart(&settings, &sandbox)?;
+            let drilled = drill_store(store, drill, &sandbox);
+            process.wait();
+            drilled
         }
         OfflineRecovery::Reseal(reseal) => {
             let mut config = Config::load(&reseal.config)?.config;
             config.use_pin_file(reseal.pin_file.as_deref());
-            let store = config.store.path.clone();
-            let owner = store.symlink_metadata().map_err(io("looking at the store"))?;
-            let resealed = reseal_all(&config, reseal);
-            // Also what was cut off: the next one may be run by the owner.
-            if owner.uid() != nix::unistd::geteuid().as_raw() {
-                hand_over(&store, (owner.uid(), owner.gid()))
-                    .map_err(io("giving the store back to its owner"))?;
-            }
-            let resealed = resealed?;
-            Ok(told(&resealed))
+            let users = Users::of(&config)?;
+            let (store, process) = open_apart(&config.store, &config.sandbox)?;
+            let resealed = reseal_all(&config, &users, reseal, store);
+            process.wait();
+            Ok(told(&resealed?))
         }
     }
 }
 
-/// Puts the store under the token that the configuration names; the store is closed when it is done.
-fn reseal_all(config: &Config, reseal: &Reseal) -> Result<Resealed, DaemonError> {
+fn drill_store(
+    store: Arc<dyn Store>,
+    drill: &Drill,
+    sandbox: &sandbox::Settings,
+) -> Result<Report, DaemonError> {
+    shut_in(&arena::Settings::default())?;
+    let private = read_private(&drill.private_key)?;
+    sandbox::enter(sandbox, &Needs::default())?;
+    drill_all(&Offline::open(store, private.expose())?)
+}
+
+/// Puts the store under the token that the configuration names. This process becomes custody's user for
+/// that; the store is another's, in a process of its own.
+fn reseal_all(
+    config: &Config,
+    users: &Users,
+    reseal: &Reseal,
+    store: Arc<dyn Store>,
+) -> Result<Resealed, DaemonError> {
     shut_in(&config.custody.arena)?;
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
-    let mut offline = open(&config.store, &reseal.private_key)?;
-    let pin = read_pin(&config.token, credentials.as_deref())
+    let pin = pin_of_root(config)?;
+    let private = read_private(&reseal.private_key)?;
+    become_custody(config, &users.custody)?;
+    let pin = pin_of_custody(&config.token, pin)
         .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
+    let mut offline = Offline::open(store, private.expose())?;
     let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
     let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;
@@ -154,19 +171,6 @@ fn shut_in(settings: &arena::Settings) -> Result<(), DaemonError> {
     secret::start(settings, Use::Custody)?;
     secret::hook_self_test()?;
     Ok(secret::harden_process()?)
-}
-
-fn open(settings: &Settings, private_key: &RecoverySource) -> Result<Offline, DaemonError> {
-    // A mistyped path must not make a new, empty store.
-    if !settings.path.join("db").is_file() {
-        return Err(DaemonError::Said {
-            what: format!("{} holds no store", settings.path.display()),
-            next: "name the directory of a store, as [store] path of a configuration does",
-        });
-    }
-    let private = read_private(private_key)?;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(settings)?);
-    Ok(Offline::open(store, private.expose())?)
 }
 
 /// Reads the private key by way of a locked buffer: the kernel does not read into the arena itself.

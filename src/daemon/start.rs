@@ -19,17 +19,18 @@ use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::needs::needs;
 use super::notify::Notifier;
+use super::offline::must_be_own;
 use super::{DaemonError, descriptors, io, process_state};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
 use crate::custody::{Client, LinkState, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
-use crate::sandbox;
 use crate::secret::{self, Use, arena};
 use crate::store::Store;
 use crate::store::sled_store::SledStore;
 use crate::turns::Turns;
+use crate::{sandbox, token};
 
 /// Locked memory of the front: plaintexts and PINs that pass through.
 const FRONT_ARENA: usize = 4 * 1024 * 1024;
@@ -53,13 +54,19 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let inherited = process_state::reset(&passed_descriptors())?;
     let loaded = Config::load(&arguments.config)?;
     // Before anything is made where a restore is to go.
-    unfinished_restore(&loaded.config.store.path)?;
+    unfinished_restore(&loaded.config.store.path, &loaded.config.audit.directory)?;
+    let Config { store, audit, listen, .. } = &loaded.config;
+    for path in [Some(store.path.as_path()), Some(&audit.directory), listen.socket.parent()] {
+        path.map_or(Ok(()), must_be_own)?;
+    }
     // Without the runtime's environment of systemd, custody is the front's own child. Who starts it is
     // split off while there is one thread and nothing to inherit.
     let mut child = match loaded.config.custody.spawn {
         Spawn::Never => None,
         Spawn::Auto if sd_notify::booted().unwrap_or(false) && under_systemd() => None,
         Spawn::Auto | Spawn::Always => {
+            // It would be refused there, again and again.
+            token::refuse_loose_module(&loaded.config.token.module)?;
             Some(CustodyChild::prepare(&arguments.config, &loaded.config.log)?)
         }
     };

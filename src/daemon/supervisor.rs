@@ -2,6 +2,7 @@
 //! when it ends. The front that it serves executes nothing, and tells it what to do by single bytes.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
-use super::child::Order;
+use super::child::{Order, Start};
 
 #[derive(Default)]
 struct Watch {
@@ -40,17 +43,17 @@ const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Does what it is told on `orders` until it is told to stop, or the front is no more; then custody has
 /// ended, too.
-pub fn follow(mut orders: UnixStream, program: &Path, config: &Path) -> std::io::Result<()> {
+pub fn follow(mut orders: UnixStream, program: &Path, start: Start) -> std::io::Result<()> {
     outlive_signals()?;
-    let watch = Arc::new(Watch::default());
+    let (watch, start) = (Arc::new(Watch::default()), Arc::new(start));
     let mut supervising = None;
     let mut order = [0];
     while orders.read_exact(&mut order).is_ok() {
         if order == [Order::Begin as u8] && supervising.is_none() {
-            let (program, config, watch) =
-                (program.to_owned(), config.to_owned(), Arc::clone(&watch));
+            let (program, start, watch) =
+                (program.to_owned(), Arc::clone(&start), Arc::clone(&watch));
             let builder = thread::Builder::new().name("supervisor".to_owned());
-            supervising = Some(builder.spawn(move || supervise(&program, &config, &watch))?);
+            supervising = Some(builder.spawn(move || supervise(&program, &start, &watch))?);
         } else if order == [Order::EndCustody as u8] {
             let ran = end_hung(&watch);
             orders.write_all(&[u8::from(ran)])?;
@@ -118,11 +121,11 @@ impl Watch {
     }
 }
 
-fn supervise(program: &PathBuf, config: &Path, watch: &Watch) {
+fn supervise(program: &PathBuf, start: &Start, watch: &Watch) {
     let (mut pause, mut is_first) = (PAUSE, true);
     loop {
         let started = Instant::now();
-        let ended = match spawn(program, config, watch) {
+        let ended = match spawn(program, start, watch) {
             Ok(Some(child)) => wait(child, watch),
             Ok(None) => return,
             Err(error) => {
@@ -148,10 +151,10 @@ fn supervise(program: &PathBuf, config: &Path, watch: &Watch) {
 }
 
 /// Starts custody; `None` where it is time to stop.
-#[allow(unsafe_code)] // pre_exec: one system call between fork and exec
-fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Option<Child>> {
+#[allow(unsafe_code)] // pre_exec: a few system calls between fork and exec
+fn spawn(program: &PathBuf, start: &Start, watch: &Watch) -> std::io::Result<Option<Child>> {
     let mut command = Command::new(program);
-    command.arg("custody").arg("--config").arg(config).stdin(Stdio::null());
+    command.arg("custody").arg("--config").arg(&start.config).stdin(Stdio::null());
     // Nobody else but the front, which split this process off and ends with it, may connect.
     command.arg("--front-pid").arg(nix::unistd::getppid().to_string());
     // What systemd tells the front is not meant for custody. Ctrl-C goes to the front, which ends
@@ -159,9 +162,27 @@ fn spawn(program: &PathBuf, config: &Path, watch: &Watch) -> std::io::Result<Opt
     command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
     command.env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID").process_group(0);
     // A front that was killed takes custody with it, in order: no login is cut off in its middle.
-    // SAFETY: prctl is safe to call between fork and exec, and allocates nothing.
+    let (user, listener) = (start.user.clone(), start.listener.as_ref().map(AsRawFd::as_raw_fd));
+    if let Some(listener) = listener {
+        command.arg("--listen-fd").arg(listener.to_string());
+    }
+    if user.is_some() {
+        command.env_remove("HOME").current_dir("/");
+    }
+    // SAFETY: system calls, and the list of groups is allocated: the C library keeps its allocator usable in
+    // the child of a process with threads (malloc(3), fork handlers).
     unsafe {
-        command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into));
+        command.pre_exec(move || {
+            if let Some(user) = &user {
+                // Locked memory is limited for others than root. A root that may not raise the limit leaves it.
+                let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+                user.assume().map_err(std::io::Error::other)?;
+            }
+            if let Some(listener) = listener {
+                fcntl(BorrowedFd::borrow_raw(listener), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
+            prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)
+        });
     }
     let mut state = watch.state();
     if state.stopping {

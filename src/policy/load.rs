@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -18,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::facts::reads_attribute;
 use super::roles::{RoleBindings, RoleError, Roles};
 use super::wide;
+use crate::sandbox::{Untrusted, trusted};
 
 /// The words that policies are written in.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
@@ -45,8 +45,8 @@ pub enum PolicyError {
     Directory { path: PathBuf, error: io::Error },
     #[error("the policy file {} cannot be read: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
-    #[error("{} can be changed by every user; take that away (chmod o-w)", path.display())]
-    Writable { path: PathBuf },
+    #[error("policies decide who may do what, so nobody else may be able to change them: {0}")]
+    Untrusted(Untrusted),
     #[error("{}", Findings(.0))]
     Invalid(Vec<Finding>),
     #[error(transparent)]
@@ -151,21 +151,20 @@ fn one_per_line(mut findings: Vec<Finding>) -> Vec<Finding> {
 /// The files by name. What does not end in `.cedar` is passed over.
 fn read(directory: &Path) -> Result<BTreeMap<String, String>, PolicyError> {
     let unreadable = |error| PolicyError::Directory { path: directory.to_owned(), error };
-    let metadata = fs::metadata(directory).map_err(unreadable)?;
-    refuse_writable(directory, &metadata)?;
+    trusted::check_directory(directory).map_err(|error| match error {
+        Untrusted::Unreadable { error, .. } => unreadable(error),
+        error => PolicyError::Untrusted(error),
+    })?;
     let mut texts = BTreeMap::new();
     for entry in fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         if path.extension().is_none_or(|extension| extension != "cedar") {
             continue;
         }
-        let unreadable = |error| PolicyError::File { path: path.clone(), error };
-        let metadata = fs::metadata(&path).map_err(unreadable)?;
-        if !metadata.is_file() {
-            return Err(unreadable(io::Error::other("it is not a file")));
-        }
-        refuse_writable(&path, &metadata)?;
-        let text = fs::read_to_string(&path).map_err(unreadable)?;
+        let text = trusted::read_to_string(&path).map_err(|error| match error {
+            Untrusted::Unreadable { error, .. } => PolicyError::File { path: path.clone(), error },
+            error => PolicyError::Untrusted(error),
+        })?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         texts.insert(name.unwrap_or_default(), text);
     }
@@ -265,14 +264,6 @@ fn unused_roles(policies: &PolicySet, roles: &Roles) -> Vec<Finding> {
             what: format!("the role {role:?} is given to somebody, but no policy names it"),
         })
         .collect()
-}
-
-/// Who can write a policy file can do everything.
-fn refuse_writable(path: &Path, metadata: &fs::Metadata) -> Result<(), PolicyError> {
-    if metadata.permissions().mode() & 0o002 != 0 {
-        return Err(PolicyError::Writable { path: path.to_owned() });
-    }
-    Ok(())
 }
 
 /// The line of the first place that Cedar points at.

@@ -84,10 +84,10 @@ fn rules(needs: &Needs) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         needs.never.iter().filter_map(|path| path.canonicalize().ok()).collect();
     let mut rules = Vec::new();
     let mut add = |path: &Path, access| {
-        // Links are followed here as they will be when the path is opened.
-        if let Ok(path) = path.canonicalize() {
-            rules.extend(around(&path, &never).into_iter().map(|path| (path, access)));
-        }
+        // Links are followed here as they will be when the path is opened. The working directory may lie
+        // where this user cannot follow a path to.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        rules.extend(around(&path, &never).into_iter().map(|path| (path, access)));
     };
     READ.iter().for_each(|path| add(path.as_ref(), read));
     needs.read.iter().for_each(|path| add(path, read));

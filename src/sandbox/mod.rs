@@ -5,7 +5,10 @@
 //! before the first thread starts: a thread that was there earlier would stay free.
 
 mod calls;
+mod directory;
 mod files;
+pub mod trusted;
+mod user;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,6 +17,10 @@ use std::sync::OnceLock;
 use nix::sys::prctl;
 use nix::sys::stat::{Mode as StatMode, umask};
 use serde::{Deserialize, Serialize};
+
+pub use directory::{Directory, Open, all_plain, open_plain};
+pub use trusted::Untrusted;
+pub use user::{User, UserError};
 
 /// Whether a process without a sandbox may serve.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

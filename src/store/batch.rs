@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::{MAX_KEY, MAX_VALUE, StoreError, Table};
 
 /// What must be at an address for a batch to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expect {
     /// Anything or nothing.
     Any,
@@ -18,13 +20,13 @@ pub enum Expect {
 }
 
 /// Puts, deletes and checks that are done together or not at all.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Batch {
     operations: Vec<Operation>,
     urgent: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Operation {
     table: Table,
     key: String,
@@ -32,7 +34,7 @@ struct Operation {
     deed: Deed,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Deed {
     Put(Vec<u8>),
     /// At the revision that it has.

@@ -15,6 +15,7 @@ use super::batch::{Planned, Slot};
 use super::durable::{remove_unfinished_snapshots, sync_data};
 use super::sled_store::Settings;
 use super::{Change, Copied, StoreError, Stored, Table};
+use crate::sandbox::{Open, all_plain, open_plain};
 
 /// An open database.
 pub(super) struct Engine {
@@ -43,6 +44,8 @@ impl Engine {
             .flush_every_ms(None);
         remove_unfinished_snapshots(&settings.path)
             .map_err(|error| of_io("removing an unfinished snapshot", &error))?;
+        // sled opens by path what lies there: a link would lead it elsewhere.
+        all_plain(&settings.path).map_err(|error| of_opening("looking at its files", &error))?;
         // sled panics on some damaged files.
         let db = retrying(|| {
             catch_unwind(AssertUnwindSafe(|| config.open()))
@@ -51,10 +54,8 @@ impl Engine {
         })?;
         migrate(&db, &MIGRATIONS)?;
         let tree = db.open_tree("records").map_err(of_sled)?;
-        let log = File::options()
-            .write(true)
-            .open(settings.path.join("db"))
-            .map_err(|error| of_io("opening sled's file", &error))?;
+        let log = open_plain(&settings.path.join("db"), Open::Write)
+            .map_err(|error| of_opening("opening sled's file", &error))?;
         let found = log.metadata().map_err(|error| of_io("opening sled's file", &error))?;
         let engine = Self {
             _db: db,
@@ -271,17 +272,20 @@ pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(of_io("making the directory", &error)),
     }
     let metadata = path.metadata().map_err(|error| of_io("looking at the directory", &error))?;
-    let mode = metadata.mode() & 0o777;
-    if mode & 0o077 != 0 { Err(StoreError::Mode { mode }) } else { Ok(()) }
+    let (mode, owner) = (metadata.mode() & 0o777, metadata.uid());
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Mode { mode });
+    }
+    let own = rustix::process::geteuid().as_raw();
+    match owner == own {
+        true => Ok(()),
+        false => Err(StoreError::Owner { path: path.to_owned(), owner, own }),
+    }
 }
 
 pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path.join("lock"))
-        .map_err(|error| of_io("opening the lock", &error))?;
+    let file = open_plain(&path.join("lock"), Open::Make)
+        .map_err(|error| of_opening("opening the lock", &error))?;
     retrying(|| match file.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
@@ -306,6 +310,14 @@ fn sync_directory(path: &Path) -> Result<(), StoreError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| of_io("syncing the directory", &error))
+}
+
+/// The same of a file that was to be opened: what lies there may be no file of the store's.
+fn of_opening(during: &'static str, error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::InvalidInput => StoreError::Odd { why: error.to_string() },
+        _ => of_io(during, error),
+    }
 }
 
 pub(super) fn of_io(during: &'static str, error: &io::Error) -> StoreError {

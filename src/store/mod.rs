@@ -12,20 +12,24 @@ mod durable;
 mod engine;
 mod look;
 pub mod memory;
+mod served;
 pub mod sled_store;
 mod watch;
 
 use std::path::PathBuf;
 use std::pin::Pin;
 
+use serde::{Deserialize, Serialize};
+
 pub use batch::{Batch, Expect};
 pub use copy::{Copied, Filling, Take};
 pub use durable::sync_data;
 pub use look::Look;
+pub use served::{Served, serve};
 pub use watch::{Change, Watch, WatchEvent};
 
 /// The kinds of records. Names and tags are part of what is on disk and never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Table {
     /// What there is once: master and store key state, the trail's newest head.
     Appliance,
@@ -68,7 +72,7 @@ impl Table {
 }
 
 /// A value and how often its address has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     pub revision: u64,
     pub value: Vec<u8>,
@@ -153,6 +157,12 @@ pub enum StoreError {
     /// Others than the owner could get at the directory.
     #[error("the directory of the store has mode {mode:03o}; it must be 700")]
     Mode { mode: u32 },
+    /// Who owns a directory says what becomes of every file in it.
+    #[error("the directory of the store, {}, belongs to uid {owner}; this is uid {own}", path.display())]
+    Owner { path: PathBuf, owner: u32, own: u32 },
+    /// Something lies there that is no file of the store's, and may lead elsewhere.
+    #[error("in the store's directory, {why}")]
+    Odd { why: String },
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
@@ -162,6 +172,9 @@ pub enum StoreError {
     /// One record is none that was written here; all others are as good as ever.
     #[error("{place} was changed outside Strongroom, or belongs elsewhere")]
     Strange { place: String },
+    /// What the process said that has it open.
+    #[error("{what}")]
+    Served { what: String },
     /// A newer Strongroom wrote it.
     #[error(
         "the store has schema version {found}, this program knows up to {supported}: use the newer program"

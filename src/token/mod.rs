@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::secret::DataKey;
 
 pub use error::{Cause, Fault, KeyName, Place, TokenError};
-pub use module::{ModuleFault, look_at_module};
+pub use module::{ModuleFault, check_module, look_at_module, refuse_loose_module};
 pub use pin::{PinError, read_pin};
 pub use settings::Settings;
 

@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::sandbox::{Untrusted, trusted};
+
 /// What every PKCS#11 library gives out (PKCS#11 v3.0 §5.4).
 const ENTRY: &[u8] = b"C_GetFunctionList";
 
@@ -18,6 +20,10 @@ const ET_DYN: u16 = 3;
 pub enum ModuleFault {
     #[error("{}: {error}", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
+    #[error(
+        "the module runs with the token and its PIN, so nobody else may be able to change it: {0}"
+    )]
+    Untrusted(Untrusted),
     #[error("{} is not a file", .0.display())]
     NotAFile(PathBuf),
     #[error("{} is no library: no shared object", .0.display())]
@@ -28,12 +34,33 @@ pub enum ModuleFault {
     NotPkcs11(PathBuf),
 }
 
+/// Whether nobody else can change the module, or put another in its place. A bare name is looked for by the
+/// loader, in the system's own directories.
+pub fn check_module(path: &Path) -> Result<(), ModuleFault> {
+    if path.components().count() < 2 {
+        return Ok(());
+    }
+    trusted::check_file(path).map_err(|error| match error {
+        Untrusted::Unreadable { error, .. } => {
+            ModuleFault::Unreadable { path: path.to_owned(), error }
+        }
+        Untrusted::NotRegular(path) => ModuleFault::NotAFile(path),
+        error => ModuleFault::Untrusted(error),
+    })
+}
+
+/// The same where only what is there can be refused: one that is not may come (back) later.
+pub fn refuse_loose_module(path: &Path) -> Result<(), ModuleFault> {
+    match check_module(path) {
+        Err(fault @ ModuleFault::Untrusted(_)) => Err(fault),
+        _ => Ok(()),
+    }
+}
+
 /// Looks whether a file can be a PKCS#11 library of this machine. Whether it works shows when it is used.
 pub fn look_at_module(path: &Path) -> Result<(), ModuleFault> {
     let unreadable = |error| ModuleFault::Unreadable { path: path.to_owned(), error };
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(ModuleFault::NotAFile(path.to_owned()));
-    }
+    check_module(path)?;
     let library = std::fs::read(path).map_err(unreadable)?;
     let Some(header) = library.first_chunk::<HEADER>().filter(|header| header.starts_with(MAGIC))
     else {

@@ -312,6 +312,11 @@ fn vanished(call: &str) -> Failure {
 /// Loads and initialises a module, for the life of the process.
 fn load(path: &Path) -> Result<Pkcs11, TokenError> {
     let bad = |error: Error| TokenError::Module { path: path.into(), why: error.to_string() };
+    let unfit = |fault: super::ModuleFault| TokenError::Module {
+        path: path.into(),
+        why: fault.to_string(),
+    };
+    super::check_module(path).map_err(unfit)?;
     let module = Pkcs11::new(path).map_err(bad)?;
     // Unloading a library that was not finalised would pull the ground from under its threads.
     mem::forget(module.clone());

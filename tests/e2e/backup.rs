@@ -18,14 +18,14 @@ use crate::raw_store::{KEY_VERSION, Raw, SECRET};
 /// The real command, with this appliance's configuration and token.
 pub fn command(appliance: &Appliance, arguments: &[&str]) -> Command {
     let (name, conf) = appliance.token().environment();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+    let mut command = Command::new(appliance.program());
     command
         .arg("backup")
         .args(arguments)
         .arg("--config")
         .arg(appliance.config_file())
         .arg("--scratch")
-        .arg(appliance.path(""))
+        .arg(appliance.config_file().parent().expect("a directory"))
         .env("STRONGROOM_SOCKET", appliance.socket())
         .env(name, conf)
         .stdin(Stdio::null());
@@ -61,6 +61,26 @@ pub fn made(appliance: &Appliance) -> PathBuf {
     let output = backup(appliance, &["create", "--to", &path_text, "--verify"]);
     assert!(expect_done(&output).contains("GOOD"));
     path
+}
+
+/// What an operator does before a restore: moves away what lies there.
+pub fn move_away(appliance: &Appliance) {
+    for name in ["store", "trail"] {
+        let free = (1..).map(|number| appliance.path(&format!("{name}.old-{number}")));
+        let free = free.into_iter().find(|path| !path.exists()).expect("a free name");
+        std::fs::rename(appliance.path(name), free).expect("moved");
+    }
+}
+
+/// Moves away what lies there, and restores.
+pub fn restored_over(appliance: &Appliance, file: &Path) -> Output {
+    move_away(appliance);
+    backup(appliance, &["restore", text(file)])
+}
+
+/// Whether nothing is in a directory, or there is none.
+pub fn is_empty(path: &Path) -> bool {
+    std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none())
 }
 
 pub fn text(path: &Path) -> &str {
@@ -279,7 +299,7 @@ fn what_does_not_open_is_named_by_its_address_and_all_of_it_is() {
     appliance.stop();
     let mut restored = clone_of(&appliance);
     expect_refused(&backup(&restored, &["restore", text(&file)]), "nothing was restored");
-    assert!(!restored.path("store").exists() && !restored.path("store.restoring").exists());
+    assert!(is_empty(&restored.path("store")) && is_empty(&restored.path("trail")));
     expect_done(&backup(&restored, &["restore", text(&file), "--accept-broken"]));
     restored.start();
     assert_eq!(reveal(&restored, "t").json()["plaintext"], base64("kept"));
@@ -296,16 +316,12 @@ fn another_token_cannot_open_it_and_another_appliance_is_not_overwritten() {
     for verb in ["verify", "restore"] {
         expect_refused(&backup(&empty, &[verb, text(&file)]), "is it the right token?");
     }
-    assert!(!empty.path("store").exists(), "nothing is left behind");
+    assert!(is_empty(&empty.path("store")) && is_empty(&empty.path("trail")), "nothing is left");
     // One whose token and store are another appliance's.
     let mut other = Appliance::new();
     expect_refused(&backup(&other, &["verify", text(&file)]), "is it the right token?");
     other.stop();
-    expect_refused(&backup(&other, &["restore", text(&file)]), "another appliance lies here");
-    let replace = ["restore", text(&file), "--replace"];
-    expect_refused(&backup(&other, &replace), "another appliance lies here");
-    let replace = ["restore", text(&file), "--replace", "--other-appliance"];
-    expect_refused(&backup(&other, &replace), "is it the right token?");
+    expect_refused(&backup(&other, &["restore", text(&file)]), "is not empty");
     other.start();
     assert_eq!(other.get("/v1/status").json()["state"], "ready");
 }
@@ -317,17 +333,24 @@ fn what_runs_or_lies_there_is_kept_and_what_was_done_since_is_told() {
     let public_key = public_key(&appliance);
     let file = made(&appliance);
     appliance.create_key("later");
-    expect_refused(&backup(&appliance, &["restore", text(&file), "--replace"]), "stop it first");
+    let refused = backup(&appliance, &["restore", text(&file)]);
+    expect_refused(&refused, "is not empty");
+    assert!(said(&refused).contains("systemctl stop"), "{}", said(&refused));
     appliance.stop();
     let last = trail_lines(&appliance.trail()).last().expect("lines")["seq"].as_u64();
-    expect_refused(&backup(&appliance, &["restore", text(&file)]), "is not empty");
-    expect_refused(&backup(&appliance, &["restore", "--finish"]), "no restore to finish");
-    let done = expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    for kept in ["store", "trail"] {
+        let (place, aside) = (appliance.path(kept), appliance.path("aside"));
+        std::fs::rename(&place, &aside).expect("moved");
+        expect_refused(&backup(&appliance, &["restore", text(&file)]), "is not empty");
+        assert!(is_empty(&place), "nothing was begun");
+        let _ = std::fs::remove_dir(&place);
+        std::fs::rename(&aside, &place).expect("moved back");
+    }
+    move_away(&appliance);
+    let previous = appliance.path("trail.old-1");
+    let restore = ["restore", text(&file), "--previous-trail", text(&previous)];
+    let done = expect_done(&backup(&appliance, &restore));
     assert!(done.contains(&format!("to line {}", last.expect("a number"))), "{done}");
-    let aside = std::fs::read_dir(appliance.path("")).expect("readable").flatten();
-    let aside =
-        aside.filter(|entry| entry.file_name().to_string_lossy().contains(".before-restore-"));
-    assert_eq!(aside.count(), 2, "the old store and the old trail are kept");
     appliance.start();
     appliance.get("/v1/keys/later").expect_problem(404, "not-found");
     appliance.get("/v1/keys/k").expect_status(200);
@@ -339,8 +362,7 @@ fn what_runs_or_lies_there_is_kept_and_what_was_done_since_is_told() {
     let lines = trail_lines(&appliance.trail());
     let left = lines.iter().find(|line| line["event"] == "left-behind").expect("it is told");
     assert_eq!(left["line"].as_u64(), last);
-    // What was moved aside can be put back by hand, or restored over again.
-    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    expect_done(&restored_over(&appliance, &file));
     appliance.start();
     appliance.get("/v1/keys/k").expect_status(200);
 }
@@ -373,36 +395,38 @@ fn a_restore_that_is_killed_anywhere_is_seen_and_can_be_done_again() {
     let file = made(&appliance);
     appliance.create_key("later");
     appliance.stop();
-    let (sign, plan) = (appliance.path("store.restoring"), appliance.path("store.restore-plan"));
+    move_away(&appliance);
+    let places = ["store", "trail"].map(|name| appliance.path(name));
+    let mark = places[0].join("unfinished-restore");
+    let restore = ["restore", text(&file)];
     let mut begun = 0;
     for round in 0..8 {
-        let replace = ["restore", text(&file), "--replace"];
-        let mut child = command(&appliance, &replace)
+        let mut child = command(&appliance, &restore)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("it starts");
-        wait_until("its beginning", || sign.exists() || child.try_wait().expect("waits").is_some());
+        wait_until("its beginning", || mark.exists() || child.try_wait().expect("waits").is_some());
         // Which moment it hits is chance; every one has to be right.
         std::thread::sleep(Duration::from_millis(50 * round));
         child.kill().expect("killed");
         let ended = child.wait().expect("waits");
-        let half_done = sign.exists() || plan.exists();
+        let half_done = places.iter().any(|place| place.join("unfinished-restore").exists());
         assert!(!(ended.success() && half_done));
         if half_done {
             begun += 1;
             appliance.spawn();
             assert!(appliance.settled(), "no appliance is started from what is half-done");
+            let again = backup(&appliance, &restore);
+            expect_refused(&again, "was cut off");
+            assert!(said(&again).contains("rm -rf"), "{}", said(&again));
         }
-        if plan.exists() {
-            let again = backup(&appliance, &["restore", text(&file), "--replace"]);
-            expect_refused(&again, "restore --finish");
-            expect_done(&backup(&appliance, &["restore", "--finish"]));
+        for place in &places {
+            let _ = std::fs::remove_dir_all(place);
         }
     }
     assert!(begun > 0, "not one was hit in its middle");
-    let finished = backup(&appliance, &["restore", text(&file), "--replace"]);
-    expect_done(&finished);
+    expect_done(&backup(&appliance, &restore));
     appliance.start();
     expect_plaintext(&decrypt(&appliance, "k", &sealed, None), "x");
     appliance.get("/v1/keys/later").expect_problem(404, "not-found");

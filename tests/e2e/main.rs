@@ -9,6 +9,8 @@ mod appliance;
 mod intruder;
 #[path = "../support/key_parts.rs"]
 mod key_parts;
+#[path = "../support/lesser.rs"]
+mod lesser;
 #[path = "../support/scan.rs"]
 mod scan;
 #[path = "../support/shim.rs"]

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
 use crate::appliance::{Appliance, wait_until};
-use crate::backup::{backup, command, expect_done, expect_refused, made, text};
+use crate::backup::{
+    backup, command, expect_done, expect_refused, made, move_away, restored_over, text,
+};
 use crate::raw_store::{APPLIANCE, KEY, KEY_VERSION, Picture, Raw, SECRET};
 use crate::recovery::offline;
 use crate::reseal::{prepared, reseal, set_recovery};
@@ -29,7 +31,7 @@ fn put_back() -> (Appliance, Picture, String) {
     }
     appliance.stop();
     let abandoned = Raw::open(&appliance).picture();
-    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    expect_done(&restored_over(&appliance, &file));
     appliance.start();
     appliance.wait_for_state("ready");
     (appliance, abandoned, ciphertext)
@@ -99,7 +101,7 @@ fn what_was_restored_can_be_backed_up_rotated_and_recovered() {
     set_recovery(&appliance, &public);
     let file = made(&appliance);
     appliance.stop();
-    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
+    expect_done(&restored_over(&appliance, &file));
     appliance.start();
     appliance.wait_for_state("ready");
     let sentence = |appliance: &Appliance| {
@@ -120,7 +122,7 @@ fn what_was_restored_can_be_backed_up_rotated_and_recovered() {
     appliance.change_config(|config| {
         config["custody"].as_table_mut().expect("a table").remove("recovery_key");
     });
-    expect_done(&backup(&appliance, &["restore", text(&again), "--replace"]));
+    expect_done(&restored_over(&appliance, &again));
     std::fs::write(appliance.config_file(), configured).expect("written");
     appliance.start();
     appliance.wait_for_state("ready");
@@ -150,59 +152,41 @@ fn over_a_mount(directory: &std::path::Path, command: &Command) -> std::process:
 }
 
 #[test]
-fn nothing_is_begun_that_could_not_end_and_what_was_cut_off_can_be_given_up() {
+fn a_restore_goes_into_mount_points_and_one_that_was_cut_off_is_deleted_and_done_again() {
     let mut appliance = Appliance::new();
     appliance.create_key("k");
     let file = made(&appliance);
     appliance.create_key("later");
     appliance.stop();
-    let replace = command(&appliance, &["restore", text(&file), "--replace"]);
+    let restore = command(&appliance, &["restore", text(&file)]);
     let [store, trail] = ["store", "trail"].map(|name| appliance.path(name));
     for mounted in [&store, &trail] {
-        expect_refused(&over_a_mount(mounted, &replace), "is a mount point");
+        move_away(&appliance);
+        std::fs::create_dir(mounted).expect("made");
+        std::fs::set_permissions(mounted, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .expect("changed");
+        // As the root of a file system of its own has it.
+        std::fs::create_dir(mounted.join("lost+found")).expect("made");
+        expect_done(&over_a_mount(mounted, &restore));
+        assert!(mounted.join("lost+found").exists());
     }
-    expect_refused(&backup(&appliance, &["restore", "--abandon"]), "nor to abandon");
     appliance.start();
-    appliance.get("/v1/keys/later").expect_status(200);
+    appliance.get("/v1/keys/later").expect_problem(404, "not-found");
     appliance.stop();
 
-    // As it is where the trail was moved aside and nothing else could be.
-    expect_done(&backup(&appliance, &["restore", text(&file), "--replace"]));
-    let names = std::fs::read_dir(appliance.path("")).expect("readable").flatten();
-    let asides: Vec<_> = names
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().contains(".before-restore-"))
-        .collect();
-    let aside = |name: &str| {
-        let begins = |path: &&std::path::PathBuf| {
-            path.file_name().is_some_and(|found| found.to_string_lossy().starts_with(name))
-        };
-        asides.iter().find(begins).expect("it is there").clone()
-    };
-    let [new_store, new_trail] =
-        ["store.restoring", "trail.restoring"].map(|name| appliance.path(name));
-    let rename = |from: &std::path::Path, to: &std::path::Path| {
-        std::fs::rename(from, to).expect("renamed");
-    };
-    rename(&store, &new_store);
-    rename(&trail, &new_trail);
-    rename(&aside("store"), &store);
-    let plan = json!({
-        "aside": [[trail, aside("trail")], [store, aside("store")]],
-        "place": [[new_trail, trail], [new_store, store]],
-    });
-    std::fs::write(appliance.path("store.restore-plan"), plan.to_string()).expect("written");
-    expect_refused(&backup(&appliance, &["restore", text(&file), "--replace"]), "--abandon");
-    let done = expect_done(&backup(&appliance, &["restore", "--abandon"]));
-    assert!(done.contains("what was there before it is there again"), "{done}");
-    assert!(!new_store.exists() && !new_trail.exists());
-    appliance.start();
-    appliance.get("/v1/keys/later").expect_status(200);
-    // What was never put in its place goes as well.
-    appliance.stop();
-    std::fs::create_dir(&new_store).expect("made");
-    appliance.spawn();
-    assert!(appliance.settled());
-    expect_done(&backup(&appliance, &["restore", "--abandon"]));
+    // Cut off at its very end: one mark is left, in one of the two.
+    for marked in [&store, &trail] {
+        let mark = marked.join("unfinished-restore");
+        std::fs::write(&mark, "").expect("written");
+        appliance.spawn();
+        assert!(appliance.settled(), "it was started from half a restore");
+        assert!(appliance.log().contains("was cut off"), "{}", appliance.log());
+        expect_refused(&backup(&appliance, &["restore", text(&file)]), "was cut off");
+        let config = appliance.config_file().display().to_string();
+        let checked = appliance.cli(&["config", "check", "--config", &config]);
+        let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.contains("was cut off") && checked.contains("rm -rf"), "{checked}");
+        std::fs::remove_file(&mark).expect("removed");
+    }
     appliance.start();
 }

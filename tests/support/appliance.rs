@@ -26,6 +26,8 @@ pub struct Appliance {
     front: Option<Child>,
     environment: Vec<(String, String)>,
     user: Option<User>,
+    /// Where configuration, policy and binary lie, where that is not the appliance's own directory.
+    roots: Option<PathBuf>,
     before_exec: Option<fn() -> std::io::Result<()>>,
 }
 
@@ -62,8 +64,15 @@ impl Appliance {
         let directory =
             tempfile::Builder::new().prefix("strongroom-").tempdir().expect("a directory");
         let (token, environment) = (TestToken::new(), Vec::new());
-        let appliance =
-            Self { token, directory, front: None, environment, user: None, before_exec: None };
+        let appliance = Self {
+            token,
+            directory,
+            front: None,
+            environment,
+            user: None,
+            roots: None,
+            before_exec: None,
+        };
         let mut config = appliance.default_config();
         change(&mut config);
         appliance.write_config(&config);
@@ -143,7 +152,31 @@ impl Appliance {
     }
 
     pub fn config_file(&self) -> PathBuf {
-        self.path("strongroom.toml")
+        match &self.roots {
+            Some(roots) => roots.join("strongroom.toml"),
+            None => self.path("strongroom.toml"),
+        }
+    }
+
+    /// Has configuration, policy and binary lie in a directory of this user's, as a package puts them there,
+    /// however lesser the user of the daemon is.
+    pub fn use_config_in(&mut self, roots: &Path) {
+        let mut config = self.config();
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/policy");
+        let policy = roots.join("policy");
+        tool("cp", &["-r".as_ref(), shipped.as_ref(), policy.as_os_str()]);
+        config["policy"]["directory"] = policy.display().to_string().into();
+        std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), roots.join("strongroom")).expect("copied");
+        self.roots = Some(roots.to_owned());
+        self.write_config(&config);
+    }
+
+    /// The real binary, where the daemon's user may run it.
+    pub fn program(&self) -> PathBuf {
+        match &self.roots {
+            Some(roots) => roots.join("strongroom"),
+            None => env!("CARGO_BIN_EXE_strongroom").into(),
+        }
     }
 
     /// A path in the appliance's own directory.
@@ -189,6 +222,7 @@ impl Appliance {
         let (name, conf) = self.token.environment();
         let mut command = match self.user {
             None => Command::new(env!("CARGO_BIN_EXE_strongroom")),
+            Some(user) if self.roots.is_some() => user.command(&self.program()),
             Some(user) => user.command(&self.path("strongroom")),
         };
         if let Some(before) = self.before_exec {

@@ -1,7 +1,7 @@
 //! Unpacks a backup into directories and looks at all that is in it.
 
 use std::io::IsTerminal;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::records::{self, Checked, HomeRecord, Records, RestoredRecord};
 use crate::store::sled_store::SledStore;
 use crate::store::{Filling, Store};
 
-/// Where store and trail are unpacked.
+/// Where store and trail are unpacked: directories that are there.
 pub struct Places {
     pub store: PathBuf,
     pub trail: PathBuf,
@@ -147,7 +147,6 @@ fn unpack_store(
 }
 
 fn unpack_trail(archive: &Archive, to: &Path) -> Result<(), DaemonError> {
-    std::fs::DirBuilder::new().mode(0o700).create(to).map_err(at(to))?;
     for (name, mut contents) in archive.trail_files() {
         let path = to.join(name);
         let mut options = std::fs::OpenOptions::new();
@@ -211,7 +210,6 @@ async fn open_all(
         let store_key = Some(opened.begin_anew().await?);
         opened.leave_note(&RestoredRecord { store_key, ..note.clone() }).await?;
     }
-    tokio::task::block_in_place(|| scratch.end_custody());
     shown.end();
     let checked = checked.map_err(|error| BackupError::Token(error.to_string()))?;
     for address in &checked.broken {

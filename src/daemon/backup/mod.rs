@@ -2,12 +2,12 @@
 //! custody of its own, and put in its place.
 
 mod examine;
-mod mounts;
-mod plan;
 mod report;
 mod restore;
 mod scratch;
 
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,8 +16,10 @@ pub use restore::restore_backup;
 use super::DaemonError;
 use super::config::Config;
 use super::logging::Logs;
+use super::offline::{Users, pin_of_root, shut_in};
 use crate::backup::{Archive, ArchiveError};
 use crate::cli::{self, CreateBackup, Created, Global, Made, Report, Verify};
+use crate::sandbox::Untrusted;
 use crate::secret::{self, Use, arena};
 use examine::Places;
 use report::Told;
@@ -32,30 +34,12 @@ pub enum BackupError {
     NoAppliance,
     #[error("the token cannot open this backup: {0}")]
     Token(String),
-    #[error("Strongroom is running here ({} is locked)", .0.display())]
-    Running(PathBuf),
-    #[error("{} is not empty", .0.display())]
+    #[error("{} is not empty; a restore goes into empty directories alone", .0.display())]
     NotEmpty(PathBuf),
-    #[error(
-        "another appliance lies here ({there}; the backup is of {backup}): is it the right place?"
-    )]
-    Other { there: String, backup: String },
-    #[error(
-        "a restore was cut off while it was put in its place ({})", .0.display()
-    )]
-    CutOff(PathBuf),
-    #[error(
-        "a restore was begun and never put in its place: {} is there", .0.display()
-    )]
-    Begun(PathBuf),
-    #[error("{} is a mount point, which cannot be moved aside", .0.display())]
-    MountPoint(PathBuf),
-    #[error("there is no restore to finish, nor to abandon")]
-    NothingToFinish,
-    #[error("{} and {} are both there", from.display(), to.display())]
-    Both { from: PathBuf, to: PathBuf },
-    #[error("the plan {} cannot be read", .0.display())]
-    Plan(PathBuf),
+    #[error("a restore into {} was cut off, or goes on", store.display())]
+    CutOff { store: PathBuf, trail: PathBuf },
+    #[error("the scratch place must be one where nobody can replace what lies in it: {0}")]
+    Place(Untrusted),
     #[error("{}: {error}", path.display())]
     Io { path: PathBuf, error: std::io::Error },
 }
@@ -65,27 +49,71 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> BackupError + '_ {
     move |error| BackupError::Io { path: path.to_owned(), error }
 }
 
-/// Whether a restore stands half-done beside this store: no appliance is to be started then.
-pub fn unfinished_restore(store: &Path) -> Result<(), BackupError> {
-    let plan = plan::path(store);
-    if plan.exists() {
-        return Err(BackupError::CutOff(plan));
+/// The file that marks a directory as one that is being restored: it is made first and goes last.
+const MARK: &str = "unfinished-restore";
+
+/// What a file system has in its own root, where a directory is one.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Whether a restore was cut off in these directories: no appliance is to be started from them then.
+pub fn unfinished_restore(store: &Path, trail: &Path) -> Result<(), BackupError> {
+    let is_marked = |directory: &Path| directory.join(MARK).symlink_metadata().is_ok();
+    match is_marked(store) || is_marked(trail) {
+        true => Err(BackupError::CutOff { store: store.to_owned(), trail: trail.to_owned() }),
+        false => Ok(()),
     }
-    let begun = restore::sibling(store);
-    if begun.exists() { Err(BackupError::Begun(begun)) } else { Ok(()) }
 }
 
 /// Verifies a backup.
 pub fn verify_backup(arguments: &Verify) -> Result<Report, DaemonError> {
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
-    let mut scratch = Scratch::make(&arguments.by.scratch, &config)?;
-    let _logs = come_up(&config)?;
-    let (archive, damages) = Archive::open(&arguments.file).map_err(BackupError::from)?;
-    let places = Places { store: scratch.path("store"), trail: scratch.path("trail") };
+    let users = Users::of(&config)?;
+    let file = open(&arguments.file)?;
+    let mut scratch = Scratch::make(&arguments.by.scratch, &config, &users)?;
+    come_up(&config)?;
+    scratch.give(pin_of_root(&config)?);
+    users.front.assume()?;
+    let places =
+        Places { store: scratch.work().join("store"), trail: scratch.work().join("trail") };
+    for place in [&places.store, &places.trail] {
+        make_directory(place)?;
+    }
+    shut_in(&config.sandbox, &users.front, vec![scratch.work()], Vec::new())?;
+    let _logs = speak_up()?;
+    let (archive, damages) = Archive::of(file, &arguments.file).map_err(BackupError::from)?;
     let examined = examine::examine(&archive, damages, &config, &places, &mut scratch, None)?;
     let told = Told::of(&archive, &examined, &arguments.file);
     Ok(Report::new(told.text(), &told, examined.is_good()))
+}
+
+/// Opens the backup, while this process may: nothing but a file is read.
+fn open(path: &Path) -> Result<File, BackupError> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(at(path))?;
+    match file.metadata().map_err(at(path))?.is_file() {
+        true => Ok(file),
+        false => Err(at(path)(std::io::Error::other("it is not a file"))),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), BackupError> {
+    std::fs::DirBuilder::new().mode(0o700).create(path).map_err(at(path))
+}
+
+/// Removes all that lies in a directory, by descriptors and without following a link; the directory stays.
+fn empty(path: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// The second half of `strongroom backup create`: verifies what was made, where this user may.
@@ -96,11 +124,11 @@ pub fn verify_created(global: &Global, create: &CreateBackup, made: Made) -> Exi
         Some(why) => {
             let (file, config) = (create.to.display(), create.by.config.display());
             if !wants_json {
-                eprintln!(
+                cli::note(&format!(
                     "not verified ({why}): it is good once this says so:\n  strongroom backup verify \
                      {file} --config {config}{}",
                     pin_option(create)
-                );
+                ));
             }
             created.not_verified = Some(why);
             Ok(Report::new("", &created, true))
@@ -150,16 +178,20 @@ fn pin_option(create: &CreateBackup) -> String {
     }
 }
 
-/// Makes the process fit to work with custody, as the front is. Its logs are written until they are dropped.
-fn come_up(config: &Config) -> Result<Logs, DaemonError> {
+/// Makes the process fit to work with custody, as the front is.
+fn come_up(config: &Config) -> Result<(), DaemonError> {
+    let arena = arena::Settings { size_bytes: 1024 * 1024, ..config.custody.arena.clone() };
+    secret::start(&arena, Use::Front)?;
+    Ok(secret::harden_process()?)
+}
+
+/// Errors alone are logged, once the process is shut in, and until the result is dropped.
+fn speak_up() -> Result<Logs, DaemonError> {
     let quiet = super::logging::Settings {
         target: super::logging::TargetChoice::Stderr,
         level: super::logging::Level::Error,
     };
     let logs = super::logging::start(&quiet)?;
     logs.write();
-    let arena = arena::Settings { size_bytes: 1024 * 1024, ..config.custody.arena.clone() };
-    secret::start(&arena, Use::Front)?;
-    secret::harden_process()?;
     Ok(logs)
 }

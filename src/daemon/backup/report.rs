@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::examine::Examined;
 use crate::backup::Archive;
+use crate::cli::plain;
 
 /// What was found in a backup, and what was done with it.
 #[derive(Serialize)]
@@ -52,8 +53,6 @@ pub struct Restored {
     #[serde(skip_serializing_if = "str::is_empty")]
     pub why: &'static str,
     pub store: PathBuf,
-    /// What was there before, under its new name.
-    pub moved_aside: Vec<PathBuf>,
     /// The lines of the trail that is there no more: what these say was done is undone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undone: Option<Undone>,
@@ -110,13 +109,13 @@ impl Told {
             self.store_keys, self.seconds,
         ));
         for Bad { what, why } in &self.bad {
-            text.push_str(&format!("BAD        {what}: {why}\n"));
+            text.push_str(&format!("BAD        {}: {}\n", plain(what), plain(why)));
         }
         let verdict = match self.bad.len() {
             0 => "GOOD: every key in it was opened".to_owned(),
             count => format!("NOT GOOD: {count} of what is in it do not hold"),
         };
-        text.push_str(&format!("{}: {verdict}\n", file.display()));
+        text.push_str(&format!("{}: {verdict}\n", plain(&file.to_string_lossy())));
         if let Some(restored) = &self.restored {
             text.push_str(&restored.text());
         }
@@ -130,12 +129,9 @@ impl Restored {
             return format!("nothing was restored{}\n", self.why);
         }
         let mut text = String::new();
-        for aside in &self.moved_aside {
-            text.push_str(&format!("what was there is in {}\n", aside.display()));
-        }
         if let Some(Undone { from_line, to_line }) = &self.undone {
             text.push_str(&format!(
-                "the trail there goes on from line {from_line} to line {to_line}: what these say was done \
+                "the trail before this one goes on from line {from_line} to line {to_line}: what these say was done \
                  is undone\n"
             ));
         }
