@@ -138,6 +138,9 @@ fn requests_under_way_are_bounded_in_bytes() {
     let store = SledStore::open(&Settings { path, ..Settings::default() }).expect("a store");
     let home = read_home(&store).expect("readable").expect("founded").for_custody();
     drop(store);
+    // One that the token has to look at, and refuses.
+    let mut wrapped = home.store_key.wrapped.clone();
+    *wrapped.last_mut().expect("a wrap") ^= 1;
     let mut intruder = Intruder::connect(&appliance.path("custody.sock"));
     let appliance_now = Some(home);
     let unlock =
@@ -148,7 +151,7 @@ fn requests_under_way_are_bounded_in_bytes() {
     let (mut most, mut answers) = (0, Vec::new());
     for _ in 0..1_100 {
         intruder.ask_only(&Verb::SealRecord {
-            store_key: StoreKey { id: 1, first: 0, wrapped: vec![1; 66] },
+            store_key: StoreKey { id: 1, first: 0, wrapped: wrapped.clone() },
             address: RecordAddress { table: "t".to_owned(), key: "k".to_owned(), revision: 1 },
             value: vec![7; 90_000],
         });
