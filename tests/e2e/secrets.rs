@@ -39,7 +39,8 @@ fn secrets_are_stored_shown_revealed_and_deleted() {
     expect_members(&secret, &SECRET, &[]);
     assert_eq!((&secret["name"], &secret["key"]), (&json!("stripe"), &json!("payments")));
     assert_eq!((&secret["version"], &secret["kid"]), (&json!(1), &kid));
-    assert_eq!((&secret["revision"], &secret["updated_by"]), (&json!(1), &json!("unix:0")));
+    let me = json!(format!("unix:{}", nix::unistd::getuid()));
+    assert_eq!((&secret["revision"], &secret["updated_by"]), (&json!(1), &me));
     assert_eq!(stored.header("etag").as_deref(), Some("\"1\""));
     expect_time(&secret["created_at"]);
     assert_eq!(secret["created_at"], secret["updated_at"]);
