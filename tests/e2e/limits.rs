@@ -196,7 +196,7 @@ fn requests_that_wait_for_the_token_keep_no_other_from_its_answer() {
     let from = appliance.log().len();
     appliance.signal(nix::sys::signal::Signal::SIGHUP);
     appliance.wait_for_log(from, "are loaded anew");
-    appliance.create_key("k");
+    appliance.create_shared_key("k");
     let body = json!({ "ciphertext": encrypt(&appliance, "k", "x") });
     let tokens = appliance.token().tokens();
     std::fs::rename(&tokens, tokens.with_extension("away")).expect("moved");
