@@ -17,6 +17,7 @@ use super::check::Checker;
 use super::line::Head;
 use super::report::Report;
 use super::segment;
+use crate::key::pem;
 use crate::sandbox::{Open, open_plain};
 
 /// A public key that checkpoints are verified with.
@@ -36,10 +37,10 @@ const SPKI_P256: [u8; 26] = [
 
 impl VerifyKey {
     /// From a PEM text with one `PUBLIC KEY`.
-    pub fn from_pem(pem: &str) -> Result<Self, PublicKeyError> {
-        let (label, der) =
-            der::pem::decode_vec(pem.trim_start().as_bytes()).map_err(|_| PublicKeyError)?;
-        let point = der.strip_prefix(&SPKI_P256).filter(|_| label == "PUBLIC KEY");
+    pub fn from_pem(text: &str) -> Result<Self, PublicKeyError> {
+        let block = pem::block(text.as_bytes()).map_err(|_| PublicKeyError)?;
+        let der = block.decode().ok_or(PublicKeyError)?;
+        let point = der.strip_prefix(&SPKI_P256).filter(|_| block.label == b"PUBLIC KEY");
         Self::from_point(point.ok_or(PublicKeyError)?)
     }
 

@@ -11,6 +11,7 @@ use super::key_state::Why;
 use super::output::{cell, facts, plain, table};
 use super::problem::Failure;
 use crate::service::CheckView;
+use crate::token::pin_in;
 
 /// Make the master key and the trail's signing key in the token, and the store key
 ///
@@ -78,7 +79,7 @@ impl Lock {
 #[command(after_help = "Examples:
   strongroom unlock                      with the PIN that the daemon was given
   strongroom unlock --pin-file -         asks for the PIN on a terminal, or reads it from stdin
-  strongroom unlock --pin-file /run/pin  one newline at the end is not part of the PIN")]
+  strongroom unlock --pin-file /run/pin  a line end is not part of the PIN")]
 pub struct Unlock {
     /// Where to read the token's PIN from; `-` is stdin
     #[arg(long, value_name = "FILE", value_parser = Source::of, value_hint = clap::ValueHint::FilePath)]
@@ -116,11 +117,13 @@ impl ConfirmClock {
     }
 }
 
-/// Reads a PIN; one newline at its end belongs to the file, not to the PIN.
+/// Reads a PIN; a line end at its end belongs to the file, not to the PIN.
 pub(super) fn pin(source: &Source) -> Result<Zeroizing<String>, Failure> {
     let secret = source.secret(Some("PIN of the token"))?;
-    let pin = secret.expose();
-    let pin = pin.strip_suffix(b"\n").unwrap_or(pin);
+    let pin = pin_in(secret.expose()).map_err(|found| {
+        let what = format!("no PIN was tried: what was given {found}");
+        Failure::wrong_use(what, "give the PIN alone, as plain text")
+    })?;
     if pin.is_empty() {
         return Err(Failure::wrong_use("the PIN is empty", "give the PIN on stdin or in the file"));
     }

@@ -10,7 +10,7 @@ use super::key_state::{Change, Destroy, Rotate, Update, seconds};
 use super::output::{columns, facts};
 use super::owner::{Transfer, owner};
 use super::problem::Failure;
-use crate::key::{Labels, Name, Owner};
+use crate::key::{Labels, Name, Owner, pem};
 
 /// Create, import, show and use keys, and change their states
 #[derive(Subcommand)]
@@ -63,7 +63,7 @@ pub struct Create {
     traits: Traits,
 }
 
-/// Import an RSA private key: PKCS#8 or PKCS#1, PEM or DER
+/// Import an RSA private key: PKCS#8 or PKCS#1, PEM or DER; or a JWK
 ///
 /// The file you import from still holds the key in the clear afterwards: destroy it.
 #[derive(Args)]
@@ -254,10 +254,8 @@ impl Create {
 impl Import {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let secret = self.input.secret(None)?;
-        // PEM goes as the text it is, everything else as base64 of DER.
-        let pem = std::str::from_utf8(secret.expose())
-            .ok()
-            .filter(|text| text.trim_start().starts_with("-----BEGIN"));
+        // PEM and JWK go as the text they are, everything else as base64 of DER.
+        let pem = std::str::from_utf8(secret.expose()).ok().filter(|text| is_text(text.as_bytes()));
         let encoded = match pem {
             Some(_) => None,
             None => Some(input::base64(secret.expose())),
@@ -271,6 +269,11 @@ impl Import {
         let reply = session.client.post(&format!("/v1/keys/{}/import", self.name), &body)?;
         session.out.reply(&reply, facts)
     }
+}
+
+/// Whether it is PEM or a JWK.
+fn is_text(key: &[u8]) -> bool {
+    pem::is_pem(key) || pem::bare(key).first() == Some(&b'{')
 }
 
 impl Traits {

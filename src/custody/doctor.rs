@@ -1,5 +1,6 @@
 //! The checks that only this process can make: module, slot, PIN, master key, canary, locked memory.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -115,9 +116,18 @@ fn pin(settings: &token::Settings, credentials: Option<&Path>) -> Check {
                     "the credential \"{name}\"; who may read the file it is made of is not seen"
                 ),
             ),
-            None => ok("pin", "readable by custody alone".to_owned()),
+            None => ok("pin", who_reads(settings)),
         },
         Err(error) => fail("pin", error.to_string(), "[token] pin_file or pin_credential"),
+    }
+}
+
+/// Who may read the PIN file, which was found in order.
+fn who_reads(settings: &token::Settings) -> String {
+    let found = settings.pin_file.as_deref().and_then(|path| std::fs::metadata(path).ok());
+    match found.filter(|found| found.mode() & 0o040 != 0) {
+        Some(found) => format!("readable by custody and whoever is in the group {}", found.gid()),
+        None => "readable by custody alone".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@
 mod code_path;
 mod ffi;
 mod form;
+mod jwk;
 #[cfg(test)]
 mod tests;
 
@@ -20,16 +21,52 @@ use form::Form;
 /// Why there is no private key to work with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("not a private key in PKCS#8 or PKCS#1, as DER or as one PEM block")]
+    #[error("not a private key in PKCS#8 or PKCS#1, as DER or as one PEM block, and no JWK")]
     Malformed,
-    #[error("more than one PEM block: send the private key alone")]
+    #[error(
+        "more than one PEM block: give the private key alone: `openssl pkey -in FILE -out key.pem`"
+    )]
     SeveralBlocks,
     #[error("something follows the end of the private key")]
     TrailingData,
-    #[error("the private key is encrypted: decrypt it first (`openssl pkey -in FILE`)")]
+    #[error("the private key is encrypted: decrypt it first: `openssl pkey -in FILE -out key.pem`")]
     Encrypted,
-    #[error("a public key, not a private one")]
+    #[error("a public key, not a private one: give the private key that belongs to it")]
     Public,
+    #[error("a certificate, which holds no private key: give the private key that belongs to it")]
+    Certificate,
+    #[error(
+        "a private key of OpenSSH: convert a copy of it, which this overwrites: `ssh-keygen -p -N '' -m PKCS8 -f FILE`"
+    )]
+    OpenSsh,
+    #[error(
+        "a PKCS#12 archive (.p12, .pfx): take the key out of it: `openssl pkcs12 -in FILE -nocerts -nodes \
+         -out key.pem`"
+    )]
+    Pkcs12,
+    /// `at` is where its RSAPrivateKey lies.
+    #[error(
+        "an RSA-PSS key, which is for signatures alone; where it is to decrypt all the same, take it as a \
+         plain RSA key: `openssl asn1parse -in FILE -strparse {at} -noout -out key.der` (with -inform DER, \
+         where FILE is DER)"
+    )]
+    RsaPss { at: usize },
+    #[error(
+        "a multi-prime RSA key, which no command converts: make another with two primes: `openssl genpkey \
+         -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out key.pem`"
+    )]
+    MultiPrime,
+    #[error("UTF-16 text: write it as plain text: `iconv -f UTF-16 -t UTF-8 FILE`")]
+    Utf16,
+    #[error(
+        "not a JWK of an RSA private key (RFC 7518 §6.3): its numbers must be base64url without padding and \
+         leading zeros"
+    )]
+    JwkMalformed,
+    #[error("the JWK lacks n, e, p, q, dp, dq or qi: export it with all of them")]
+    JwkPrimes,
+    #[error("the JWK is for another use: its use must be enc, its alg RSA-OAEP-256, or absent")]
+    JwkUse,
     #[error("not an RSA key (rsaEncryption, 1.2.840.113549.1.1.1)")]
     NotRsa,
     #[error("the modulus has {0} bits: it must have 2048, 3072 or 4096")]
@@ -89,7 +126,7 @@ impl PrivateKey {
         })?
     }
 
-    /// Reads a key that a caller brings: PKCS#8 or PKCS#1, DER or exactly one PEM block. Beyond what
+    /// Reads a key that a caller brings: PKCS#8 or PKCS#1, DER or exactly one PEM block, or a JWK. Beyond what
     /// [`PrivateKey::from_pkcs8`] checks, it must sign and verify and n must be no prime power
     /// (SP 800-89 §5.3.3), which unmasks parts that merely look consistent.
     pub fn import(input: &[u8]) -> Result<Self, KeyError> {
@@ -100,6 +137,9 @@ impl PrivateKey {
         let decoded;
         let der = if form::is_der(input) {
             input
+        } else if jwk::is_json(input) {
+            decoded = jwk::to_pkcs1(stack, input)?;
+            decoded.expose()
         } else {
             decoded = form::decode_pem(stack, input)?;
             decoded.expose()

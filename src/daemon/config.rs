@@ -57,10 +57,12 @@ impl Config {
             }
             error => ConfigError::Untrusted(error),
         })?;
-        let config: Config = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
+        let mut config: Config = toml::from_str(&text).map_err(|error| ConfigError::Malformed {
             path: path.to_owned(),
             error: Box::new(error),
         })?;
+        let user = config.custody.custody_user.as_deref();
+        config.token.custody_user = user.and_then(|user| custody::resolve(Some(user)).ok());
         match config.fault() {
             Some(what) => Err(ConfigError::Unfit { path: path.to_owned(), what }),
             None => Ok(Loaded { config, digest: Sha256::digest(&text).into() }),

@@ -332,8 +332,8 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         ),
         "bad-key" => (
             S::UNPROCESSABLE_ENTITY,
-            "give an RSA private key of 2048, 3072 or 4096 bits, as unencrypted PKCS#8 (openssl pkey -in \
-             KEY); a new one: openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072",
+            "give an RSA private key of 2048, 3072 or 4096 bits, converted as the detail says; a new one: \
+             openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out key.pem",
         ),
         "outcome-unrecorded" => (
             S::INTERNAL_SERVER_ERROR,

@@ -8,6 +8,7 @@ mod jwk;
 mod labels;
 mod name;
 mod owner;
+pub mod pem;
 mod public;
 mod state;
 mod usage;

@@ -12,6 +12,7 @@ use rsa::{BigUint, Oaep, RsaPublicKey};
 use sha2::{Digest, Sha256};
 
 use super::jwk::{self, Jwk, JwkError};
+use super::pem::{self, PemError};
 use super::{Algorithm, Mgf1Hash};
 
 /// An RSA public key of one of our sizes with a sound exponent.
@@ -28,8 +29,18 @@ pub enum PublicKeyError {
     UnknownForm,
     #[error("this is a private key; give the public one, and keep this out of sight")]
     Private,
-    #[error("this is a certificate; give its public key alone (openssl x509 -pubkey)")]
+    #[error(
+        "this is a certificate; give its public key alone: `openssl x509 -in FILE -pubkey -noout`"
+    )]
     Certificate,
+    #[error("this is a public key of OpenSSH; convert it: `ssh-keygen -e -m PKCS8 -f FILE`")]
+    OpenSsh,
+    #[error("there is more than one PEM block; give the public key alone")]
+    SeveralBlocks,
+    #[error("something follows the end of the public key")]
+    TrailingData,
+    #[error("this is UTF-16 text; write it as plain text: `iconv -f UTF-16 -t UTF-8 FILE`")]
+    Utf16,
     #[error("the public key is not well-formed {0}")]
     Malformed(&'static str),
     #[error("the modulus has {0} bits; it must have 2048, 3072 or 4096")]
@@ -58,10 +69,13 @@ pub enum EncryptError {
 impl PublicKey {
     /// Reads any of the known forms: JWK, PEM, or SPKI in DER.
     pub fn from_any(bytes: &[u8]) -> Result<Self, PublicKeyError> {
-        match std::str::from_utf8(bytes).map(str::trim_start) {
+        let bare = pem::bare(bytes);
+        match std::str::from_utf8(bare) {
             Ok(text) if text.starts_with('{') => Self::from_jwk(text),
-            Ok(text) if text.contains("-----BEGIN ") => Self::from_pem(text),
+            Ok(text) if text.starts_with("ssh-rsa ") => Err(PublicKeyError::OpenSsh),
+            _ if pem::is_pem(bytes) => Self::of_block(bytes),
             _ if bytes.first() == Some(&0x30) => Self::from_spki_der(bytes),
+            _ if pem::block(bytes) == Err(PemError::Utf16) => Err(PublicKeyError::Utf16),
             _ => Err(PublicKeyError::UnknownForm),
         }
     }
@@ -74,21 +88,30 @@ impl PublicKey {
 
     /// PEM of an SPKI (`PUBLIC KEY`) or of a PKCS#1 key (`RSA PUBLIC KEY`), as its label says.
     pub fn from_pem(pem: &str) -> Result<Self, PublicKeyError> {
-        let (_, after) = pem.split_once("-----BEGIN ").ok_or(PublicKeyError::UnknownForm)?;
-        let (label, _) = after.split_once("-----").ok_or(PublicKeyError::UnknownForm)?;
-        // One block, and nothing around it: a second key in the file would be left unread.
-        let text = pem.trim();
-        match label {
-            "PUBLIC KEY" => {
-                let key = RsaPublicKey::from_public_key_pem(text);
-                Self::checked(key.map_err(|_| PublicKeyError::Malformed("SPKI PEM of an RSA key"))?)
+        Self::of_block(pem.as_bytes())
+    }
+
+    fn of_block(text: &[u8]) -> Result<Self, PublicKeyError> {
+        let block = pem::block(text).map_err(|error| match error {
+            PemError::Malformed => PublicKeyError::Malformed("PEM"),
+            PemError::Several => PublicKeyError::SeveralBlocks,
+            PemError::Trailing => PublicKeyError::TrailingData,
+            PemError::Utf16 => PublicKeyError::Utf16,
+        })?;
+        match block.label {
+            b"PUBLIC KEY" => {
+                let der = block.decode().ok_or(PublicKeyError::Malformed("PEM"))?;
+                Self::from_spki_der(&der)
             }
-            "RSA PUBLIC KEY" => {
-                let key = RsaPublicKey::from_pkcs1_pem(text);
+            b"RSA PUBLIC KEY" => {
+                let der = block.decode().ok_or(PublicKeyError::Malformed("PEM"))?;
+                let key = RsaPublicKey::from_pkcs1_der(&der);
                 Self::checked(key.map_err(|_| PublicKeyError::Malformed("PKCS#1 PEM"))?)
             }
-            "CERTIFICATE" | "TRUSTED CERTIFICATE" => Err(PublicKeyError::Certificate),
-            label if label.ends_with("PRIVATE KEY") => Err(PublicKeyError::Private),
+            b"CERTIFICATE" | b"TRUSTED CERTIFICATE" | b"X509 CERTIFICATE" => {
+                Err(PublicKeyError::Certificate)
+            }
+            label if label.ends_with(b"PRIVATE KEY") => Err(PublicKeyError::Private),
             _ => Err(PublicKeyError::UnknownForm),
         }
     }

@@ -83,15 +83,27 @@ fn every_form_leads_back_to_the_same_key() {
     assert_eq!(key.spki_pem(), PAIR.spki_pem);
     assert_eq!(key.pkcs1_pem(), PAIR.pkcs1_pem);
     let jwk = serde_json::to_string(&key.jwk(Mgf1Hash::Sha256)).unwrap();
-    let forms: [&[u8]; 5] = [
-        PAIR.spki_pem.as_bytes(),
-        PAIR.pkcs1_pem.as_bytes(),
-        &key.spki_der(),
-        jwk.as_bytes(),
-        &PAIR.spki_pem.replace('\n', "\r\n").into_bytes(),
+    let body: String = PAIR.spki_pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let lines: Vec<&str> =
+        body.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let wrapped = |end: &str| {
+        let body = lines.join(end);
+        format!("-----BEGIN PUBLIC KEY-----{end}{body}{end}-----END PUBLIC KEY-----")
+    };
+    let forms: Vec<Vec<u8>> = vec![
+        wrapped("\n").into(),
+        wrapped("").into(),
+        wrapped("\\n").into(),
+        format!("\u{feff}{}", PAIR.spki_pem).into(),
+        format!("\u{feff}{jwk}").into(),
+        PAIR.spki_pem.clone().into(),
+        PAIR.pkcs1_pem.clone().into(),
+        key.spki_der(),
+        jwk.into(),
+        PAIR.spki_pem.replace('\n', "\r\n").into(),
     ];
     for form in forms {
-        assert_eq!(PublicKey::from_any(form).unwrap(), key, "{}", String::from_utf8_lossy(form));
+        assert_eq!(PublicKey::from_any(&form).unwrap(), key, "{}", String::from_utf8_lossy(&form));
     }
     assert_eq!(key.algorithm(), Algorithm::Rsa2048);
     assert_eq!(PublicKey::from_parts(&key.modulus(), &key.exponent()).unwrap(), key);
@@ -162,7 +174,12 @@ fn things_that_are_no_public_keys_are_told_what_they_are() {
     der.push(0);
     assert!(matches!(PublicKey::from_any(&der), Err(PublicKeyError::Malformed(_))));
     let two = format!("{0}{0}", PAIR.spki_pem);
-    assert!(matches!(PublicKey::from_any(two.as_bytes()), Err(PublicKeyError::Malformed(_))));
+    assert_eq!(PublicKey::from_any(two.as_bytes()), Err(PublicKeyError::SeveralBlocks));
+    let more = format!("{}more", PAIR.spki_pem);
+    assert_eq!(PublicKey::from_any(more.as_bytes()), Err(PublicKeyError::TrailingData));
+    let wide: Vec<u8> = PAIR.spki_pem.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(PublicKey::from_any(&wide), Err(PublicKeyError::Utf16));
+    assert_eq!(PublicKey::from_any(b"ssh-rsa AAAA x"), Err(PublicKeyError::OpenSsh));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ec.pem");
     let file = file.to_str().unwrap();

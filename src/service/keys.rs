@@ -12,6 +12,7 @@ use super::view::{KeyView, Named};
 use crate::audit::Details;
 use crate::custody::NewKey;
 use crate::custody::protocol::KeyAddress;
+use crate::key::pem;
 use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Owner, Pick, PublicKey};
 use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::KeyRecord;
@@ -49,7 +50,7 @@ pub struct CreateKey {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportBody {
-    /// PKCS#8 or PKCS#1: PEM text, or DER in base64.
+    /// PKCS#8 or PKCS#1, as PEM text or as DER in base64; or a JWK as text.
     #[serde(deserialize_with = "private_key")]
     #[schema(value_type = String)]
     pub private_key: Pkcs8Der,
@@ -112,15 +113,18 @@ fn private_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pkcs
     impl serde::de::Visitor<'_> for Text {
         type Value = Pkcs8Der;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a private key, as PEM text or as DER in base64")
+            f.write_str("a private key as PEM text, as DER in base64, or a JWK as text")
         }
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Pkcs8Der, E> {
-            let bytes = if text.trim_start().starts_with("-----BEGIN") {
+            let is_jwk = pem::bare(text.as_bytes()).first() == Some(&b'{');
+            let bytes = if is_jwk || pem::is_pem(text.as_bytes()) {
                 SecretBytes::copy_from(text.as_bytes()).ok()
             } else {
                 decode_secret(text)
             };
-            bytes.map(Pkcs8Der::new).ok_or_else(|| E::custom("neither PEM nor base64"))
+            bytes.map(Pkcs8Der::new).ok_or_else(|| {
+                E::custom("a private key as PEM text, as DER in base64, or a JWK as text")
+            })
         }
         fn visit_string<E: serde::de::Error>(self, mut text: String) -> Result<Pkcs8Der, E> {
             let taken = self.visit_str(&text);

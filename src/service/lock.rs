@@ -17,6 +17,7 @@ use crate::policy::{Action, Permit, Resource};
 use crate::records::{LockRecord, RecordError};
 use crate::secret::Pin;
 use crate::store::StoreError;
+use crate::token::pin_in;
 
 /// Wipe all keys from memory, forget the PIN, and refuse work until `unlock`.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -75,7 +76,11 @@ impl Appliance {
             let rule = format!("1 to {LONGEST_PIN} bytes");
             return Err(Error::Invalid { member: "pin", rule });
         }
-        Ok(Some(Pin::copy_from(given.plaintext()?.expose())?))
+        let pin = pin_in(given.plaintext()?.expose()).map_err(|found| {
+            let rule = format!("no PIN: it {found}");
+            Error::Invalid { member: "pin", rule }
+        })?;
+        Ok(Some(Pin::copy_from(pin)?))
     }
 
     /// Has custody end first, whatever the store says, and then keeps the record of it. Where that cannot

@@ -14,10 +14,14 @@ pub struct Settings {
     pub label: Option<String>,
     /// The token's serial number. Slots are never taken by their number: it changes.
     pub serial: Option<String>,
-    /// A file with the user PIN, mode 0600 or less, owned by root or by custody's user.
+    /// A file with the user PIN, mode 0600 or less, owned by root or by custody's user; or root's, mode 0440
+    /// and of a group of custody's.
     pub pin_file: Option<PathBuf>,
     /// The name of a systemd credential with the user PIN; goes before `pin_file`.
     pub pin_credential: Option<String>,
+    /// Whose the PIN file may be besides root's, for root's own tools: custody's user. From `[custody]`.
+    #[serde(skip)]
+    pub custody_user: Option<u32>,
     /// Sessions used at once, at most; the token's own limit lowers it.
     pub pool_size: usize,
     /// How long a call waits for a free session before it is refused as busy, in milliseconds.
@@ -32,6 +36,7 @@ impl Default for Settings {
             serial: None,
             pin_file: None,
             pin_credential: None,
+            custody_user: None,
             pool_size: 4,
             wait_ms: 2000,
         }

@@ -36,6 +36,7 @@ mod daemon;
 mod doctor_offline;
 mod edited_appliance;
 mod edited_store;
+mod files_people_have;
 mod fixtures;
 mod hostile;
 mod imports;

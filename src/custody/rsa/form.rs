@@ -3,6 +3,7 @@
 
 use super::{KeyError, ffi};
 use crate::key::Algorithm;
+use crate::key::pem::{self, Block, PemError};
 use crate::secret::{OnLockedStack, SecretBytes};
 use der::asn1::{ObjectIdentifier, UintRef};
 use der::{Decode, Header, Reader, SliceReader, Tag};
@@ -11,6 +12,10 @@ use der::{Decode, Header, Reader, SliceReader, Tag};
 const MAX_INPUT: usize = 16 * 1024;
 
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const RSASSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
+
+/// A PFX (RFC 7292 §4) of indefinite length, as some programs write it.
+const PFX: &[u8] = &[0x30, 0x80, 2, 1, 3];
 
 /// A plain private key's outer form.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +36,9 @@ pub(super) fn of_der(der: &[u8]) -> Result<Form, KeyError> {
     if der.len() > MAX_INPUT {
         return Err(KeyError::Malformed);
     }
+    if der.starts_with(PFX) {
+        return Err(KeyError::Pkcs12);
+    }
     let mut outer = SliceReader::new(der).map_err(malformed)?;
     let body = contents(&mut outer, Tag::Sequence)?;
     if !outer.is_finished() {
@@ -40,13 +48,15 @@ pub(super) fn of_der(der: &[u8]) -> Result<Form, KeyError> {
     if body.peek_tag().map_err(malformed)? == Tag::Sequence {
         return Err(without_version(&mut body));
     }
-    contents(&mut body, Tag::Integer)?;
+    let version = contents(&mut body, Tag::Integer)?;
     match body.peek_tag().map_err(malformed)? {
+        Tag::Sequence if version == [3] => Err(KeyError::Pkcs12),
         Tag::Sequence => {
-            check_pkcs8(&mut body)?;
+            check_pkcs8(der.len(), &mut body)?;
             Ok(Form::Pkcs8)
         }
         Tag::Integer => {
+            two_primes(version)?;
             check_public_parts(&mut body)?;
             Ok(Form::Pkcs1)
         }
@@ -56,22 +66,34 @@ pub(super) fn of_der(der: &[u8]) -> Result<Form, KeyError> {
     }
 }
 
-/// What begins with an algorithm: EncryptedPrivateKeyInfo (RFC 5208 §6) or a public key (RFC 5280).
+/// An RSAPrivateKey of version 0 has two primes, one of version 1 more (RFC 8017 §A.1.2).
+fn two_primes(version: &[u8]) -> Result<(), KeyError> {
+    if version == [1] { Err(KeyError::MultiPrime) } else { Ok(()) }
+}
+
+/// What begins with an algorithm: EncryptedPrivateKeyInfo (RFC 5208 §6) or a public key (RFC 5280); and a
+/// certificate, or a request for one, which begins with its content.
 fn without_version(body: &mut SliceReader<'_>) -> KeyError {
     let second = contents(body, Tag::Sequence).and_then(|_| body.peek_tag().map_err(malformed));
     match second {
         Ok(Tag::OctetString) => KeyError::Encrypted,
         Ok(Tag::BitString) => KeyError::Public,
+        Ok(Tag::Sequence) => KeyError::Certificate,
         _ => KeyError::Malformed,
     }
 }
 
-/// From the algorithm of a PrivateKeyInfo on.
-fn check_pkcs8(body: &mut SliceReader<'_>) -> Result<(), KeyError> {
+/// From the algorithm of a PrivateKeyInfo of `len` bytes on.
+fn check_pkcs8(len: usize, body: &mut SliceReader<'_>) -> Result<(), KeyError> {
     let algorithm = contents(body, Tag::Sequence)?;
     let mut algorithm = SliceReader::new(algorithm).map_err(malformed)?;
-    if ObjectIdentifier::decode(&mut algorithm).map_err(malformed)? != RSA_ENCRYPTION {
-        return Err(KeyError::NotRsa);
+    match ObjectIdentifier::decode(&mut algorithm).map_err(malformed)? {
+        RSA_ENCRYPTION => {}
+        RSASSA_PSS => {
+            let left = usize::try_from(body.remaining_len()).unwrap_or_default();
+            return Err(KeyError::RsaPss { at: len.saturating_sub(left) });
+        }
+        _ => return Err(KeyError::NotRsa),
     }
     let inner = contents(body, Tag::OctetString)?;
     let mut inner = SliceReader::new(inner).map_err(malformed)?;
@@ -80,7 +102,7 @@ fn check_pkcs8(body: &mut SliceReader<'_>) -> Result<(), KeyError> {
         return Err(KeyError::TrailingData);
     }
     let mut parts = SliceReader::new(parts).map_err(malformed)?;
-    contents(&mut parts, Tag::Integer)?;
+    two_primes(contents(&mut parts, Tag::Integer)?)?;
     check_public_parts(&mut parts)
 }
 
@@ -117,32 +139,23 @@ fn malformed(_: der::Error) -> KeyError {
     KeyError::Malformed
 }
 
-/// The DER within exactly one PEM block (RFC 7468), decoded into the arena. Text may stand before the
-/// block, as `openssl pkcs12` writes it; after it, nothing but white space.
+/// The DER within exactly one PEM block, decoded into the arena. Text may stand before the block, as
+/// `openssl pkcs12` writes it; after it, nothing but white space.
 pub(super) fn decode_pem(stack: &OnLockedStack, input: &[u8]) -> Result<SecretBytes, KeyError> {
-    const BEGIN: &[u8] = b"-----BEGIN ";
-    const DASHES: &[u8] = b"-----";
     if input.len() > MAX_INPUT {
         return Err(KeyError::Malformed);
     }
-    let (_, block) = split_at(input, BEGIN).ok_or(KeyError::Malformed)?;
-    if split_at(block, BEGIN).is_some() {
-        return Err(KeyError::SeveralBlocks);
-    }
-    let (label, rest) = split_at(block, DASHES).ok_or(KeyError::Malformed)?;
-    let (body, rest) = split_at(rest, b"-----END ").ok_or(KeyError::Malformed)?;
-    let (end_label, rest) = split_at(rest, DASHES).ok_or(KeyError::Malformed)?;
-    if end_label != label {
-        return Err(KeyError::Malformed);
-    }
-    if !rest.iter().all(u8::is_ascii_whitespace) {
-        return Err(KeyError::TrailingData);
-    }
-    check_label(label)?;
-    if split_at(body, b"ENCRYPTED").is_some() {
+    let block = pem::block(input).map_err(|error| match error {
+        PemError::Malformed => KeyError::Malformed,
+        PemError::Several => KeyError::SeveralBlocks,
+        PemError::Trailing => KeyError::TrailingData,
+        PemError::Utf16 => KeyError::Utf16,
+    })?;
+    check_label(block.label)?;
+    if block.is_encrypted() {
         return Err(KeyError::Encrypted); // RFC 1421 headers, as PKCS#1 has them
     }
-    decode_body(stack, body)
+    decode_body(stack, &block)
 }
 
 /// Whether the block says that it holds what is wanted; its DER has the last word.
@@ -152,28 +165,24 @@ fn check_label(label: &[u8]) -> Result<(), KeyError> {
         b"ENCRYPTED PRIVATE KEY" => Err(KeyError::Encrypted),
         b"PUBLIC KEY" | b"RSA PUBLIC KEY" => Err(KeyError::Public),
         b"EC PRIVATE KEY" | b"DSA PRIVATE KEY" => Err(KeyError::NotRsa),
+        b"OPENSSH PRIVATE KEY" => Err(KeyError::OpenSsh),
+        label if label.ends_with(b"CERTIFICATE") || label.ends_with(b"CERTIFICATE REQUEST") => {
+            Err(KeyError::Certificate)
+        }
         _ => Err(KeyError::Malformed),
     }
 }
 
-fn decode_body(stack: &OnLockedStack, body: &[u8]) -> Result<SecretBytes, KeyError> {
-    let mut text = SecretBytes::zeroed(body.len())?;
+fn decode_body(stack: &OnLockedStack, block: &Block<'_>) -> Result<SecretBytes, KeyError> {
+    let mut text = SecretBytes::zeroed(block.most())?;
     let mut len = 0;
-    let printed = body.iter().filter(|byte| !byte.is_ascii_whitespace());
-    for (place, &byte) in text.expose_mut().iter_mut().zip(printed) {
+    for (place, byte) in text.expose_mut().iter_mut().zip(block.printed()) {
         *place = byte;
         len += 1;
     }
     text.truncate(len);
     let mut der = SecretBytes::zeroed(len)?;
     let len = ffi::decode_base64(stack, text.expose(), der.expose_mut());
-    let len = len.ok_or(KeyError::Malformed)?;
-    der.truncate(len);
+    der.truncate(len.ok_or(KeyError::Malformed)?);
     Ok(der)
-}
-
-/// What stands before and after the first `mark`.
-fn split_at<'a>(bytes: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = bytes.windows(mark.len()).position(|window| window == mark)?;
-    Some((bytes.get(..at)?, bytes.get(at + mark.len()..)?))
 }

@@ -278,7 +278,7 @@ fn what_is_no_private_key_is_refused_by_its_name() {
         ("PEM without an end", text[..text.len() - 10].into(), KeyError::Malformed),
         ("two labels", text.replacen("BEGIN ", "BEGIN RSA ", 1).into(), KeyError::Malformed),
         ("not base64", text.replacen("MII", "M.I", 1).into(), KeyError::Malformed),
-        ("a certificate", pem("CERTIFICATE", &der).into(), KeyError::Malformed),
+        ("a certificate", pem("CERTIFICATE", &der).into(), KeyError::Certificate),
         ("EC, PKCS#8", ec.as_ref().to_vec(), KeyError::NotRsa),
         ("EC, SEC 1", ec_sec1.clone(), KeyError::NotRsa),
         ("EC, PEM", pem("EC PRIVATE KEY", &ec_sec1).into(), KeyError::NotRsa),
