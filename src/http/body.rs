@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
+use super::json_error;
 use super::problem::Problem;
-use crate::key::{LabelsError, NameError};
 
 /// What a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -84,48 +84,36 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// own words: nothing of the body is repeated, it may hold a secret.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8], depth: usize) -> Result<T, Problem> {
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    if let Some(what) = other_text(bytes) {
+        return Err(Problem::member("", what));
+    }
     if is_deeper(bytes, depth) {
-        return Err(Problem::malformed(format!("the JSON is nested deeper than {depth}")));
+        return Err(Problem::member("", &format!("it is nested deeper than {depth}")));
     }
     // serde takes an array for a struct, its members by their order; nobody promised that to anybody.
     if bytes.trim_ascii_start().first().is_some_and(|&first| first != b'{') {
-        return Err(Problem::malformed("the body has to be a JSON object"));
+        return Err(Problem::member("", "it has to be a JSON object"));
     }
-    serde_json::from_slice(bytes).map_err(|error| Problem::malformed(in_our_words(&error)))
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut parser).map_err(|error| {
+        let json_error::Fault { pointer, what } = json_error::fault(&error);
+        Problem::member(&pointer, &what)
+    })?;
+    parser.end().map_err(|_| Problem::member("", "something follows the end of the JSON object"))?;
+    Ok(parsed)
 }
 
-/// What is wrong with a body, without a word of it: of serde's messages, those about a missing and a
-/// repeated member name a member of ours, and every other may quote what was sent.
-fn in_our_words(error: &serde_json::Error) -> String {
-    let place = format!("line {}, column {}", error.line(), error.column());
-    let text = error.to_string();
-    let member = text.split('`').nth(1).unwrap_or_default();
-    if !error.is_data() {
-        format!("the body is not JSON, at {place}")
-    } else if text.starts_with("missing field `") {
-        format!("the member \"{member}\" is missing")
-    } else if text.starts_with("duplicate field `") {
-        format!("the member \"{member}\" is given twice")
-    } else if text.starts_with("unknown field `") {
-        format!("there is a member at {place} that this route does not take")
-    } else if let Some(rule) = rule_of_ours(&text) {
-        format!("{rule}, at {place}")
-    } else {
-        format!("a member at {place} is not of its type, or has a value that it does not take")
+/// What is no UTF-8 without a byte order mark, as JSON has to be (RFC 8259 §8.1).
+fn other_text(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => {
+            Some("it begins with a byte order mark (EF BB BF); send it without one")
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [b'{', 0, ..] | [0, b'{', ..] => {
+            Some("it is UTF-16 text; JSON is sent as UTF-8")
+        }
+        _ => None,
     }
-}
-
-/// The rule that names and labels break, where `text` begins with one: constants, all of them.
-fn rule_of_ours(text: &str) -> Option<String> {
-    let rules = [
-        NameError.to_string(),
-        LabelsError::TooMany.to_string(),
-        LabelsError::Twice.to_string(),
-        LabelsError::Name(NameError).to_string(),
-        LabelsError::TooLong.to_string(),
-        LabelsError::NotPrintable.to_string(),
-    ];
-    rules.into_iter().find(|rule| text.starts_with(rule))
 }
 
 /// Whether arrays and objects are nested deeper than `most`. Looks at brackets outside of strings

@@ -11,6 +11,7 @@ mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod json_error;
 mod listen;
 mod meaning;
 mod metrics;
@@ -18,6 +19,7 @@ mod openapi;
 mod perform;
 mod presence;
 mod problem;
+mod query;
 mod reply;
 mod routes;
 mod serve;

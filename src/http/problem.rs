@@ -25,6 +25,8 @@ pub struct Problem {
     detail: String,
     next: &'static str,
     retry_after: Option<u32>,
+    /// The member at fault.
+    pointer: Option<String>,
 }
 
 /// The document on the wire.
@@ -39,6 +41,9 @@ pub struct Document<'a> {
     detail: &'a str,
     /// Stable; made for programs.
     code: &'static str,
+    /// The member of the body that is at fault, as a JSON pointer (RFC 6901).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<&'a str>,
     /// What to do about it.
     #[serde(skip_serializing_if = "str::is_empty")]
     next: &'static str,
@@ -53,13 +58,24 @@ impl Problem {
         detail: impl Into<String>,
         next: &'static str,
     ) -> Self {
-        Self { status, code, detail: detail.into(), next, retry_after: None }
+        Self { status, code, detail: detail.into(), next, retry_after: None, pointer: None }
     }
 
     /// The body, the query or a header is not what the route takes.
     pub fn malformed(detail: impl Into<String>) -> Self {
         let next = "see GET /v1/openapi.json for what this route takes";
         Self::new(StatusCode::BAD_REQUEST, "malformed", detail, next)
+    }
+
+    /// A member of the body, by its pointer, is not what the route takes; an empty pointer is the body.
+    pub fn member(pointer: &str, what: &str) -> Self {
+        match pointer {
+            "" => Self::malformed(format!("the body: {what}")),
+            _ => Self {
+                pointer: Some(pointer.to_owned()),
+                ..Self::malformed(format!("{pointer}: {what}"))
+            },
+        }
     }
 
     pub fn invalid_name() -> Self {
@@ -213,6 +229,7 @@ impl Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             code: self.code,
+            pointer: self.pointer.as_deref(),
             next: self.next,
             request_id: request_id.to_string(),
         };
@@ -238,6 +255,9 @@ impl From<&Error> for Problem {
         let (status, next) = status_and_next(error);
         let problem = Self::new(status, error.code(), error.public_text(), next);
         match error {
+            Error::Invalid { member, .. } => {
+                Self { pointer: Some(format!("/{member}")), ..problem }
+            }
             Error::TooManyRefusals { seconds } => problem.retry(*seconds),
             // It may be over soon, or needs somebody who acts.
             _ if status == StatusCode::SERVICE_UNAVAILABLE => {
@@ -328,7 +348,8 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         ),
         "decryption-failed" => (
             S::UNPROCESSABLE_ENTITY,
-            "check that it was made for this key and version, with the same label, and not changed",
+            "check that it was made for this key and version, with these hashes (Java's default is MGF1 with \
+             SHA-1) and the same label, and not changed",
         ),
         "bad-key" => (
             S::UNPROCESSABLE_ENTITY,

@@ -8,7 +8,7 @@ use utoipa::openapi::{ContentBuilder, RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::problem::Problem;
-use super::{body, meaning};
+use super::{body, meaning, query};
 use crate::key::Name;
 use crate::service::{
     CancelRetirement, ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody,
@@ -38,11 +38,11 @@ impl Incoming<'_> {
         body::parse(self.body, self.depth)
     }
 
-    fn query<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
-        let query = axum::extract::Query::try_from_uri(self.uri).map_err(|_| {
-            Problem::malformed("a query parameter is unknown, given twice, or not of its type")
-        })?;
-        Ok(query.0)
+    /// The query as its struct, whose own list of parameters says what it takes.
+    fn query<T: serde::de::DeserializeOwned + IntoParams>(&self) -> Result<T, Problem> {
+        axum::extract::Query::try_from_uri(self.uri)
+            .map(|query| query.0)
+            .map_err(|_| query::fault::<T>(self.uri))
     }
 
     /// For routes that take no body: one that is there is refused, not passed over.

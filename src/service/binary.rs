@@ -15,6 +15,9 @@ const LENIENT: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
+/// What is said of a text that is not base64.
+pub const NOT_BASE64: &str = "must be base64 in one line, without white space";
+
 /// Bytes that are no secret: a ciphertext, a label.
 #[derive(Debug, Clone, PartialEq, Eq, Default, ToSchema)]
 #[schema(value_type = String, format = Byte)]
@@ -87,7 +90,7 @@ impl<'de> Deserialize<'de> for Binary {
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Binary, E> {
                 let decoded = engine_for(text).decode(text);
-                decoded.map(Binary).map_err(|_| E::custom("not base64"))
+                decoded.map(Binary).map_err(|_| E::custom(NOT_BASE64))
             }
         }
         deserializer.deserialize_str(Text)
@@ -109,7 +112,7 @@ impl<'de> Deserialize<'de> for SecretBinary {
                 f.write_str("base64")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretBinary, E> {
-                let bytes = decode(text).ok_or_else(|| E::custom("not base64"))?;
+                let bytes = decode(text).ok_or_else(|| E::custom(NOT_BASE64))?;
                 let secret = match text.len() {
                     0..=LONGEST_HELD => Plaintext::copy_from(&bytes),
                     _ => Err(ArenaError::Full),

@@ -11,8 +11,8 @@ use super::gate::{Appliance, Request, Trace, Traced, request_id};
 use super::keys::public_key;
 use super::view::Named;
 use crate::audit::{Details, Versions};
-use crate::custody::SealedKey;
-use crate::custody::protocol::KeyAddress;
+use crate::custody::protocol::{Fault, KeyAddress};
+use crate::custody::{CustodyError, SealedKey};
 use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError, VersionMeta};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
@@ -339,7 +339,7 @@ impl Appliance {
         // What no key could have made would not even reach custody. All else is worked on there, so
         // that it takes as long as any other failure.
         if ciphertext.len() > Algorithm::Rsa4096.ciphertext_len() {
-            return Err(Error::DecryptionFailed);
+            return Err(decryption_failed(record));
         }
         let (name, version) = (proof.key().to_string(), proof.version());
         let stored = record.version(version).ok_or(UseError::NoKid)?;
@@ -357,6 +357,10 @@ impl Appliance {
         {
             self.tell_allowance(now).await;
         }
+        let opened = opened.map_err(|error| match error {
+            CustodyError::Fault(Fault::DecryptionFailed) => decryption_failed(record),
+            other => other.into(),
+        });
         let (opened, now) = (opened?, now?);
         still_may(&now, record, proof)?;
         let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
@@ -367,6 +371,13 @@ impl Appliance {
         let (plaintext, without_token) = (Disclosed(opened.plaintext), opened.without_token);
         Ok(Decrypted { plaintext, version, kid, for_recovery, without_token })
     }
+}
+
+/// The one error of every failure to decrypt with a key: what it says is known of the key, and nothing of
+/// the ciphertext.
+fn decryption_failed(record: &KeyRecord) -> Error {
+    let (algorithm, mgf1_hash) = (record.meta.algorithm(), record.meta.mgf1_hash());
+    Error::DecryptionFailed { algorithm: algorithm.as_str(), mgf1_hash: mgf1_hash.as_str() }
 }
 
 /// The key may have changed while it was worked with: a version that was stopped meanwhile gives nothing

@@ -49,13 +49,15 @@ pub enum Error {
     WaitingPeriod(#[from] WaitingPeriodError),
     #[error("the plaintext has {found} bytes; a key of {algorithm} holds at most {most}")]
     TooLong { algorithm: &'static str, found: usize, most: usize },
-    /// Says nothing of what was wrong, on purpose.
-    #[error("decryption failed")]
-    DecryptionFailed,
+    /// Says nothing of what was wrong, on purpose: the text is the same for every failure of a key.
+    #[error(
+        "decryption failed; this key opens RSA-OAEP ({algorithm}) with SHA-256 and MGF1 with {mgf1_hash}"
+    )]
+    DecryptionFailed { algorithm: &'static str, mgf1_hash: &'static str },
     #[error("not a private key that can be imported: {0}")]
     BadKey(String),
     /// A member is there, or missing, or has a value that this route does not take.
-    #[error("{member}: {rule}")]
+    #[error("/{member}: {rule}")]
     Invalid { member: &'static str, rule: String },
     #[error("after: not a cursor of this list, or one from before the daemon was started last")]
     Cursor,
@@ -136,7 +138,6 @@ impl From<RecordError> for Error {
 impl From<CustodyError> for Error {
     fn from(error: CustodyError) -> Self {
         match error {
-            CustodyError::Fault(Fault::DecryptionFailed) => Error::DecryptionFailed,
             CustodyError::Fault(Fault::Locked) => Error::Locked,
             CustodyError::Fault(Fault::NotInitialised) => Error::NotInitialised,
             CustodyError::Fault(Fault::PinRefused(why)) => Error::PinRefused { why, told: false },
@@ -208,7 +209,7 @@ impl Error {
             Error::Labels(_) | Error::WaitingPeriod(_) | Error::Invalid { .. } => "invalid",
             Error::Cursor => "invalid-cursor",
             Error::TooLong { .. } => "plaintext-too-long",
-            Error::DecryptionFailed => "decryption-failed",
+            Error::DecryptionFailed { .. } => "decryption-failed",
             Error::BadKey(_) => "bad-key",
             Error::AlreadyInitialised(_) => "already-initialised",
             Error::NotLocked => "not-locked",

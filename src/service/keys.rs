@@ -108,12 +108,16 @@ pub enum PublicKeyReply {
     Pem { version: u32, pem: String },
 }
 
+/// What is said of a text that is no private key.
+pub const NO_PRIVATE_KEY: &str =
+    "must be a private key as PEM text, as DER in base64 in one line, or a JWK as text";
+
 fn private_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pkcs8Der, D::Error> {
     struct Text;
     impl serde::de::Visitor<'_> for Text {
         type Value = Pkcs8Der;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a private key as PEM text, as DER in base64, or a JWK as text")
+            f.write_str(NO_PRIVATE_KEY.trim_start_matches("must be "))
         }
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Pkcs8Der, E> {
             let is_jwk = pem::bare(text.as_bytes()).first() == Some(&b'{');
@@ -123,7 +127,7 @@ fn private_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pkcs
                 decode_secret(text)
             };
             bytes.map(Pkcs8Der::new).ok_or_else(|| {
-                E::custom("a private key as PEM text, as DER in base64, or a JWK as text")
+                E::custom(NO_PRIVATE_KEY)
             })
         }
         fn visit_string<E: serde::de::Error>(self, mut text: String) -> Result<Pkcs8Der, E> {

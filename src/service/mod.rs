@@ -41,7 +41,7 @@ mod transfer;
 mod view;
 
 pub use backup::{BackupMade, CreateBackup};
-pub use binary::{Binary, Disclosed, SecretBinary};
+pub use binary::{Binary, Disclosed, NOT_BASE64, SecretBinary};
 pub use cause::{Cause, Row};
 pub use clock::{Clock, ClockView, ConfirmClock};
 pub use crypt::{
@@ -55,8 +55,8 @@ pub use init::{Init, InitView};
 pub use key_lists::{Jwks, JwksQuery, JwksView, KeyPage, ListKeys};
 pub use key_update::{UpdateBody, UpdateKey};
 pub use keys::{
-    CreateKey, ImportBody, ImportKey, PublicForm, PublicKeyQuery, PublicKeyReply, ShowKey,
-    ShowPublic,
+    CreateKey, ImportBody, ImportKey, NO_PRIVATE_KEY, PublicForm, PublicKeyQuery, PublicKeyReply,
+    ShowKey, ShowPublic,
 };
 pub use lifecycle::{
     ChangeBody, Compromise, Deactivate, Destroy, DestroyBody, Reason, Restore, Resume, Rotate,

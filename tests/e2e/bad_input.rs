@@ -324,8 +324,8 @@ fn values_that_break_a_rule_leave_nothing_behind() {
         (json!({"a": format!("{CANARY}\n")}), "printable"),
         (json!({"a": format!("\u{202e}{CANARY}")}), "printable"),
         (json!(many), "at most 16"),
-        (json!({"a": 1}), "not of its type"),
-        (json!([[CANARY, CANARY]]), "not of its type"),
+        (json!({"a": 1}), "/labels: must be a string"),
+        (json!([[CANARY, CANARY]]), "/labels: must be an object"),
     ] {
         let reply = key("new", json!({ "labels": labels }));
         refused(says, &reply, &[400]);

@@ -42,6 +42,7 @@ mod hostile;
 mod imports;
 mod inherited;
 mod init;
+mod json_errors;
 mod key_states;
 mod keys;
 mod limits;
