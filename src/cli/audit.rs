@@ -164,8 +164,22 @@ impl Tail {
                 seen
             }
         };
+        // A daemon that is started again goes on with the same trail.
+        let mut is_away = false;
         loop {
-            let (page, id) = page(session, after, PAGE, &self.filter)?;
+            let (page, id) = match page(session, after, PAGE, &self.filter) {
+                Err(failure) if failure.may_pass() => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        session.out.note("the daemon does not answer; waiting for it");
+                    }
+                    std::thread::sleep(Duration::from_secs(self.every.max(1)));
+                    continue;
+                }
+                other => other?,
+            };
+            if std::mem::take(&mut is_away) {
+                session.out.note("the daemon answers again");
+            }
             ours.remember(id);
             after = page.lines.iter().filter_map(|line| sequence(line)).fold(after, u64::max);
             after = page.next.map_or(after, |next| after.max(next));

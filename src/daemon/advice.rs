@@ -8,6 +8,7 @@ use super::backup::BackupError;
 use super::config::ConfigError;
 use crate::audit::AuditError;
 use crate::cli::{self, Failure, Global, Report};
+use crate::http::ListenError;
 use crate::policy::PolicyError;
 use crate::records::OfflineError;
 use crate::sandbox;
@@ -96,6 +97,12 @@ impl DaemonError {
             Self::Untrusted(_) => TRUST,
             Self::User(_) => {
                 "run it as root, or as the user whose directories they are: runuser -u USER --"
+            }
+            Self::Listen(ListenError::GroupRefused { group }) => {
+                return format!(
+                    "add the daemon's user to it: usermod -aG {group} USER (SupplementaryGroups={group} of the \
+                     unit), or take a group that it is in, or leave [listen] group out"
+                );
             }
             Self::Listen(_) => "see [listen] of the configuration",
             Self::Arena(_) => {

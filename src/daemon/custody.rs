@@ -11,7 +11,7 @@ use super::footprint::Footprint;
 use super::notify::Notifier;
 use super::offline::must_be_own;
 use super::start::passed_descriptors;
-use super::{DaemonError, logging, process_state};
+use super::{DaemonError, logging, process_state, threads};
 use crate::cli::Custody;
 use crate::custody::{self as boundary, Probe, Ready, Surroundings};
 use crate::{sandbox, token};
@@ -20,6 +20,7 @@ use crate::{sandbox, token};
 pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let keep: Vec<_> = arguments.listen_fd.into_iter().chain(passed_descriptors()).collect();
     let inherited = process_state::reset(&keep)?;
+    threads::check()?;
     let Config { token: settings, mut custody, sandbox, log, .. } =
         Config::load(&arguments.config)?.config;
     token::refuse_loose_module(&settings.module)?;

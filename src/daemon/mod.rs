@@ -25,6 +25,7 @@ mod recovery;
 mod start;
 mod store_check;
 mod supervisor;
+mod threads;
 mod token_watch;
 mod trail_keeping;
 

@@ -20,7 +20,7 @@ use super::logging::{self, Logs};
 use super::needs::needs;
 use super::notify::Notifier;
 use super::offline::must_be_own;
-use super::{DaemonError, descriptors, io, process_state};
+use super::{DaemonError, descriptors, io, process_state, threads};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
 use crate::custody::{Client, LinkState, Spawn};
@@ -52,6 +52,7 @@ const LAST_LINES_OF_THE_STUCK: Duration = Duration::from_millis(300);
 /// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     let inherited = process_state::reset(&passed_descriptors())?;
+    threads::check()?;
     let loaded = Config::load(&arguments.config)?;
     // Before anything is made where a restore is to go.
     unfinished_restore(&loaded.config.store.path, &loaded.config.audit.directory)?;

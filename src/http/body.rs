@@ -99,7 +99,9 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], depth: usize) -> Result<T, Probl
         let json_error::Fault { pointer, what } = json_error::fault(&error);
         Problem::member(&pointer, &what)
     })?;
-    parser.end().map_err(|_| Problem::member("", "something follows the end of the JSON object"))?;
+    parser
+        .end()
+        .map_err(|_| Problem::member("", "something follows the end of the JSON object"))?;
     Ok(parsed)
 }
 

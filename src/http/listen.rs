@@ -3,12 +3,14 @@
 //! A socket of its own is bound at its path, which the kernel shows to those who clean up (unix(7)): one that
 //! is bound elsewhere and renamed looks dead to them. It is its owner's alone until it has its group and mode.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, chown};
@@ -55,6 +57,11 @@ pub enum ListenError {
         .0.display()
     )]
     HandedIn(PathBuf),
+    /// The kernel lets a process give its files to groups that it is in, and to no other.
+    #[error(
+        "[listen] group = {group:?}: the socket cannot be given to this group, which this process is not in"
+    )]
+    GroupRefused { group: String },
     #[error("[listen] socket = {path}: {cause}")]
     Io { path: PathBuf, cause: io::Error },
 }
@@ -142,6 +149,7 @@ impl SocketPlace {
         group: Option<Gid>,
     ) -> Result<UnixListener, ListenError> {
         refuse_occupied(path)?;
+        let refused = Cell::new(false);
         let bound = || -> io::Result<UnixListener> {
             let flags = SockFlag::SOCK_CLOEXEC;
             let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -152,16 +160,26 @@ impl SocketPlace {
             }
             nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
             if group.is_some() {
-                chown(path, None, group)?;
+                chown(path, None, group)
+                    .inspect_err(|errno| refused.set(*errno == Errno::EPERM))?;
             }
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             listen(&socket, Backlog::MAXCONN)?;
             Ok(UnixListener::from(socket))
         };
-        let listener = bound().map_err(|cause| ListenError::Io { path: path.to_owned(), cause })?;
+        let listener = bound().map_err(|cause| match group.filter(|_| refused.get()) {
+            Some(group) => ListenError::GroupRefused { group: name_of(group) },
+            None => ListenError::Io { path: path.to_owned(), cause },
+        })?;
         self.file = file_at(path);
         Ok(listener)
     }
+}
+
+/// A group's name, or its number where it has none.
+fn name_of(group: Gid) -> String {
+    let named = Group::from_gid(group).ok().flatten();
+    named.map_or_else(|| group.to_string(), |group| group.name)
 }
 
 /// Device and inode of what lies at a path.

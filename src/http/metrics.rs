@@ -1,4 +1,4 @@
-//! `/metrics` in OpenMetrics text: what is counted and how the appliance stands, no names of anybody.
+//! `/metrics` in OpenMetrics, or in the text format 0.0.4 of Prometheus: what is counted and how the appliance stands, no names of anybody.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -63,4 +63,105 @@ pub fn render(view: &MetricsView) -> String {
     // Writing into memory cannot fail.
     let _ = encode(&mut page, &registry);
     page
+}
+
+/// The formats that there are, by media type.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The format that an `accept` header prefers (RFC 9110 §12.5.1); `None` where it takes neither.
+pub fn format(accept: Option<&str>) -> Option<&'static str> {
+    let Some(accept) = accept else { return Some(OPENMETRICS) };
+    let quality = |format: &str| {
+        let (kind, _) = format.split_once('/').unwrap_or_default();
+        let essence = format.split(';').next().unwrap_or_default();
+        let version = format.split(';').map(str::trim).find(|part| part.starts_with("version="));
+        // The most exact range that fits decides.
+        let fits = accept.split(',').filter_map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let rank = match name.as_str() {
+                "*/*" => 0,
+                name if name.strip_suffix("/*") == Some(kind) => 1,
+                name if name == essence => 2,
+                _ => return None,
+            };
+            let mut quality = 1000_u16;
+            for part in parts {
+                let (member, value) = part.split_once('=')?;
+                match member.to_ascii_lowercase().as_str() {
+                    "q" => quality = (value.parse::<f32>().ok()?.clamp(0.0, 1.0) * 1000.0) as u16,
+                    "version" if version != Some(&format!("version={value}")) => return None,
+                    _ => {}
+                }
+            }
+            Some((rank, quality))
+        });
+        fits.max().map_or(0, |(_, quality)| quality)
+    };
+    match (quality(OPENMETRICS), quality(TEXT)) {
+        (0, 0) => None,
+        (open, text) if open >= text => Some(OPENMETRICS),
+        _ => Some(TEXT),
+    }
+}
+
+/// A page of OpenMetrics in the text format 0.0.4: a counter is named as its samples are, and there are no
+/// units and no end.
+pub fn as_text(page: &str) -> String {
+    let counters: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(page.len() + 64);
+    for line in page.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(about), Some(name), Some(rest)) if counters.contains(&name) => {
+                text += &format!("# {about} {name}_total {rest}\n");
+            }
+            _ => {
+                text += line;
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_is_the_one_that_is_preferred() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,\
+            application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, format) in [
+            (None, Some(OPENMETRICS)),
+            (Some("*/*"), Some(OPENMETRICS)),
+            (Some(prometheus), Some(OPENMETRICS)),
+            (Some("text/plain"), Some(TEXT)),
+            (Some("text/plain;version=0.0.4;q=0.5, */*;q=0.1"), Some(TEXT)),
+            (Some("text/*"), Some(TEXT)),
+            (Some("Text/Plain; Version=0.0.4"), Some(TEXT)),
+            (Some("application/openmetrics-text;q=0, */*"), Some(TEXT)),
+            (Some("application/openmetrics-text; version=2.0.0, text/plain;q=0.1"), Some(TEXT)),
+            (Some("application/json"), None),
+            (Some("*/*;q=0"), None),
+        ] {
+            assert_eq!(super::format(accept), format, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn a_counter_is_named_as_its_samples_in_the_older_format() {
+        let page = "# HELP a_requests Requests so far.\n# TYPE a_requests counter\n\
+            a_requests_total{x=\"y\"} 1\n# HELP a_up Up.\n# TYPE a_up gauge\n# UNIT a_up seconds\na_up 1\n# EOF\n";
+        assert_eq!(
+            as_text(page),
+            "# HELP a_requests_total Requests so far.\n# TYPE a_requests_total counter\n\
+             a_requests_total{x=\"y\"} 1\n# HELP a_up Up.\n# TYPE a_up gauge\na_up 1\n"
+        );
+    }
 }

@@ -12,6 +12,7 @@ mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 mod json_error;
+mod linger;
 mod listen;
 mod meaning;
 mod metrics;

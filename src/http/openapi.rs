@@ -27,11 +27,12 @@ pub struct Description {
 }
 
 /// What every route can answer besides its success.
-const PROBLEMS: [(&str, &str); 17] = [
+const PROBLEMS: [(&str, &str); 18] = [
     ("400", "malformed, invalid, invalid-cursor, invalid-name, unsupported-header, not-http"),
     ("403", "denied"),
     ("404", "not-found, no-such-version, no-route"),
     ("405", "method-not-allowed"),
+    ("406", "not-acceptable, where there are several forms"),
     ("408", "body-too-slow, headers-too-slow"),
     (
         "409",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT, CONTENT_TYPE};
 
 use super::body::{self, Bounds};
 use super::meaning;
@@ -54,9 +54,13 @@ where
         false => Ok(Preconditions::default()),
     };
     let done = match of_read {
-        Ok(conditions) => answer::<R>(front, guest, request)
-            .await
-            .and_then(|reply| conditional(reply.into_reply(CREATED), &conditions)),
+        Ok(conditions) => {
+            let accept = request.headers().get(ACCEPT).cloned();
+            let accept = accept.as_ref().and_then(|accept| accept.to_str().ok());
+            let done = answer::<R>(front, guest, request).await;
+            let reply = done.and_then(|reply| reply.in_form(CREATED, accept));
+            reply.and_then(|reply| conditional(reply, &conditions))
+        }
         Err(problem) => Err(problem),
     };
     let mut response = done.unwrap_or_else(|problem| problem.reply(request_id));

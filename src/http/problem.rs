@@ -119,6 +119,12 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, next)
     }
 
+    pub fn not_acceptable() -> Self {
+        let detail = "accept: it is there as application/openmetrics-text and as text/plain";
+        let next = "ask for one of them, or leave the header out";
+        Self::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", detail, next)
+    }
+
     pub fn expectation() -> Self {
         let detail = "expect: the one expectation that is met is 100-continue";
         let next = "leave the header expect out";

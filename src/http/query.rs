@@ -31,7 +31,9 @@ pub fn fault<T: DeserializeOwned + IntoParams>(uri: &Uri) -> Problem {
         seen.push(name);
         if !reads_alone::<T>(pair) {
             let may_be = parameter.description.as_deref().unwrap_or("see its description");
-            return Problem::malformed(format!("the query's {name} is not what it may be: {may_be}"));
+            return Problem::malformed(format!(
+                "the query's {name} is not what it may be: {may_be}"
+            ));
         }
     }
     Problem::malformed("the query is not what this route takes")

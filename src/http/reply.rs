@@ -7,6 +7,7 @@ use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::problem::Problem;
 use super::{body, metrics};
 use crate::key::Jwk;
 use crate::service::{
@@ -16,7 +17,7 @@ use crate::service::{
 };
 
 /// A reply that a route gives.
-pub trait IntoReply {
+pub trait IntoReply: Sized {
     /// What OpenAPI calls the body where it is JSON.
     type Shown: ToSchema;
 
@@ -24,6 +25,14 @@ pub trait IntoReply {
     fn outline(created: bool) -> Outline;
 
     fn into_reply(self, created: bool) -> Response;
+
+    /// The same in the form that the `accept` header asks for, where there are several.
+    ///
+    /// # Errors
+    /// None of them is asked for.
+    fn in_form(self, created: bool, _accept: Option<&str>) -> Result<Response, Problem> {
+        Ok(self.into_reply(created))
+    }
 }
 
 /// The statuses and media types that a reply can have.
@@ -43,7 +52,6 @@ impl Outline {
 
 pub const JSON: &str = "application/json";
 const PEM: &str = "application/x-pem-file";
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// For replies without JSON.
 #[derive(Serialize, ToSchema)]
@@ -189,10 +197,19 @@ impl IntoReply for PublicKeyPem {
 impl IntoReply for MetricsView {
     type Shown = Empty;
     fn outline(_created: bool) -> Outline {
-        Outline { statuses: &["200"], media: &[OPENMETRICS], tagged: false }
+        Outline { statuses: &["200"], media: &[metrics::OPENMETRICS, metrics::TEXT], tagged: false }
     }
     fn into_reply(self, _created: bool) -> Response {
-        text(OPENMETRICS, metrics::render(&self))
+        text(metrics::OPENMETRICS, metrics::render(&self))
+    }
+    fn in_form(self, created: bool, accept: Option<&str>) -> Result<Response, Problem> {
+        match metrics::format(accept) {
+            Some(metrics::TEXT) => {
+                Ok(text(metrics::TEXT, metrics::as_text(&metrics::render(&self))))
+            }
+            Some(_) => Ok(self.into_reply(created)),
+            None => Err(Problem::not_acceptable()),
+        }
     }
 }
 

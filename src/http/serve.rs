@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::door::{Admitted, Door};
 use super::framing;
+use super::linger::{Unread, linger};
 use super::listen::Listener;
 use super::perform::{Front, Guest, NothingToForget};
 use super::problem::Problem;
@@ -172,11 +173,35 @@ async fn converse(
     limits: Arc<Limits>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let call = Call { caller: caller.clone(), request_id: Uuid::now_v7() };
-        answer(router.clone(), Guest { call, place: Arc::clone(&place) }, request)
+    let mut wire = Wire::new(stream, Duration::from_millis(limits.answer_timeout_ms));
+    loop {
+        let guest = |request_id| Guest {
+            call: Call { caller: caller.clone(), request_id },
+            place: Arc::clone(&place),
+        };
+        let idle = talk(wire, guest, router.clone(), &limits, &mut stop).await;
+        // A request that came while the connection was about to be closed is answered; the connection takes
+        // no other, so it ends after that.
+        match idle.and_then(Wire::raced) {
+            Some(raced) => wire = raced,
+            None => return,
+        }
+    }
+}
+
+/// Serves the requests of a connection; returns it where it was closed because it was idle.
+async fn talk(
+    wire: Wire,
+    guest: impl Fn(Uuid) -> Guest,
+    router: Router,
+    limits: &Limits,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<Wire> {
+    let unread = Unread::default();
+    let keep_alive = keep_alive(limits);
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        answer(router.clone(), guest(Uuid::now_v7()), request, unread.clone(), keep_alive.clone())
     });
-    let wire = Wire::new(stream, Duration::from_millis(limits.answer_timeout_ms));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
@@ -187,23 +212,40 @@ async fn converse(
         .serve_connection(TokioIo::new(wire), service);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = stopped(&mut stop) => {
+        () = stopped(stop) => {
             std::pin::Pin::new(&mut connection).graceful_shutdown();
             (&mut connection).await
         }
     };
-    if let Err(error) = ended {
-        let request_id = Uuid::now_v7();
-        tracing::debug!(%request_id, %error, "a connection ended early");
-        let Parts { io, read_buf, .. } = connection.into_parts();
-        let problem = match error.is_timeout() {
-            true if read_buf.is_empty() => return, // silent, and then closed: there is no request to answer
-            true => Problem::headers_too_slow(),
-            false if error.is_parse() => Problem::broken(StatusCode::BAD_REQUEST),
-            false => return,
-        };
-        io.into_inner().part(&problem, request_id);
-    }
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    let mut wire = io.into_inner();
+    let Err(error) = ended else {
+        if unread.is_left() {
+            tokio::select! {
+                () = linger(&mut wire, limits.body_bytes) => {}
+                () = stopped(stop) => {}
+            }
+        }
+        return None;
+    };
+    let request_id = Uuid::now_v7();
+    tracing::debug!(%request_id, %error, "a connection ended early");
+    let problem = match error.is_timeout() {
+        true if read_buf.is_empty() => return Some(wire),
+        true => Problem::headers_too_slow(),
+        false if error.is_parse() => Problem::broken(StatusCode::BAD_REQUEST),
+        false => return None,
+    };
+    wire.part(&problem, request_id);
+    None
+}
+
+/// How long an idle connection is kept at least, as it is announced: a second less than it is, so that
+/// clients give it up before it is closed. `None` where that is no whole second.
+fn keep_alive(limits: &Limits) -> Option<HeaderValue> {
+    let seconds = limits.header_timeout_ms.saturating_sub(1000) / 1000;
+    let announced = || HeaderValue::from_str(&format!("timeout={seconds}")).ok();
+    if seconds > 0 { announced() } else { None }
 }
 
 /// Resolves once it is time to stop, or nobody is left who could say so.
@@ -216,12 +258,14 @@ async fn answer(
     router: Router,
     guest: Guest,
     request: hyper::Request<Incoming>,
+    unread: Unread,
+    keep_alive: Option<HeaderValue>,
 ) -> Result<Response, Infallible> {
     let (request_id, place) = (guest.call.request_id, Arc::clone(&guest.place));
     let has_body = !request.body().is_end_stream();
     let misframed = framing::fault(&request);
     let is_last = misframed.is_some() || framing::is_coded(request.headers());
-    let mut request = request.map(Body::new);
+    let mut request = request.map(|body| Body::new(unread.watch(body)));
     // No name needs an escape, so a path that has one is a trick.
     let mut response = if let Err(wait) = place.asks() {
         tokio::time::sleep(HOLD).await;
@@ -240,6 +284,8 @@ async fn answer(
     let headers = response.headers_mut();
     if forget || is_last || place.is_leaving() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if let Some(keep_alive) = keep_alive {
+        headers.insert(HeaderName::from_static("keep-alive"), keep_alive);
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {

@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use std::os::fd::AsRawFd;
+
 use http::StatusCode;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::Sleep;
@@ -29,6 +32,18 @@ impl Wire {
     /// `patience` is how long a caller may take to take an answer.
     pub fn new(stream: UnixStream, patience: Duration) -> Self {
         Self { stream, patience, stuck: None, farewell: Vec::new(), sent: 0 }
+    }
+
+    /// Takes nothing more from the caller; the connection again, where something had come by then. What the
+    /// caller writes later fails at once, so it knows that it was not read.
+    pub fn raced(self) -> Option<Self> {
+        let fd = self.stream.as_raw_fd();
+        shutdown(fd, Shutdown::Read).ok()?;
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(fd, &mut [0], flags) {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(self),
+        }
     }
 
     /// Says why nothing more is answered, unless something like it was said.

@@ -126,9 +126,7 @@ fn private_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pkcs
             } else {
                 decode_secret(text)
             };
-            bytes.map(Pkcs8Der::new).ok_or_else(|| {
-                E::custom(NO_PRIVATE_KEY)
-            })
+            bytes.map(Pkcs8Der::new).ok_or_else(|| E::custom(NO_PRIVATE_KEY))
         }
         fn visit_string<E: serde::de::Error>(self, mut text: String) -> Result<Pkcs8Der, E> {
             let taken = self.visit_str(&text);

@@ -26,27 +26,116 @@ fn the_member_is_named_as_a_pointer_and_what_it_may_be() {
     let appliance = Appliance::new();
     appliance.create_key("k");
     put_secret(&appliance, "s", "k", "x").expect_status(201);
-    let wrapped = b64([7; 256]).as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect::<Vec<_>>().join("\n");
+    let wrapped = b64([7; 256])
+        .as_bytes()
+        .chunks(64)
+        .map(|line| String::from_utf8_lossy(line).into_owned())
+        .collect::<Vec<_>>()
+        .join("\n");
     for (method, path, body, pointer, says) in [
-        ("POST", "/v1/keys/k/suspend", json!({"reason": CANARY}), "/reason", "must be one of unspecified, key-compromise, suspected-compromise, superseded"),
+        (
+            "POST",
+            "/v1/keys/k/suspend",
+            json!({"reason": CANARY}),
+            "/reason",
+            "must be one of unspecified, key-compromise, suspected-compromise, superseded",
+        ),
         ("POST", "/v1/keys/k/suspend", json!({"reason": 7}), "/reason", "must be a string"),
-        ("POST", "/v1/keys/k/suspend", json!({"version": CANARY}), "/version", "must be an integer from 0 to 4294967295"),
-        ("POST", "/v1/keys", json!({"name": "x", "algorithm": CANARY}), "/algorithm", "must be one of RSA-2048, RSA-3072, RSA-4096"),
-        ("POST", "/v1/keys", json!({"name": CANARY, "algorithm": "RSA-2048"}), "/name", "1 to 63 characters"),
+        (
+            "POST",
+            "/v1/keys/k/suspend",
+            json!({"version": CANARY}),
+            "/version",
+            "must be an integer from 0 to 4294967295",
+        ),
+        (
+            "POST",
+            "/v1/keys",
+            json!({"name": "x", "algorithm": CANARY}),
+            "/algorithm",
+            "must be one of RSA-2048, RSA-3072, RSA-4096",
+        ),
+        (
+            "POST",
+            "/v1/keys",
+            json!({"name": CANARY, "algorithm": "RSA-2048"}),
+            "/name",
+            "1 to 63 characters",
+        ),
         ("POST", "/v1/keys", json!({"algorithm": "RSA-2048"}), "/name", "is missing"),
-        ("POST", "/v1/keys", json!({"name": "x", "algorithm": "RSA-2048", "labels": {"a": {"CANARY": 1}}}), "/labels", "must be"),
-        ("POST", "/v1/keys", json!({"name": "x", "algorithm": "RSA-2048", "CANARY": 1}), "", "it may have name, algorithm, mgf1_hash"),
-        ("DELETE", "/v1/keys/k", json!({"waiting_period_days": 70_000}), "/waiting_period_days", "must be an integer from 0 to 65535"),
-        ("POST", "/v1/keys/k/decrypt", json!({"ciphertext": wrapped}), "/ciphertext", "base64 in one line"),
-        ("POST", "/v1/keys/k/decrypt", json!({"items": [{"ciphertext": ""}, {"ciphertext": CANARY}]}), "/items/1/ciphertext", "base64 in one line"),
-        ("POST", "/v1/keys/k/decrypt", json!({"items": [{"ciphertext": "", "CANARY": 1}]}), "/items/0", "it may have ciphertext, version, kid, label"),
-        ("POST", "/v1/keys/k/decrypt", json!({"items": [[CANARY]]}), "/items/0", "must be an object"),
+        (
+            "POST",
+            "/v1/keys",
+            json!({"name": "x", "algorithm": "RSA-2048", "labels": {"a": {"CANARY": 1}}}),
+            "/labels",
+            "must be",
+        ),
+        (
+            "POST",
+            "/v1/keys",
+            json!({"name": "x", "algorithm": "RSA-2048", "CANARY": 1}),
+            "",
+            "it may have name, algorithm, mgf1_hash",
+        ),
+        (
+            "DELETE",
+            "/v1/keys/k",
+            json!({"waiting_period_days": 70_000}),
+            "/waiting_period_days",
+            "must be an integer from 0 to 65535",
+        ),
+        (
+            "POST",
+            "/v1/keys/k/decrypt",
+            json!({"ciphertext": wrapped}),
+            "/ciphertext",
+            "base64 in one line",
+        ),
+        (
+            "POST",
+            "/v1/keys/k/decrypt",
+            json!({"items": [{"ciphertext": ""}, {"ciphertext": CANARY}]}),
+            "/items/1/ciphertext",
+            "base64 in one line",
+        ),
+        (
+            "POST",
+            "/v1/keys/k/decrypt",
+            json!({"items": [{"ciphertext": "", "CANARY": 1}]}),
+            "/items/0",
+            "it may have ciphertext, version, kid, label",
+        ),
+        (
+            "POST",
+            "/v1/keys/k/decrypt",
+            json!({"items": [[CANARY]]}),
+            "/items/0",
+            "must be an object",
+        ),
         ("POST", "/v1/keys/k/decrypt", json!({"items": []}), "/items", "1 to 256"),
         ("POST", "/v1/keys/k/encrypt", json!({"plaintext": 7}), "/plaintext", "base64 in one line"),
-        ("PUT", "/v1/secrets/s", json!({"key": "k", "plaintext": "", "verify": CANARY}), "/verify", "must be true or false"),
+        (
+            "PUT",
+            "/v1/secrets/s",
+            json!({"key": "k", "plaintext": "", "verify": CANARY}),
+            "/verify",
+            "must be true or false",
+        ),
         ("PUT", "/v1/secrets/s", json!({"key": "k"}), "/ciphertext", "give either"),
-        ("POST", "/v1/keys/n/import", json!({"private_key": CANARY}), "/private_key", "a private key as PEM text"),
-        ("POST", "/v1/keys/n/import", json!({"private_key": 7}), "/private_key", "a private key as PEM text"),
+        (
+            "POST",
+            "/v1/keys/n/import",
+            json!({"private_key": CANARY}),
+            "/private_key",
+            "a private key as PEM text",
+        ),
+        (
+            "POST",
+            "/v1/keys/n/import",
+            json!({"private_key": 7}),
+            "/private_key",
+            "a private key as PEM text",
+        ),
     ] {
         let reply = appliance.request(method, path, JSON, body.to_string().as_bytes());
         let (detail, found) = named(&reply);

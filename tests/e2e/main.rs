@@ -39,6 +39,7 @@ mod edited_store;
 mod files_people_have;
 mod fixtures;
 mod hostile;
+mod http_clients;
 mod imports;
 mod inherited;
 mod init;
