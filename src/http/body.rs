@@ -96,7 +96,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], depth: usize) -> Result<T, Probl
     }
     let mut parser = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut parser).map_err(|error| {
-        let json_error::Fault { pointer, what } = json_error::fault(&error);
+        let json_error::Fault { pointer, what } = {
+            let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+            json_error::fault(&error, is_json)
+        };
         Problem::member(&pointer, &what)
     })?;
     parser

@@ -18,10 +18,15 @@ pub struct Fault {
 /// A member whose own members have names that a caller chooses.
 const NAMED_BY_CALLER: &str = "labels";
 
-/// What an error of the parser comes to.
-pub fn fault(error: &Error<serde_json::Error>) -> Fault {
+/// What an error of the parser comes to. `is_json` says whether the body is JSON at all: of a value that cannot
+/// be one of an enumeration, serde says the same as of a syntax error.
+pub fn fault(error: &Error<serde_json::Error>, is_json: bool) -> Fault {
     let inner = error.inner();
     let place = format!(" at line {} column {}", inner.line(), inner.column());
+    if !inner.is_data() && is_json {
+        let what = "must be a string".to_owned();
+        return Fault { pointer: pointer(error.path(), false), what };
+    }
     if !inner.is_data() {
         return Fault { pointer: String::new(), what: format!("it is not JSON,{place}") };
     }
@@ -160,7 +165,8 @@ mod tests {
     fn wrong(body: &str) -> (String, String) {
         let mut parser = serde_json::Deserializer::from_str(body);
         let error = serde_path_to_error::deserialize::<_, Form>(&mut parser).unwrap_err();
-        let Fault { pointer, what } = fault(&error);
+        let Fault { pointer, what } =
+            fault(&error, serde_json::from_str::<serde::de::IgnoredAny>(body).is_ok());
         assert!(!format!("{pointer} {what}").contains("CANARY"), "{pointer} {what}");
         (pointer, what)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 /// How long such a client may take for what is left.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,12 +23,15 @@ const BODIES: usize = 16;
 pub async fn linger(mut stream: impl AsyncRead + Unpin, body_bytes: usize) {
     let forget = async {
         let mut left = body_bytes.saturating_mul(BODIES);
-        // It may be a secret.
-        let mut buffer = Zeroizing::new(vec![0; 16 * 1024]);
+        let mut buffer = vec![0; 16 * 1024];
         while left > 0 {
             match stream.read(&mut buffer).await {
                 Ok(0) => return,
-                Ok(read) => left = left.saturating_sub(read),
+                Ok(read) => {
+                    // It may be a secret.
+                    buffer.get_mut(..read).unwrap_or_default().zeroize();
+                    left = left.saturating_sub(read);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return,
             }

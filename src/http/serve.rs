@@ -218,7 +218,9 @@ async fn talk(
         }
     };
     let Parts { io, read_buf, .. } = connection.into_parts();
-    let mut wire = io.into_inner();
+    let (mut wire, is_silent) = (io.into_inner(), read_buf.is_empty());
+    // It may hold a secret, and what follows takes its time.
+    drop(read_buf);
     let Err(error) = ended else {
         if unread.is_left() {
             tokio::select! {
@@ -231,7 +233,7 @@ async fn talk(
     let request_id = Uuid::now_v7();
     tracing::debug!(%request_id, %error, "a connection ended early");
     let problem = match error.is_timeout() {
-        true if read_buf.is_empty() => return Some(wire),
+        true if is_silent => return Some(wire),
         true => Problem::headers_too_slow(),
         false if error.is_parse() => Problem::broken(StatusCode::BAD_REQUEST),
         false => return None,

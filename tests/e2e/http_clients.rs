@@ -36,7 +36,7 @@ fn answer(stream: &mut UnixStream) -> Option<Reply> {
 #[test]
 fn how_long_an_idle_connection_is_kept_is_announced_and_a_request_that_raced_its_end_is_answered() {
     let appliance = Appliance::configured(|config| {
-        config["limits"] = toml::toml! { header_timeout_ms = 2000 }.into();
+        config.insert("limits".into(), toml::toml! { header_timeout_ms = 2000 }.into());
     });
     let mut first = connect(&appliance);
     first.write_all(GET).expect("written");
@@ -224,7 +224,7 @@ fn what_a_container_runtime_forbids_is_named() {
 
 #[test]
 fn a_group_that_the_socket_cannot_be_given_to_is_named() {
-    let user = User { uid: 64_123, lockable_bytes: 64 << 20 };
+    let user = User { uid: 64_123, lockable_bytes: 8 << 20 };
     let appliance = Appliance::of_user(user);
     appliance.change_config(|config| {
         config["listen"]

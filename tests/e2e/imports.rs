@@ -101,7 +101,7 @@ fn every_kind_of_bad_key_is_named_and_leaves_nothing() {
             text(openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout"], b"")),
         ),
         ("not an RSA", text(openssl(&["genpkey", "-algorithm", "ed25519"], b""))),
-        ("not an RSA", text(openssl(&["genpkey", "-algorithm", "RSA-PSS"], b""))),
+        ("an RSA-PSS key", text(openssl(&["genpkey", "-algorithm", "RSA-PSS"], b""))),
         ("1024 bits", text(rsa("1024"))),
         ("2056 bits", text(rsa("2056"))),
         ("exponent", text(openssl(&["genrsa", "-3", "2048"], b""))),

@@ -56,6 +56,9 @@ pub(super) fn to_pkcs1(stack: &OnLockedStack, input: &[u8]) -> Result<SecretByte
 
 /// One number, base64url without padding, big-endian; decoded in the arena.
 fn number(stack: &OnLockedStack, text: &str) -> Result<SecretBytes, KeyError> {
+    if text.contains('=') {
+        return Err(KeyError::JwkMalformed);
+    }
     let padded = text.len().next_multiple_of(4);
     let mut standard = SecretBytes::zeroed(padded)?;
     let characters = text.bytes().chain(std::iter::repeat(b'='));
