@@ -4,14 +4,24 @@
 //! Of a length beside a coding the parser keeps the coding alone (RFC 9112 §6.3) and does not tell: so no
 //! other request is taken from a connection after a coding (§6.1), and what follows is thrown away.
 
-use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Request, Version};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, Version};
 
 use super::problem::Problem;
 
 /// Whether the request's end is told by its coding.
 pub fn is_coded(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
+}
+
+/// Whether the client closes the connection after it (RFC 9112 §9.6), or speaks HTTP/1.0.
+pub fn ends_connection<B>(request: &Request<B>) -> bool {
+    let closes = |value: &HeaderValue| {
+        let options = value.to_str().unwrap_or_default().split(',');
+        options.map(str::trim).any(|option| option.eq_ignore_ascii_case("close"))
+    };
+    request.version() != Version::HTTP_11
+        || request.headers().get_all(CONNECTION).iter().any(closes)
 }
 
 /// What is wrong with it: a coding besides chunked (RFC 9112 §6.1), or a host missing or named twice

@@ -267,6 +267,7 @@ async fn answer(
     let has_body = !request.body().is_end_stream();
     let misframed = framing::fault(&request);
     let is_last = misframed.is_some() || framing::is_coded(request.headers());
+    let keep_alive = keep_alive.filter(|_| !framing::ends_connection(&request));
     let mut request = request.map(|body| Body::new(unread.watch(body)));
     // No name needs an escape, so a path that has one is a trick.
     let mut response = if let Err(wait) = place.asks() {

@@ -46,8 +46,8 @@ pub enum PinError {
     NotRegular { path: PathBuf },
     /// Others may read it.
     #[error(
-        "the PIN file {} has mode {mode:04o} and group {group}: chmod 0600 it, or 0440 where it belongs to \
-         root and custody's own group (for a secret of Kubernetes: defaultMode: 0400)",
+        "the PIN file {} has mode {mode:04o}: chmod 0600 it; or 0440, where it belongs to root and a group of \
+         custody's (it has group {group}; a secret of Kubernetes: defaultMode: 0400)",
         path.display()
     )]
     Mode { path: PathBuf, mode: u32, group: u32 },

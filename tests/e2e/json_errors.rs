@@ -8,7 +8,7 @@ use crate::acts::put_secret;
 use crate::appliance::{Appliance, JSON, Reply, openssl_encrypt};
 use crate::checks::{b64, but_for_its_number, unb64};
 
-const CANARY: &str = "CANARY-do-not-repeat";
+const CANARY: &str = "CANARY do not repeat";
 
 /// The detail and the pointer of a refusal.
 #[track_caller]
