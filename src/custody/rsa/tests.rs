@@ -323,7 +323,7 @@ fn parts_that_do_not_belong_together_are_refused() {
     let (_, known) = known_key();
     let good = numbers(&known);
     assert_eq!(import_error(&from_numbers(0, &good)), None);
-    assert_eq!(import_error(&from_numbers(1, &good)), Some(KeyError::Malformed), "several primes");
+    assert_eq!(import_error(&from_numbers(1, &good)), Some(KeyError::MultiPrime), "several primes");
     for part in 0..good.len() {
         for change in ["zero", "one more", "two more"] {
             let mut parts = good.clone();
