@@ -113,6 +113,15 @@ pub enum AuditError {
         path.display()
     )]
     Misplaced { path: PathBuf },
+    /// Something else truncated the file that is written, or wrote to it; works again by itself when it has its
+    /// content again.
+    #[error(
+        "{} has {found} bytes instead of {expected}: another process truncated it or wrote to it, as \
+         logrotate does with copytruncate. Take the audit log out of that process's configuration; then \
+         put the copy's bytes back into the same file (`cat COPY > FILE`), and it goes on by itself",
+        path.display()
+    )]
+    Resized { path: PathBuf, expected: u64, found: u64 },
     /// Any other failure of the disk.
     #[error("the disk of the trail failed while {during}: {kind}")]
     Io { during: &'static str, kind: std::io::ErrorKind },

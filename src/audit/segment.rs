@@ -85,9 +85,13 @@ impl Segment {
         self.good
     }
 
-    /// Whether it still lies where it was made.
+    /// Whether it still lies where it was made, and nothing but this process has changed its length.
     pub fn in_place(&self) -> Result<(), AuditError> {
-        self.place.check()
+        match self.place.check_length(self.good) {
+            // A write that failed may have left something behind the end.
+            Err(AuditError::Resized { found, .. }) if self.dirty && found > self.good => Ok(()),
+            checked => checked,
+        }
     }
 
     /// Writes and syncs; on failure nothing of it stays.

@@ -242,7 +242,9 @@ impl Writer {
         let failure = self.shared.lock_durable().failure.clone();
         match (self.in_place(), failure) {
             (Err(error), None) => self.give_up(std::iter::empty(), &error),
-            (Ok(()), Some(AuditError::Misplaced { .. })) => self.settle(std::iter::empty()),
+            (Ok(()), Some(AuditError::Misplaced { .. } | AuditError::Resized { .. })) => {
+                self.settle(std::iter::empty())
+            }
             (Ok(()), Some(_)) if self.try_out().is_ok() => self.settle(std::iter::empty()),
             _ => {}
         }

@@ -60,6 +60,34 @@ fn nothing_is_done_while_the_trail_is_elsewhere() {
     assert!(!appliance.log().contains("panicked"));
 }
 
+/// The newest file of an audit log.
+fn newest_file(directory: &Path) -> std::path::PathBuf {
+    let files =
+        std::fs::read_dir(directory).expect("readable").map(|entry| entry.expect("one").path());
+    files.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).max().expect("a file")
+}
+
+#[test]
+fn a_file_that_is_truncated_in_its_place_is_noticed_and_goes_on_with_its_content() {
+    let (mut appliance, ciphertext) = furnished();
+    let file = newest_file(&appliance.trail());
+    // As logrotate does it: a copy, then the same file is emptied.
+    let copy = std::fs::read(&file).expect("readable");
+    std::fs::OpenOptions::new().write(true).truncate(true).open(&file).expect("truncated");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "trail-unavailable");
+    assert_eq!(std::fs::metadata(&file).expect("there").len(), 0, "nothing was written behind it");
+    let status = appliance.get("/v1/status").json();
+    assert_eq!(status["state"], "trail-unavailable", "{status}");
+    assert!(status["detail"].as_str().expect("a text").contains("copytruncate"), "{status}");
+    // Something else appended to it is no better.
+    std::fs::write(&file, [&copy[..], b"{}\n"].concat()).expect("written");
+    decrypt(&appliance, "k", &ciphertext, None).expect_problem(503, "trail-unavailable");
+    std::fs::write(&file, &copy).expect("written");
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+    appliance.restart();
+    expect_plaintext(&decrypt(&appliance, "k", &ciphertext, None), "x");
+}
+
 #[test]
 fn a_trail_that_goes_is_noticed_without_a_request_and_so_is_its_return() {
     let (appliance, _) = furnished();
