@@ -295,8 +295,37 @@ fn changes_of_state_say_what_they_are_about() {
     assert_eq!(peer.last().json(), expected);
     assert_done(&peer.run(&["key", "suspend", "k"], b""));
     assert_eq!(peer.last().json(), json!({}));
-    assert_done(&peer.run(&["secret", "delete", "s"], b""));
+    let asked = peer.asked().len();
+    for unconfirmed in [
+        &["secret", "delete", "s"][..],
+        &["key", "compromise", "k"],
+        &["key", "deactivate", "k", "--version", "1"],
+        &["master", "retire", "1"],
+        &["recovery", "forget"],
+    ] {
+        let output = peer.run(unconfirmed, b"yes\n");
+        assert_eq!(output.status.code(), Some(2), "{unconfirmed:?}");
+        assert!(text(&output.stderr).contains("--yes"), "{unconfirmed:?}");
+    }
+    assert_eq!(peer.asked().len(), asked, "nothing was asked of the daemon");
+    assert_done(&peer.run(&["secret", "delete", "s", "--yes"], b""));
     assert_eq!(peer.last().line, "DELETE /v1/secrets/s");
+}
+
+#[test]
+fn a_secret_is_replaced_only_once_somebody_agreed() {
+    let exists = r#"{"type":"about:blank","title":"Precondition Failed","status":412,
+        "detail":"the secret exists","code":"precondition-failed","request_id":"rq-2"}"#;
+    let put = ["secret", "put", "s", "--key", "k", "--by-daemon"];
+    let peer = Peer::new(&[("PUT /v1/secrets/s", 412, exists)]);
+    let output = peer.run(&put, b"value");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--yes"), "{}", text(&output.stderr));
+    assert_eq!(peer.asked().len(), 1);
+    assert!(peer.last().headers.contains("if-none-match: *\r\n"), "{}", peer.last().headers);
+    let peer = Peer::new(&[("PUT /v1/secrets/s", 200, "{}")]);
+    assert_done(&peer.run(&[&put[..], &["--yes"]].concat(), b"value"));
+    assert!(!peer.last().headers.contains("if-none-match"), "{}", peer.last().headers);
 }
 
 #[test]

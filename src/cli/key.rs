@@ -214,12 +214,16 @@ impl Key {
             Key::Rotate(rotate) => rotate.run(session),
             Key::Suspend(change) => change.run(session, "suspend", None),
             Key::Resume(change) => change.run(session, "resume", None),
-            Key::Deactivate(change) => {
-                change.run(session, "deactivate", Some("It will never protect again."))
-            }
-            Key::Compromise(change) => {
-                change.run(session, "compromise", Some("It stops at once and for good."))
-            }
+            Key::Deactivate(change) => change.run(
+                session,
+                "deactivate",
+                Some("It will never encrypt again; what it encrypted still opens."),
+            ),
+            Key::Compromise(change) => change.run(
+                session,
+                "compromise",
+                Some("It stops at once and for good: nothing that it encrypted opens any more."),
+            ),
             Key::Destroy(destroy) => destroy.run(session),
             Key::Restore(change) => change.run(session, "restore", None),
             Key::Transfer(transfer) => transfer.run(session, "keys"),

@@ -127,11 +127,8 @@ impl Change {
         verb: &str,
         final_word: Option<&str>,
     ) -> Result<(), Failure> {
-        if let Some(word) = final_word
-            && !self.yes
-            && terminal::attended()
-        {
-            terminal::confirm(&format!("{verb} {}. {word}", self.what()))?;
+        if let Some(word) = final_word {
+            terminal::agree(self.yes, &format!("{verb} {}. {word}", self.what()))?;
         }
         let path = format!("/v1/keys/{}/{verb}", self.name);
         session.out.reply(&session.client.post(&path, &self.body())?, facts)
@@ -154,22 +151,14 @@ impl Change {
 impl Destroy {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
         let change = &self.change;
-        if !change.yes {
-            if !terminal::attended() {
-                return Err(Failure::wrong_use(
-                    format!("destroying {} needs a confirmation", change.what()),
-                    "add --yes where nobody can be asked",
-                ));
-            }
-            let wait = match self.after {
-                Some(period) => format!("in {} days", period.days()),
-                None => "after the configured waiting period".to_owned(),
-            };
-            terminal::confirm(&format!(
-                "destroy {} {wait}. What it protected cannot be opened after that.",
-                change.what()
-            ))?;
-        }
+        let wait = match self.after {
+            Some(period) => format!("in {} days", period.days()),
+            None => "after the configured waiting period".to_owned(),
+        };
+        let what = change.what();
+        let question =
+            format!("destroy {what} {wait}. What it protected cannot be opened after that.");
+        terminal::agree(change.yes, &question)?;
         let mut body = change.body();
         if let Some(period) = self.after {
             body.insert("waiting_period_days".to_owned(), json!(period.days()));

@@ -180,26 +180,20 @@ struct RetireBody<'a> {
 impl Retire {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let generation = self.generation;
-        if !self.yes {
-            if !terminal::attended() {
-                return Err(Failure::wrong_use(
-                    format!("retiring master generation {generation} needs a confirmation"),
-                    "add --yes where nobody can be asked",
-                ));
-            }
-            let lost = match self.leave.as_slice() {
-                [] => String::new(),
-                names => format!(" Lost with it: {}.", names.join(", ")),
-            };
-            let wait = match self.after {
-                Some(period) => format!("in {} days", period.days()),
-                None => "after the configured waiting period".to_owned(),
-            };
-            terminal::confirm(&format!(
-                "destroy the master key of generation {generation} in the token {wait}, for good. Backups from \
-                 before the rotation ended open only with it.{lost}"
-            ))?;
-        }
+        let lost = match self.leave.as_slice() {
+            [] => String::new(),
+            names => format!(" Lost with it: {}.", names.join(", ")),
+        };
+        let wait = match (self.after, &self.pin_file) {
+            (_, Some(_)) => "now".to_owned(),
+            (Some(period), None) => format!("in {} days", period.days()),
+            (None, None) => "after the configured waiting period".to_owned(),
+        };
+        let question = format!(
+            "destroy the master key of generation {generation} in the token {wait}, for good. Backups from \
+             before the rotation ended open only with it.{lost}"
+        );
+        terminal::agree(self.yes, &question)?;
         let pin = self.pin_file.map(|source| pin(&source)).transpose()?;
         let body = RetireBody {
             generation,

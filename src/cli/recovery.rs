@@ -158,15 +158,9 @@ impl Set {
 
 impl Forget {
     fn run(self, session: &Session) -> Result<(), Failure> {
-        if !self.yes {
-            if !terminal::attended() {
-                return Err(Failure::wrong_use(
-                    "forgetting the recovery key needs a confirmation",
-                    "add --yes where nobody can be asked",
-                ));
-            }
-            terminal::confirm("nothing can be recovered without the token after that.")?;
-        }
+        let question =
+            "forget the recovery key. Nothing can be recovered without the token after that.";
+        terminal::agree(self.yes, question)?;
         session.client.delete("/v1/recovery", None::<&Value>, Condition::Any)?;
         follow(session, "/v1/recovery", "pass")?;
         show(session)

@@ -34,13 +34,16 @@ pub enum Secret {
 /// only. It may also come as a ciphertext that a client made (--ciphertext), or go to the daemon to be
 /// encrypted there (--by-daemon). The daemon opens a ciphertext once on trial, so that one made for another
 /// key is refused now and not when the value is needed.
+///
+/// A secret that is there under the name is replaced only after a yes at the terminal, with --yes, or with
+/// --if-match.
 #[derive(Args)]
 #[command(after_help = "Examples:
   printf %s \"$TOKEN\" | strongroom secret put stripe --key payments
   strongroom secret put stripe --key payments --ciphertext token.b64 --version 1
 Every byte counts: `echo` adds a newline to the value, `printf %s` does not.")]
 pub struct Put {
-    /// The name it gets; what is there under it is replaced, unless --create-only or --if-match forbids it
+    /// The name it gets
     name: Name,
     /// The key that it is kept under
     #[arg(long, value_name = "KEY")]
@@ -62,6 +65,9 @@ pub struct Put {
     /// Only where there is no secret of this name: nothing is replaced
     #[arg(long, conflicts_with = "if_match")]
     create_only: bool,
+    /// Replace what is there without asking
+    #[arg(long, short, conflicts_with_all = ["create_only", "if_match"])]
+    yes: bool,
     /// Store a value of no bytes; refused otherwise
     #[arg(long, conflicts_with = "ciphertext")]
     allow_empty: bool,
@@ -165,19 +171,41 @@ impl Put {
 
     /// The daemon's answer, and who encrypted it how.
     fn stored(&self, session: &Session) -> Result<(Reply, String), Failure> {
-        let path = format!("/v1/secrets/{}", self.name);
-        let condition = Condition::of(self.if_match, self.create_only);
         Ok(if self.by_daemon {
             let secret = self.value()?;
             let plaintext = input::base64(secret.expose());
             let body = PlaintextBody { key: &self.key, plaintext: &plaintext };
-            (session.client.put(&path, &body, condition)?, "encrypted by the daemon".to_owned())
+            (self.put(session, &body)?, "encrypted by the daemon".to_owned())
         } else {
             let (mut body, how) = self.encrypted(session)?;
             body.insert("key".to_owned(), json!(self.key));
             body.insert("verify".to_owned(), json!(!self.no_verify));
-            (session.client.put(&path, &body, condition)?, how)
+            (self.put(session, &body)?, how)
         })
+    }
+
+    /// Stores it where there is nothing yet; what is there is replaced once somebody has agreed.
+    fn put(&self, session: &Session, body: &impl Serialize) -> Result<Reply, Failure> {
+        let path = format!("/v1/secrets/{}", self.name);
+        if self.yes {
+            return session.client.put(&path, body, Condition::Any);
+        }
+        let condition = match Condition::of(self.if_match, self.create_only) {
+            Condition::Any => Condition::Absent,
+            asked => return session.client.put(&path, body, asked),
+        };
+        let first = session.client.put(&path, body, condition);
+        let Err(failure) = first else { return first };
+        if !failure.is("precondition-failed") {
+            return Err(failure);
+        }
+        let question = format!(
+            "replace secret {}, which is there already (--if-match REVISION replaces that revision only). Its \
+             value cannot be had back.",
+            self.name
+        );
+        terminal::agree_beside_stdin(false, &question)?;
+        session.client.put(&path, body, Condition::Any)
     }
 
     /// The value. One of no bytes is mostly a mishap upstream, and would replace what is there.
@@ -215,9 +243,11 @@ impl Put {
 
 impl Delete {
     fn run(self, session: &Session) -> Result<(), Failure> {
-        if !self.yes && terminal::attended() {
-            terminal::confirm(&format!("delete secret {}. It cannot be had back.", self.name))?;
-        }
+        let question = format!(
+            "delete secret {}. Whoever reads it gets an error from then on, and it cannot be had back.",
+            self.name
+        );
+        terminal::agree(self.yes, &question)?;
         let path = format!("/v1/secrets/{}", self.name);
         let condition = Condition::of(self.if_match, false);
         session.client.delete(&path, None::<&Value>, condition)?;

@@ -63,9 +63,7 @@ pub fn confirm_at_terminal(question: &str) -> Result<(), Refusal> {
         false => None,
     };
     let Some(terminal) = terminal else {
-        let what = format!("{question} That needs a confirmation");
-        let next = "add --yes where nobody can be asked";
-        return Err(Refusal { what, next, is_wrong_use: true });
+        return Err(Refusal { what: unconfirmed(question), next: ADD_YES, is_wrong_use: true });
     };
     let what = match answered(question, terminal) {
         Ok(true) => return Ok(()),
@@ -75,8 +73,37 @@ pub fn confirm_at_terminal(question: &str) -> Result<(), Refusal> {
     Err(Refusal { what, next: NOT_DONE, is_wrong_use: false })
 }
 
+/// Goes on where `--yes` was given, or the person at the terminal types it.
+///
+/// # Errors
+/// There is no terminal to ask at, or the answer was another one; nothing is to be done then.
+pub fn agree(yes: bool, question: &str) -> Result<(), Failure> {
+    match yes {
+        true => Ok(()),
+        false if attended() => confirm(question),
+        false => Err(Failure::wrong_use(unconfirmed(question), ADD_YES)),
+    }
+}
+
+/// The same where stdin may be something else, such as the value to store.
+pub fn agree_beside_stdin(yes: bool, question: &str) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    confirm_at_terminal(question).map_err(|refusal| match refusal.is_wrong_use {
+        true => Failure::wrong_use(refusal.what, refusal.next),
+        false => Failure::failed(refusal.what, refusal.next),
+    })
+}
+
+const ADD_YES: &str = "add --yes where nobody can be asked";
+
+fn unconfirmed(question: &str) -> String {
+    format!("{question} That needs a confirmation")
+}
+
 /// Asks for a plain yes. Only when stdin and stderr are terminals is there anybody to ask.
-pub fn confirm(question: &str) -> Result<(), Failure> {
+fn confirm(question: &str) -> Result<(), Failure> {
     let answer = answered(question, std::io::stdin().lock());
     match answer.map_err(|error| unreadable(&error.to_string()))? {
         true => Ok(()),
@@ -96,7 +123,7 @@ fn answered(question: &str, from: impl Read) -> std::io::Result<bool> {
 }
 
 /// Whether somebody is there to be asked.
-pub fn attended() -> bool {
+fn attended() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
