@@ -16,6 +16,8 @@ use super::line::{Head, Line};
 pub struct Intent {
     pub(super) subject: Subject,
     pub details: Details,
+    /// It closes something: its line may use the room in reserve.
+    pub(super) restricts: bool,
 }
 
 impl Intent {
@@ -23,6 +25,7 @@ impl Intent {
         Self {
             subject: Subject::new(request, caller, action, resource),
             details: Details::default(),
+            restricts: action.restricts(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::AuditError;
+use super::budget::Budgets;
 use super::line::Head;
 use super::writer::{Job, LOOK};
 
@@ -18,6 +19,7 @@ pub(super) struct Shared {
     /// Told when enough lines for a checkpoint have come.
     pub checkpoint_due: Notify,
     pub backlog: usize,
+    pub budgets: Budgets,
     /// Deeds that can be worked on at the same time.
     processors: usize,
 }
@@ -67,13 +69,14 @@ impl Queue {
 }
 
 impl Shared {
-    pub fn new(durable: Durable, backlog: usize) -> Self {
+    pub fn new(durable: Durable, backlog: usize, budgets: Budgets) -> Self {
         Self {
             queue: Mutex::default(),
             wake: Condvar::new(),
             durable: Mutex::new(durable),
             checkpoint_due: Notify::new(),
             backlog,
+            budgets,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }

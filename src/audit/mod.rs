@@ -6,6 +6,7 @@
 //!
 //! [`verify()`] reads the files alone, with nothing but the public key.
 
+mod budget;
 mod check;
 mod entry;
 mod fill;
@@ -19,6 +20,7 @@ mod place;
 mod read;
 mod recover;
 mod report;
+mod reserve;
 mod segment;
 mod tend;
 mod trail;
@@ -29,6 +31,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use budget::Budgets;
 pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
 pub use look_back::{LookBack, Told};
@@ -49,6 +52,11 @@ pub struct Settings {
     pub directory: PathBuf,
     /// A new file is begun once one has this many bytes.
     pub segment_bytes: u64,
+    /// Room that is kept for the lines of what closes something (lock, suspend, compromise …): so many bytes
+    /// belong to the newest file, and all else is refused while the disk has fewer left besides.
+    pub reserve_bytes: u64,
+    /// How many bytes of lines one principal may cause a day; all of them at once after a rest. 0: no bound.
+    pub bytes_per_day_per_principal: u64,
     /// How long a deed waits for its line before it is refused, in milliseconds.
     pub deadline_ms: u64,
     /// How long an outcome that nobody waits for may wait for company, in milliseconds.
@@ -74,6 +82,8 @@ impl Default for Settings {
         Self {
             directory: PathBuf::from("/var/lib/strongroom/trail"),
             segment_bytes: 16 * 1024 * 1024,
+            reserve_bytes: 3 * 1024 * 1024,
+            bytes_per_day_per_principal: 8 * 1024 * 1024 * 1024,
             deadline_ms: 2000,
             linger_ms: 20,
             backlog: 8192,

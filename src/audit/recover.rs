@@ -11,10 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::budget::Budgets;
 use super::entry::{Code, EventNote, Outcome, Subject, Verdict};
 use super::gather::{Durable, Shared};
 use super::line::{Hash, Head, Kind, Line};
 use super::read::{hash_of, last_line, next_line};
+use super::reserve::Reserve;
 use super::segment::{self, Segment, SegmentFile, of_io, of_opening};
 use super::writer::{Chain, Job, Writer};
 use super::{AuditError, Event, OnBreak, Settings};
@@ -61,8 +63,13 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         failure: None,
     };
     Ok(Writer {
-        shared: Arc::new(Shared::new(durable, settings.backlog)),
+        shared: Arc::new(Shared::new(
+            durable,
+            settings.backlog,
+            Budgets::new(settings.bytes_per_day_per_principal),
+        )),
         directory: directory.clone(),
+        reserve: Reserve::new(settings.reserve_bytes),
         segment_bytes: settings.segment_bytes,
         linger: Duration::from_millis(settings.linger_ms.max(1)),
         checkpoint_lines: settings.checkpoint_lines,

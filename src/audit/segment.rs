@@ -54,7 +54,12 @@ pub(super) struct Segment {
     good: u64,
     /// Something may lie beyond `good` that must go before more is written.
     dirty: bool,
+    /// Up to here the disk's room is the file's own, whoever else fills the disk.
+    held: u64,
 }
+
+/// Room is taken for a file in steps of this many bytes.
+const STEP: u64 = 64 * 1024;
 
 impl Segment {
     /// Makes the file for lines from `first` on, durably.
@@ -69,7 +74,7 @@ impl Segment {
         }
         sync_directory(directory)?;
         let place = Place::of(&file, &path).map_err(|error| of_io("making a file", &error))?;
-        Ok(Self { file, place, good: 0, dirty: false })
+        Ok(Self { file, place, good: 0, dirty: false, held: 0 })
     }
 
     /// Goes on with a file whose first `good` bytes have been checked.
@@ -78,7 +83,7 @@ impl Segment {
         let failed = |error| of_opening("opening the newest file", path, &error);
         let file = open_plain(path, Open::Append).map_err(failed)?;
         let place = Place::of(&file, path).map_err(failed)?;
-        Ok(Self { file, place, good, dirty: true })
+        Ok(Self { file, place, good, dirty: true, held: good })
     }
 
     pub fn len(&self) -> u64 {
@@ -116,26 +121,72 @@ impl Segment {
         written
     }
 
+    /// Sees to it that behind `bytes` more the file has room for `reserve`, and that as much is free on the
+    /// disk for what else has to be written in need, the store's records.
+    ///
+    /// # Errors
+    /// [`AuditError::Full`] where that is not so: only what may use the reserve is written then.
+    pub fn hold(&mut self, bytes: u64, reserve: u64) -> Result<(), AuditError> {
+        let wanted = self.good.saturating_add(bytes).saturating_add(reserve);
+        if reserve == 0 || wanted <= self.held {
+            return Ok(());
+        }
+        let wanted = wanted.saturating_add(STEP);
+        let missing = wanted - self.held.max(self.good);
+        if free_bytes(&self.file).is_some_and(|free| free < missing.saturating_add(reserve)) {
+            return Err(AuditError::Full);
+        }
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, self.good, wanted - self.good) {
+            Ok(()) => self.held = wanted,
+            // Not every file system can; what is free was looked at, and is again with the next lines.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Err(error) => return Err(of_io("keeping room", &error.into())),
+        }
+        Ok(())
+    }
+
+    /// Whether so much is free that a further file can be made, which then has the reserve of this one.
+    pub fn leaves_room_for_another(&self, reserve: u64) -> bool {
+        let needed = reserve.saturating_add(2 * STEP);
+        reserve == 0 || free_bytes(&self.file).is_none_or(|free| free >= needed)
+    }
+
     /// Whether lines could be written: tries it, and takes it back. What a crash leaves of it is cut off
     /// like half a line.
-    pub fn try_out(&mut self) -> Result<(), AuditError> {
+    pub fn try_out(&mut self, reserve: u64) -> Result<(), AuditError> {
+        self.hold(4096, reserve)?;
         let good = self.good;
         self.append(&[b' '; 4096])?;
         (self.good, self.dirty) = (good, true);
-        self.cut_back()
+        self.cut_back()?;
+        self.hold(0, reserve)
     }
 
-    /// Cuts off whatever lies behind the last good line: nothing more is appended here.
+    /// Cuts off whatever lies behind the last good line, and gives up the room that was kept: nothing more is
+    /// appended here.
     pub fn finish(&mut self) -> Result<(), AuditError> {
-        if self.dirty { self.cut_back() } else { Ok(()) }
+        if self.dirty || self.held > self.good { self.truncate() } else { Ok(()) }
     }
 
     fn cut_back(&mut self) -> Result<(), AuditError> {
+        let failed = |error| of_io("cutting back", &error);
+        let length = self.file.metadata().map_err(failed)?.len();
+        if length != self.good {
+            return self.truncate();
+        }
+        // To cut nothing off would give up the room that is kept behind the end.
+        self.file.sync_data().map_err(failed)?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    fn truncate(&mut self) -> Result<(), AuditError> {
         self.file
             .set_len(self.good)
             .and_then(|()| self.file.sync_data())
             .map_err(|error| of_io("cutting back", &error))?;
-        self.dirty = false;
+        (self.dirty, self.held) = (false, self.good);
         Ok(())
     }
 }
@@ -191,6 +242,11 @@ pub fn claim(directory: &Path) -> Result<Claim, AuditError> {
         }
     }
     Err(AuditError::InUse)
+}
+
+fn free_bytes(file: &File) -> Option<u64> {
+    let found = rustix::fs::fstatvfs(file).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 pub(super) fn sync_directory(directory: &Path) -> Result<(), AuditError> {

@@ -14,6 +14,7 @@ use super::recover::recover;
 use super::tend::{HeadKeeper, Signer};
 use super::writer::Job;
 use super::{AuditError, Event, Settings};
+use crate::identity::Caller;
 
 /// The trail of one appliance, open for writing.
 pub struct Trail {
@@ -76,7 +77,22 @@ impl Trail {
 
     /// Hands in an intent. The deed may run meanwhile; it must not show before the entry is there.
     pub fn begin(&self, intent: Intent) -> PendingEntry {
-        PendingEntry(self.hand_in(|reply| Job::Begin { intent, reply }))
+        PendingEntry(self.hand_in(|reply| Job::Begin { intent, owed: false, reply }))
+    }
+
+    /// The same for a deed that nothing holds up: its line is owed until it can be written.
+    pub fn begin_owed(&self, intent: Intent) -> OwedEntry {
+        let (reply, answer) = oneshot::channel();
+        self.shared.push(Job::Begin { intent, owed: true, reply }, true, false);
+        OwedEntry { answer, shared: Arc::clone(&self.shared) }
+    }
+
+    /// Whether this principal may cause more lines today; else after how many seconds it may.
+    pub fn check_budget(&self, caller: &Caller) -> Result<(), u32> {
+        match caller {
+            Caller::Unix(_) => self.shared.budgets.check(&caller.name()),
+            Caller::System(_) => Ok(()),
+        }
     }
 
     /// Hands in what became of a deed.
@@ -194,6 +210,32 @@ impl PendingEntry {
     /// deed must not show.
     pub async fn durable(self) -> Result<Entry, AuditError> {
         self.0.durable().await
+    }
+}
+
+/// An intent whose deed goes ahead of it.
+#[must_use = "its deed needs an outcome"]
+pub struct OwedEntry {
+    answer: oneshot::Receiver<Result<Entry, AuditError>>,
+    shared: Arc<Shared>,
+}
+
+impl OwedEntry {
+    /// Writes the outcome behind the intent. Returns when both are on disk, or after `patience`: then they are
+    /// written when writing works again, in this order.
+    pub async fn close_within(self, outcome: Outcome, patience: Duration) {
+        let Self { answer, shared } = self;
+        let both = tokio::spawn(async move {
+            // Without an entry the writer has ended, or owes more than it can keep.
+            let Ok(Ok(entry)) = answer.await else { return };
+            let (reply, written) = oneshot::channel();
+            entry.end(outcome, Some(reply));
+            shared.hurry();
+            let _ = written.await;
+        });
+        if tokio::time::timeout(patience, both).await.is_err() {
+            tracing::warn!("the entries of what was done are owed to the audit log");
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::entry::{EventNote, Intent, Outcome, Subject};
 use super::fill::Texts;
 use super::gather::Shared;
 use super::line::{Hash, Head, Kind, Line};
+use super::reserve::Reserve;
 use super::segment::{Claim, Segment};
 use super::tend::Signature;
 use super::trail::Entry;
@@ -26,11 +27,31 @@ type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
 
 /// A line that is to be written, and who waits for it.
 pub(super) enum Job {
-    Begin { intent: Intent, reply: Reply<Entry> },
-    Close { of: u64, subject: Subject, outcome: Outcome, reply: Option<Reply<()>> },
-    Refuse { intent: Intent, outcome: Outcome, reply: Reply<()> },
-    Event { note: EventNote, reply: Option<Reply<()>> },
-    Checkpoint { signed: Signed, reply: Reply<()> },
+    /// `owed`: it goes ahead whether the line can be written or not, and so the line is kept until it can.
+    Begin {
+        intent: Intent,
+        owed: bool,
+        reply: Reply<Entry>,
+    },
+    Close {
+        of: u64,
+        subject: Subject,
+        outcome: Outcome,
+        reply: Option<Reply<()>>,
+    },
+    Refuse {
+        intent: Intent,
+        outcome: Outcome,
+        reply: Reply<()>,
+    },
+    Event {
+        note: EventNote,
+        reply: Option<Reply<()>>,
+    },
+    Checkpoint {
+        signed: Signed,
+        reply: Reply<()>,
+    },
     Stop,
 }
 
@@ -55,6 +76,15 @@ impl Job {
                 drop(reply.map(|reply| reply.send(Err(error.clone()))));
             }
             Job::Stop => {}
+        }
+    }
+
+    /// Whose line it is, where it is a principal's.
+    pub(super) fn principal(&self) -> Option<&str> {
+        match self {
+            Job::Begin { intent, .. } | Job::Refuse { intent, .. } => Some(&intent.subject.caller),
+            Job::Close { subject, .. } => Some(&subject.caller),
+            Job::Event { .. } | Job::Checkpoint { .. } | Job::Stop => None,
         }
     }
 
@@ -112,11 +142,20 @@ impl Chain {
     }
 }
 
+/// Which room a group may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// All but the reserve.
+    Any,
+    Reserve,
+}
+
 /// The state of the writing thread.
 pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub directory: PathBuf,
     pub segment_bytes: u64,
+    pub reserve: Reserve,
     pub linger: Duration,
     pub checkpoint_lines: u64,
     pub trail: String,
@@ -184,8 +223,15 @@ impl Writer {
         let before = self.chain;
         let mut group = std::mem::take(&mut self.owed);
         group.append(jobs);
-        match self.append_group(&group) {
-            Ok(numbers) => self.settle(group.drain(..).zip(numbers)),
+        match self.append_group(&group, Room::Any) {
+            Ok(numbers) => {
+                self.has_recovered();
+                self.settle(group.drain(..).zip(numbers));
+            }
+            Err(AuditError::Full) if self.reserve.bytes > 0 => {
+                self.chain = before;
+                self.write_in_reserve(&mut group);
+            }
             Err(error) => {
                 self.chain = before;
                 self.give_up(group.drain(..), &error);
@@ -197,20 +243,30 @@ impl Writer {
         }
     }
 
+    /// Writes of a group what may use the room in reserve, and refuses the rest.
+    fn write_in_reserve(&mut self, group: &mut Vec<Job>) {
+        let (urgent, rest): (Vec<_>, Vec<_>) =
+            group.drain(..).partition(|job| self.reserve.is_for(job));
+        self.give_up(rest.into_iter(), &AuditError::Full);
+        let before = self.chain;
+        match self.append_group(&urgent, Room::Reserve) {
+            Ok(numbers) => self.settle(urgent.into_iter().zip(numbers)),
+            Err(error) => {
+                self.chain = before;
+                self.give_up(urgent.into_iter(), &error);
+            }
+        }
+    }
+
     /// Makes all lines and has them on disk when it returns; the result is their numbers.
-    fn append_group(&mut self, group: &[Job]) -> Result<Vec<u64>, AuditError> {
+    fn append_group(&mut self, group: &[Job], room: Room) -> Result<Vec<u64>, AuditError> {
+        if group.is_empty() {
+            return Ok(Vec::new());
+        }
         self.in_place()?;
         let time = format!("{:.6}", jiff::Timestamp::now());
         self.buffer.clear();
-        let full = |segment: &&mut Segment| segment.len() >= self.segment_bytes;
-        if let Some(segment) = self.segment.as_mut().filter(full) {
-            // What a crash has left behind its last line must not stay behind in an older file.
-            segment.finish()?;
-            self.segment = None;
-        }
-        if self.segment.is_none() {
-            self.segment = Some(Segment::create(&self.directory, self.chain.head.seq + 1)?);
-        }
+        self.next_segment(room)?;
         let segment = self.segment.as_mut().ok_or(AuditError::Closed)?;
         let line = Line { time: &time, trail: &self.trail, ..Line::default() };
         if segment.len() == 0 {
@@ -220,13 +276,49 @@ impl Writer {
             self.chain.append(&mut self.buffer, note.fill(line, &mut Texts::new()));
         }
         let mut numbers = Vec::with_capacity(group.len());
+        let mut ends = Vec::with_capacity(group.len());
         for job in group {
             let mut texts = Texts::new();
             let number = job.fill(line, &mut texts);
             numbers.push(number.map_or(0, |line| self.chain.append(&mut self.buffer, line)));
+            ends.push(self.buffer.len());
+        }
+        if room == Room::Any {
+            segment.hold(self.buffer.len() as u64, self.reserve.bytes)?;
         }
         segment.append(&self.buffer)?;
+        let mut begin = 0;
+        for (job, end) in group.iter().zip(ends) {
+            if let Some(principal) = job.principal() {
+                self.shared.budgets.spend(principal, end - begin);
+            }
+            if room == Room::Reserve {
+                self.reserve.use_up(job, end - begin);
+            }
+            begin = end;
+        }
         Ok(numbers)
+    }
+
+    /// Begins another file where there is none or it is full. Without room for one, what uses the reserve goes
+    /// on in the full one, which has it.
+    fn next_segment(&mut self, room: Room) -> Result<(), AuditError> {
+        let reserve = self.reserve.bytes;
+        if let Some(segment) = &mut self.segment {
+            if segment.len() < self.segment_bytes {
+                return Ok(());
+            }
+            match (segment.leaves_room_for_another(reserve), room) {
+                (true, _) => {}
+                (false, Room::Reserve) => return Ok(()),
+                (false, Room::Any) => return Err(AuditError::Full),
+            }
+            // What a crash has left behind its last line must not stay behind in an older file.
+            segment.finish()?;
+        }
+        self.segment = None;
+        self.segment = Some(Segment::create(&self.directory, self.chain.head.seq + 1)?);
+        Ok(())
     }
 
     /// Lines must not go where nobody will find them.
@@ -243,9 +335,9 @@ impl Writer {
         match (self.in_place(), failure) {
             (Err(error), None) => self.give_up(std::iter::empty(), &error),
             (Ok(()), Some(AuditError::Misplaced { .. } | AuditError::Resized { .. })) => {
-                self.settle(std::iter::empty())
+                self.has_recovered();
             }
-            (Ok(()), Some(_)) if self.try_out().is_ok() => self.settle(std::iter::empty()),
+            (Ok(()), Some(_)) if self.try_out().is_ok() => self.has_recovered(),
             _ => {}
         }
     }
@@ -253,29 +345,35 @@ impl Writer {
     /// Whether lines could be written again, where nobody asks for one: who goes by the status would send
     /// nobody for as long as it says no.
     fn try_out(&mut self) -> Result<(), AuditError> {
+        let reserve = self.reserve.bytes;
         match &mut self.segment {
-            Some(segment) => segment.try_out(),
+            Some(segment) => segment.try_out(reserve),
             None => {
                 let first = self.chain.head.seq + 1;
-                self.segment.insert(Segment::create(&self.directory, first)?).try_out()
+                self.segment.insert(Segment::create(&self.directory, first)?).try_out(reserve)
             }
+        }
+    }
+
+    /// Whatever is asked for can be written.
+    fn has_recovered(&mut self) {
+        let recovered = self.shared.lock_durable().failure.take().is_some();
+        if recovered {
+            self.reserve.refill();
+            tracing::info!(line = self.chain.head.seq, "the trail can be written again");
         }
     }
 
     /// The lines are durable: says so to all who wait.
     fn settle(&mut self, group: impl Iterator<Item = (Job, u64)>) {
-        let recovered = {
+        {
             let mut durable = self.shared.lock_durable();
             durable.head = self.chain.head;
             durable.others = self.chain.others;
-            durable.failure.take().is_some()
-        };
-        if recovered {
-            tracing::info!(line = self.chain.head.seq, "the trail can be written again");
         }
         for (job, seq) in group {
             match job {
-                Job::Begin { intent, reply } => {
+                Job::Begin { intent, reply, .. } => {
                     self.open.insert(seq);
                     let entry = Entry::new(seq, intent.subject, Arc::clone(&self.shared));
                     // An entry that nobody waits for any more closes itself.
@@ -307,7 +405,10 @@ impl Writer {
     fn give_up(&mut self, group: impl Iterator<Item = Job>, error: &AuditError) {
         let first = self.shared.lock_durable().failure.replace(error.clone()).is_none();
         if first {
-            tracing::error!(%error, "the trail cannot be written; every deed is refused");
+            tracing::error!(
+                %error,
+                "the trail cannot be written; every deed is refused but a lock, and on a full disk what closes                  something"
+            );
         }
         for job in group {
             match job {
@@ -320,6 +421,9 @@ impl Writer {
                     if self.owed.len() < self.shared.backlog {
                         self.owed.push(Job::Event { note, reply: None });
                     }
+                }
+                job @ Job::Begin { owed: true, .. } if self.owed.len() < self.shared.backlog => {
+                    self.owed.push(job);
                 }
                 job => job.refuse(error),
             }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::breaker::{Breaker, Turn};
 use super::connection::Connection;
+use super::dial::Dialer;
 use super::link::keep_link;
 use super::link_state::LinkState;
 use super::protocol::{Answer, Fault, Home, Outage, Passing, Reason, Reply, Status, Verb};
@@ -44,6 +45,8 @@ pub enum CustodyError {
 #[derive(Debug, Clone)]
 pub struct LinkSettings {
     pub socket: PathBuf,
+    /// Who connects to it.
+    pub dialer: Dialer,
     /// How long a request may wait for custody to come (back).
     pub deadline: Duration,
     /// The user that custody must run as.

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, shutdown, socket,
-};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -40,15 +38,7 @@ impl Connection {
     }
 
     async fn greet(settings: &LinkSettings) -> Result<Self, WireError> {
-        let fd = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            None,
-        )
-        .map_err(WireError::Socket)?;
-        let address = UnixAddr::new(&settings.socket).map_err(WireError::Socket)?;
-        connect(fd.as_raw_fd(), &address).map_err(WireError::Socket)?;
+        let fd = settings.dialer.dial(&settings.socket).await?;
         // The kernel names who listens: custody itself, or the supervisor that made its socket.
         let uids = [settings.custody_uid, 0];
         if !uids.iter().any(|&uid| super::wire::peer_is(fd.as_fd(), uid)) {

@@ -287,6 +287,7 @@ mod tests {
         tongue_tied(&path);
         let settings = LinkSettings {
             socket: path,
+            dialer: crate::custody::Dialer::Itself,
             deadline: Duration::from_millis(300),
             custody_uid: nix::unistd::getuid().as_raw(),
             max_outage_grace_seconds: 0,

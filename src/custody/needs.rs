@@ -32,6 +32,8 @@ pub struct Surroundings {
     pub state: Option<PathBuf>,
     /// SoftHSM's configuration, where it is not at its usual place.
     pub softhsm: Option<PathBuf>,
+    /// Whether log lines go to the journal.
+    pub journal: bool,
 }
 
 /// Where modules are used to have their configuration.
@@ -61,7 +63,15 @@ pub fn needs(settings: &Settings, token: &token::Settings, around: &Surroundings
     let sockets = settings.sockets;
     // Modules that speak to a daemon share memory and files with it.
     let with_others = sockets != Sockets::None;
-    Needs { read, write, sockets, ipc: with_others, modes: with_others, ..Needs::default() }
+    Needs {
+        read,
+        write,
+        sockets,
+        journal: around.journal,
+        ipc: with_others,
+        modes: with_others,
+        ..Needs::default()
+    }
 }
 
 /// What nobody else needs: the PIN, and where the token's files are.

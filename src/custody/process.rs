@@ -161,6 +161,8 @@ pub enum StartError {
     Thread(io::Error),
     #[error("the process that looks for the token could not be made: {0}")]
     Probe(io::Error),
+    #[error("the process that connects to custody could not be made: {0}")]
+    Dialer(io::Error),
 }
 
 /// A request on its way to another thread, with the connection that its answer goes to.

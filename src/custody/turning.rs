@@ -95,6 +95,7 @@ mod tests {
     fn alone() -> Client {
         let settings = LinkSettings {
             socket: "/nowhere/custody".into(),
+            dialer: crate::custody::Dialer::Itself,
             deadline: Duration::from_millis(50),
             custody_uid: 0,
             max_outage_grace_seconds: 0,

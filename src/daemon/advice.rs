@@ -110,7 +110,9 @@ impl DaemonError {
             }
             Self::Harden(_) => "run it where the process may set its own limits",
             Self::Sandbox(_) => "see [sandbox] mode of the configuration",
-            Self::Unsupervised | Self::Closed => "nothing, where systemd starts it anew",
+            Self::Unsupervised | Self::Unconnected | Self::Closed => {
+                "nothing, where systemd starts it anew"
+            }
             Self::Io { .. } => {
                 "look at the file, the disk and the limits that it is about; try again"
             }

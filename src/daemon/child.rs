@@ -21,7 +21,8 @@ use crate::sandbox::User;
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 pub enum Order {
-    /// Start custody, and start it anew whenever it ends.
+    /// Start custody, and start it anew whenever it ends. The number of the process that connects to it for the
+    /// front follows, four bytes; 0 where the front does so itself.
     Begin = b'b',
     /// End a custody that hangs; it is then started anew. Answered by one byte: whether one ran.
     EndCustody = b'e',
@@ -93,8 +94,10 @@ impl CustodyChild {
     }
 
     /// Has custody started, and started anew whenever it ends.
-    pub fn begin(&mut self) -> Result<(), DaemonError> {
-        self.orders.write_all(&[Order::Begin as u8]).map_err(io("having custody started"))
+    pub fn begin(&mut self, dialer: Option<Pid>) -> Result<(), DaemonError> {
+        let [a, b, c, d] = dialer.map_or(0, Pid::as_raw).to_le_bytes();
+        let order = [Order::Begin as u8, a, b, c, d];
+        self.orders.write_all(&order).map_err(io("having custody started"))
     }
 
     /// A handle to end a custody that hangs. Needs a runtime around it.

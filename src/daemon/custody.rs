@@ -8,10 +8,11 @@ use sd_notify::NotifyState;
 
 use super::config::Config;
 use super::footprint::Footprint;
-use super::notify::Notifier;
+use super::logging::{self, Target};
+use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
 use super::start::passed_descriptors;
-use super::{DaemonError, logging, process_state, threads};
+use super::{DaemonError, process_state, threads};
 use crate::cli::Custody;
 use crate::custody::{self as boundary, Probe, Ready, Surroundings};
 use crate::{sandbox, token};
@@ -25,16 +26,19 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         Config::load(&arguments.config)?.config;
     token::refuse_loose_module(&settings.module)?;
     let named = |variable| std::env::var_os(variable).map(PathBuf::from);
-    let around = Surroundings {
+    let mut around = Surroundings {
         credentials: named("CREDENTIALS_DIRECTORY"),
         state: named("STATE_DIRECTORY"),
         softhsm: named("SOFTHSM2_CONF"),
+        journal: false,
     };
     // While there is one thread, and no PIN and no key that it could inherit.
     let probe = Probe::split_off(&settings, &sandbox, || {
         boundary::needs(&custody.sandbox, &settings, &around)
     })?;
     let logs = logging::start(&log)?;
+    around.journal = logs.target() == Target::Journal;
+    let manager = Manager::connect();
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -59,7 +63,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     inherited.report();
     let shut_in = sandbox::entered().map(tracing::field::display);
     tracing::debug!(arena = %ready.arena(), sandbox = shut_in, "custody is ready");
-    let notifier = Notifier::start();
+    let notifier = Notifier::start(manager);
     notifier.send(NotifyState::Ready);
     let stop = move || {
         let _ = signals.wait();

@@ -11,7 +11,7 @@ use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
 use super::{DaemonError, house};
 use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
-use crate::custody::{self, Client, LinkSettings, Wanted};
+use crate::custody::{self, Client, Dialer, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
 use crate::service::{Appliance, Clock, ConfigRefused, Parts, Seen};
@@ -33,6 +33,7 @@ impl Front {
         path: &Path,
         loaded: &Loaded,
         store: Arc<dyn Store>,
+        dialer: Dialer,
     ) -> Result<Self, DaemonError> {
         let config = &loaded.config;
         let policy = Policy::load(&config.policy)?;
@@ -41,7 +42,7 @@ impl Front {
         if check.lock_was_removed(&wanted) {
             wanted = Wanted::Locked;
         }
-        let custody = Client::start(link(config)?, wanted);
+        let custody = Client::start(link(config, dialer)?, wanted);
         let known = records::read_head(store.as_ref())?;
         let known = known
             .map(|head| head.parse())
@@ -66,6 +67,7 @@ impl Front {
             settings: config.keys.clone(),
             secret_settings: config.secrets,
             refusals_per_minute: config.limits.refusals_per_minute_per_uid,
+            records_per_day: config.limits.records_per_day_per_uid,
             clock,
             house: house::checks(path, config),
             config_file: path.display().to_string(),
@@ -118,9 +120,10 @@ pub fn policy_digest(policy: &Policy) -> [u8; 32] {
     policy.hash().parse().map_or([0; 32], |crate::audit::Hash(digest)| digest)
 }
 
-fn link(config: &Config) -> Result<LinkSettings, DaemonError> {
+fn link(config: &Config, dialer: Dialer) -> Result<LinkSettings, DaemonError> {
     Ok(LinkSettings {
         socket: config.custody.socket.clone(),
+        dialer,
         deadline: Duration::from_millis(config.custody.deadline_ms),
         custody_uid: custody::resolve(config.custody.custody_user.as_deref())?,
         max_outage_grace_seconds: config.custody.max_outage_grace_seconds,

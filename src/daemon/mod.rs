@@ -85,6 +85,10 @@ pub enum DaemonError {
         "the process that starts custody has ended; the front ends with it, to be started anew"
     )]
     Unsupervised,
+    #[error(
+        "the process that connects to custody has ended; the front ends with it, to be started anew"
+    )]
+    Unconnected,
     #[error("nobody is let in any more; the front ends, to be started anew")]
     Closed,
     /// The command was used wrongly; nothing was done.

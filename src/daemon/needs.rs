@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
+use super::logging::{Logs, Target};
 use crate::custody::{self, Surroundings};
 use crate::sandbox::{Mode, Needs, Sockets};
 
@@ -14,7 +15,7 @@ use crate::sandbox::{Mode, Needs, Sockets};
 const USERS: [&str; 2] = ["/run/systemd/userdb", "/var/lib/sss"];
 
 /// Puts it together. What is to be written in is made first: only what is there can be granted.
-pub fn needs(path: &Path, config: &Config) -> Needs {
+pub fn needs(path: &Path, config: &Config, logs: &Logs) -> Needs {
     let (store, trail) = (&config.store.path, &config.audit.directory);
     let socket_in = config.listen.socket.parent().map(Path::to_owned);
     // Where this fails, whoever opens it says why.
@@ -28,7 +29,13 @@ pub fn needs(path: &Path, config: &Config) -> Needs {
         write: vec![store.clone(), trail.clone()],
         socket_in: socket_in.into_iter().collect(),
         never: hidden(config),
-        sockets: Sockets::Local,
+        // Custody is connected to by a process of its own.
+        sockets: match config.sandbox.directory_services {
+            true => Sockets::Local,
+            false => Sockets::None,
+        },
+        listens: true,
+        journal: logs.target() == Target::Journal,
         ipc: false,
         modes: true, // of its socket, once it listens
     }

@@ -1,6 +1,8 @@
 //! What systemd is told of this process (sd_notify(3)), by a thread of its own: a service manager that does
 //! not read must not block a thread that serves or handles signals.
 
+use std::fmt::Write;
+use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
@@ -13,15 +15,41 @@ const CAPACITY: usize = 8;
 #[derive(Clone)]
 pub struct Notifier(SyncSender<NotifyState<'static>>);
 
+/// The service manager's socket, where there is one (`NOTIFY_SOCKET`).
+pub struct Manager(Option<UnixDatagram>);
+
+impl Manager {
+    /// Connects to it. To be called before the sandbox is entered: inside, nothing is connected to.
+    pub fn connect() -> Self {
+        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Self(None) };
+        let connected = UnixDatagram::unbound().and_then(|socket| {
+            socket.connect(&path)?;
+            Ok(socket)
+        });
+        if let Err(error) = &connected {
+            tracing::warn!(%error, "the service manager cannot be notified");
+        }
+        Self(connected.ok())
+    }
+
+    fn notify(&self, state: &NotifyState<'_>) {
+        let Some(socket) = &self.0 else { return };
+        let mut message = String::new();
+        // Writing to a text does not fail.
+        let _ = writeln!(message, "{state}");
+        if let Err(error) = socket.send(message.as_bytes()) {
+            tracing::debug!(%error, "the service manager could not be notified");
+        }
+    }
+}
+
 impl Notifier {
     /// Starts the thread. To be called inside the sandbox, which a thread from before would be outside of.
-    pub fn start() -> Self {
+    pub fn start(manager: Manager) -> Self {
         let (sender, states) = sync_channel(CAPACITY);
         let send = move || {
             for state in states {
-                if let Err(error) = sd_notify::notify(&[state]) {
-                    tracing::debug!(%error, "the service manager could not be notified");
-                }
+                manager.notify(&state);
             }
         };
         let _ = thread::Builder::new().name("notify".to_owned()).spawn(send);

@@ -18,12 +18,12 @@ use super::footprint::Footprint;
 use super::front::{Front, lost, policy_digest};
 use super::logging::{self, Logs};
 use super::needs::needs;
-use super::notify::Notifier;
+use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
 use super::{DaemonError, descriptors, io, process_state, threads};
 use crate::audit::{Event, EventNote};
 use crate::cli::Serve;
-use crate::custody::{Client, LinkState, Spawn};
+use crate::custody::{Client, Dialer, LinkState, Spawn};
 use crate::http::{self, Server};
 use crate::policy::Policy;
 use crate::secret::{self, Use, arena};
@@ -64,28 +64,31 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     // split off while there is one thread and nothing to inherit.
     let mut child = match loaded.config.custody.spawn {
         Spawn::Never => None,
-        Spawn::Auto if sd_notify::booted().unwrap_or(false) && under_systemd() => None,
+        Spawn::Auto if under_systemd() => None,
         Spawn::Auto | Spawn::Always => {
             // It would be refused there, again and again.
             token::refuse_loose_module(&loaded.config.token.module)?;
             Some(CustodyChild::prepare(&arguments.config, &loaded.config.log)?)
         }
     };
+    let Config { custody, listen, sandbox, .. } = &loaded.config;
+    let dialer = Dialer::split_off(&custody.socket, &listen.socket, sandbox)?;
     let logs = logging::start(&loaded.config.log)?;
+    let manager = Manager::connect();
     let arena = arena::Settings { size_bytes: FRONT_ARENA, ..loaded.config.custody.arena.clone() };
     let arena = secret::start(&arena, Use::Front)?;
     secret::harden_process()?;
     descriptors::raise(&loaded.config.limits);
     let footprint = Footprint::of_this_program();
     let sandbox =
-        sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config))?;
+        sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config, &logs))?;
     logs.write();
     inherited.report();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
     // Before custody is started: where another daemon has the store, its custody must not be touched.
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&loaded.config.store)?);
     if let Some(child) = &mut child {
-        child.begin()?;
+        child.begin(dialer.process())?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(front_threads())
@@ -96,7 +99,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let run = run(&arguments.config, &loaded, &logs, store, child.as_ref(), &footprint);
+    let started = Started { child: child.as_ref(), dialer, manager, footprint: &footprint };
+    let run = run(&arguments.config, &loaded, &logs, store, started);
     let result = runtime.block_on(run);
     // Deeds that still run get no more time: their lines say that they were interrupted.
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -121,27 +125,40 @@ fn under_systemd() -> bool {
     std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
+/// What was begun while there was one thread.
+struct Started<'a> {
+    child: Option<&'a CustodyChild>,
+    dialer: Dialer,
+    manager: Manager,
+    footprint: &'a Footprint,
+}
+
 async fn run(
     path: &Path,
     loaded: &Loaded,
     logs: &Logs,
     store: Arc<dyn Store>,
-    child: Option<&CustodyChild>,
-    footprint: &Footprint,
+    Started { child, dialer, manager, footprint }: Started<'_>,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("following signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("following signals"))?;
     let mut children = signal(SignalKind::child()).map_err(io("following signals"))?;
-    let front = Front::open(path, loaded, store).await?;
+    if dialer.has_ended() {
+        return Err(DaemonError::Unconnected);
+    }
+    let front = Front::open(path, loaded, store, dialer.clone()).await?;
     front.tend(config);
     if let Some(child) = child {
         tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
     }
     let listener = match passed_socket() {
         Some(socket) => http::Listener::handed_in(socket),
-        None => http::bind(&config.listen)?,
+        None => {
+            let dialer = dialer.clone();
+            http::bind(&config.listen, Box::new(move || dialer.somebody_listens()))?
+        }
     };
     let appliance = Arc::clone(&front.appliance);
     let limits = descriptors::fit(&config.limits);
@@ -150,7 +167,7 @@ async fn run(
     let (server, mut closed) = server.map_err(io("taking over the socket"))?;
     let serving = tokio::spawn(server.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
-    let notifier = Notifier::start();
+    let notifier = Notifier::start(manager);
     let ready = tokio::spawn(say_ready(front.custody.clone(), notifier.clone()));
     footprint.let_go();
     let mut beat = tokio::time::interval(watchdog_period());
@@ -158,8 +175,8 @@ async fn run(
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = children.recv() => if reap(child) {
-                break Err(DaemonError::Unsupervised);
+            _ = children.recv() => if let Some(missing) = reap(child, &dialer) {
+                break Err(missing);
             },
             _ = &mut closed => break Err(DaemonError::Closed),
             error = lost(front.store.as_ref()) => break Err(DaemonError::StoreLost(error)),
@@ -188,17 +205,20 @@ async fn run(
     end.and(stopped.map_err(DaemonError::from))
 }
 
-/// Takes note of children that have ended; true where the supervisor is among them. As process 1 of a
+/// Takes note of children that have ended; which of those that the front needs is among them. As process 1 of a
 /// container this one is the parent of every process whose own has ended, such as custody's probe.
-fn reap(child: Option<&CustodyChild>) -> bool {
+fn reap(child: Option<&CustodyChild>, dialer: &Dialer) -> Option<DaemonError> {
     while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
         match ended.pid() {
-            None => return false,
-            pid if child.is_some_and(|child| pid == Some(child.pid())) => return true,
+            None => return None,
+            pid if child.is_some_and(|child| pid == Some(child.pid())) => {
+                return Some(DaemonError::Unsupervised);
+            }
+            pid if pid == dialer.process() => return Some(DaemonError::Unconnected),
             Some(_) => {}
         }
     }
-    false
+    None
 }
 
 /// Says that it is ready once custody is there, or after a moment all the same: whoever comes right after a

@@ -29,6 +29,8 @@ struct Watch {
 struct State {
     stopping: bool,
     pid: Option<Pid>,
+    /// Who connects to custody: the front, or the process that does it for the front.
+    connects: Option<Pid>,
 }
 
 /// How long an ended custody stays down, at first and at most.
@@ -50,6 +52,10 @@ pub fn follow(mut orders: UnixStream, program: &Path, start: Start) -> std::io::
     let mut order = [0];
     while orders.read_exact(&mut order).is_ok() {
         if order == [Order::Begin as u8] && supervising.is_none() {
+            let mut dialer = [0; 4];
+            orders.read_exact(&mut dialer)?;
+            let dialer = Some(i32::from_le_bytes(dialer)).filter(|pid| *pid > 0).map(Pid::from_raw);
+            watch.state().connects = Some(dialer.unwrap_or_else(nix::unistd::getppid));
             let (program, start, watch) =
                 (program.to_owned(), Arc::clone(&start), Arc::clone(&watch));
             let builder = thread::Builder::new().name("supervisor".to_owned());
@@ -155,8 +161,10 @@ fn supervise(program: &PathBuf, start: &Start, watch: &Watch) {
 fn spawn(program: &PathBuf, start: &Start, watch: &Watch) -> std::io::Result<Option<Child>> {
     let mut command = Command::new(program);
     command.arg("custody").arg("--config").arg(&start.config).stdin(Stdio::null());
-    // Nobody else but the front, which split this process off and ends with it, may connect.
-    command.arg("--front-pid").arg(nix::unistd::getppid().to_string());
+    // Nobody else may connect but the front, which split this process off and ends with it, or the process that
+    // does so for the front, which ends with it, too.
+    let connects = watch.state().connects;
+    command.args(connects.iter().flat_map(|pid| ["--front-pid".to_owned(), pid.to_string()]));
     // What systemd tells the front is not meant for custody. Ctrl-C goes to the front, which ends
     // custody after its last checkpoint.
     command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");

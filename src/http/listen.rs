@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -90,22 +90,26 @@ pub struct SocketPlace {
     origin: Origin,
 }
 
+/// Whether somebody answers on the socket of the settings. This process cannot find out by itself: it connects
+/// to nothing.
+pub type InUse = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Who can make the socket again.
 enum Origin {
-    Bound { mode: u32, group: Option<Gid> },
+    Bound { mode: u32, group: Option<Gid>, in_use: InUse },
     HandedIn,
 }
 
 /// Binds the socket that the settings describe.
-pub fn bind(settings: &Settings) -> Result<Listener, ListenError> {
+pub fn bind(settings: &Settings, in_use: InUse) -> Result<Listener, ListenError> {
     let path = &settings.socket;
     let mode = parse_mode(&settings.mode)?;
     let group = settings.group.as_deref().map(resolve).transpose()?;
     let failed = |cause| ListenError::Io { path: path.clone(), cause };
     make_parent(path).map_err(failed)?;
-    let origin = Origin::Bound { mode, group };
+    let origin = Origin::Bound { mode, group, in_use };
     let mut place = SocketPlace { path: Some(path.clone()), file: None, origin };
-    let socket = place.bind(path, mode, group)?;
+    let socket = place.make_again()?;
     Ok(Listener { socket, place })
 }
 
@@ -130,14 +134,17 @@ impl SocketPlace {
         }
     }
 
-    /// Makes the socket again at its path.
+    /// Makes the socket at its path, again.
     ///
     /// # Errors
     /// Something else that is in use lies there now, or the socket was handed in: only who made it can.
     pub(super) fn make_again(&mut self) -> Result<UnixListener, ListenError> {
         let path = self.path.clone().unwrap_or_default();
-        match self.origin {
-            Origin::Bound { mode, group } => self.bind(&path, mode, group),
+        match &self.origin {
+            Origin::Bound { mode, group, in_use } => {
+                refuse_occupied(&path, in_use)?;
+                self.bind(&path, *mode, *group)
+            }
             Origin::HandedIn => Err(ListenError::HandedIn(path)),
         }
     }
@@ -148,7 +155,6 @@ impl SocketPlace {
         mode: u32,
         group: Option<Gid>,
     ) -> Result<UnixListener, ListenError> {
-        refuse_occupied(path)?;
         let refused = Cell::new(false);
         let bound = || -> io::Result<UnixListener> {
             let flags = SockFlag::SOCK_CLOEXEC;
@@ -216,12 +222,12 @@ fn make_parent(path: &Path) -> io::Result<()> {
 }
 
 /// A socket that somebody answers on is not ours to replace, and neither is what is no socket.
-fn refuse_occupied(path: &Path) -> Result<(), ListenError> {
+fn refuse_occupied(path: &Path, in_use: &InUse) -> Result<(), ListenError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             Err(ListenError::NotASocket(path.to_owned()))
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(ListenError::InUse(path.to_owned())),
+        Ok(_) if in_use() => Err(ListenError::InUse(path.to_owned())),
         _ => Ok(()),
     }
 }

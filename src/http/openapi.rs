@@ -47,7 +47,7 @@ const PROBLEMS: [(&str, &str); 18] = [
     ("417", "expectation-failed"),
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
     ("428", "precondition-required, where the configuration says so"),
-    ("429", "too-many-requests, too-many-refusals; with Retry-After"),
+    ("429", "too-many-requests, too-many-refusals, audit-budget, record-budget; with Retry-After"),
     ("431", "headers-too-large"),
     ("500", "internal, record-broken, outcome-unrecorded, outcome-unknown"),
     (

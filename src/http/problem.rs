@@ -264,7 +264,9 @@ impl From<&Error> for Problem {
             Error::Invalid { member, .. } => {
                 Self { pointer: Some(format!("/{member}")), ..problem }
             }
-            Error::TooManyRefusals { seconds } => problem.retry(*seconds),
+            Error::TooManyRefusals { seconds }
+            | Error::AuditBudget { seconds }
+            | Error::RecordBudget { seconds } => problem.retry(*seconds),
             // It may be over soon, or needs somebody who acts.
             _ if status == StatusCode::SERVICE_UNAVAILABLE => {
                 let passes = error.cause().is_none_or(|cause| cause.row().passes);
@@ -297,6 +299,15 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "too-many-refusals" => (
             S::TOO_MANY_REQUESTS,
             "stop asking for this; an operator sees why it is refused with `strongroom policy explain`",
+        ),
+        "record-budget" => (
+            S::TOO_MANY_REQUESTS,
+            "store less; an operator finds the bound in [limits] records_per_day_per_uid of the configuration",
+        ),
+        "audit-budget" => (
+            S::TOO_MANY_REQUESTS,
+            "ask for less, or several things at once where the route takes them; an operator finds the \
+             bound in [audit] bytes_per_day_per_principal of the configuration",
         ),
         "not-found" => (S::NOT_FOUND, "list what is there, or create it"),
         "no-such-version" => (S::NOT_FOUND, "show the key to see its versions"),

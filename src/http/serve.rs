@@ -48,6 +48,9 @@ pub struct Limits {
     pub requests_at_once_per_uid: usize,
     /// Refused requests of one user that get a line of their own in the trail, a minute.
     pub refusals_per_minute_per_uid: u32,
+    /// Keys, versions of keys and secrets that one user may store, new or in the place of others, a day; all of
+    /// them at once after a rest. 0: no bound.
+    pub records_per_day_per_uid: u64,
     /// The longest body, in bytes.
     pub body_bytes: usize,
     /// Milliseconds that a connection may take to send its headers.
@@ -69,6 +72,7 @@ impl Default for Limits {
             requests_burst_per_uid: 20_000,
             requests_at_once_per_uid: 64,
             refusals_per_minute_per_uid: 120,
+            records_per_day_per_uid: 100_000,
             body_bytes: 1024 * 1024,
             header_timeout_ms: 5_000,
             body_timeout_ms: 10_000,

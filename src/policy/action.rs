@@ -92,6 +92,27 @@ impl Action {
         Action::BackupCreate,
     ];
 
+    /// Whether what comes of it is that the appliance or a key does less. Such an action is not refused for
+    /// want of room, and not for what its principal has done before.
+    pub fn restricts(self) -> bool {
+        matches!(
+            self,
+            Action::Lock
+                | Action::KeySuspend
+                | Action::KeyDeactivate
+                | Action::KeyCompromise
+                | Action::KeyDestroy
+        )
+    }
+
+    /// Whether a record is stored by it, besides what only an operator's rotation or backup stores.
+    pub fn stores(self) -> bool {
+        matches!(
+            self,
+            Action::KeyCreate | Action::KeyImport | Action::KeyRotate | Action::SecretPut
+        )
+    }
+
     /// The name in policy files and trail: `key:decrypt`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -12,6 +12,7 @@ use crate::store::memory::MemoryStore;
 async fn records(store: &Arc<MemoryStore>) -> (Records, HomeRecord) {
     let settings = LinkSettings {
         socket: "/nonexistent/custody.sock".into(),
+        dialer: crate::custody::Dialer::Itself,
         deadline: Duration::from_millis(50),
         custody_uid: 0,
         max_outage_grace_seconds: 0,

@@ -4,7 +4,8 @@
 //! memory, threads, files and devices, and nobody could keep the list of that for modules unknown here.
 //! (The units add such a list, systemd's `@system-service`.) What is refused: to execute, to debug or
 //! reach into other processes, to change users, privileges, namespaces, mounts, clocks or the kernel;
-//! what leaves something where a process that is not connected can take it; and the interfaces that do other calls' work unseen (io_uring) or serve to attack the kernel. Calls
+//! what leaves something where a process that is not connected can take it; where it needs no other process
+//! of the machine, to connect to one and to send to an address; and the interfaces that do other calls' work unseen (io_uring) or serve to attack the kernel. Calls
 //! that are newer than this list do not exist for the process.
 
 use std::collections::BTreeMap;
@@ -216,7 +217,15 @@ fn list(needs: &Needs) -> Result<BpfProgram, seccompiler::BackendError> {
     }
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> =
         refused.into_iter().map(|call| (call, Vec::new())).collect();
-    rules.insert(libc::SYS_socket, of_sockets(needs.sockets)?);
+    rules.insert(libc::SYS_socket, of_sockets(needs)?);
+    if needs.sockets == Sockets::None {
+        rules.insert(libc::SYS_connect, Vec::new());
+        if !needs.journal {
+            rules.insert(libc::SYS_sendto, to_an_address()?);
+            // Where their messages go stands in memory, which no filter sees.
+            rules.extend([libc::SYS_sendmsg, libc::SYS_sendmmsg].map(|call| (call, Vec::new())));
+        }
+    }
     rules.retain(|call, rules| *call != libc::SYS_socket || !rules.is_empty());
     rules.insert(libc::SYS_clone, of_namespaces()?);
     rules.insert(libc::SYS_prctl, of_visibility()?);
@@ -242,17 +251,27 @@ fn rule(
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-fn of_sockets(sockets: Sockets) -> Rules {
+fn of_sockets(needs: &Needs) -> Rules {
     let (unix, netlink) = (libc::AF_UNIX as u64, libc::AF_NETLINK as u64);
-    match sockets {
+    match needs.sockets {
         Sockets::None => {
             // The kind shares its argument with flags.
             let kind = |kind: i32| rule(&[(0, Eq, unix), (1, MaskedEq(0xf), kind as u64)]);
-            Ok(vec![rule(&[(0, Ne, unix)])?, kind(libc::SOCK_STREAM)?, kind(libc::SOCK_SEQPACKET)?])
+            let mut rules = vec![rule(&[(0, Ne, unix)])?, kind(libc::SOCK_SEQPACKET)?];
+            if !needs.listens {
+                rules.push(kind(libc::SOCK_STREAM)?);
+            }
+            Ok(rules)
         }
         Sockets::Local => Ok(vec![rule(&[(0, Ne, unix), (0, Ne, netlink)])?]),
         Sockets::Network => Ok(Vec::new()),
     }
+}
+
+/// Over a connection, yes; elsewhere, no.
+fn to_an_address() -> Rules {
+    let named = SeccompCondition::new(4, Qword, Ne, 0)?;
+    Ok(vec![SeccompRule::new(vec![named])?])
 }
 
 /// New processes and threads, yes; new namespaces, no.

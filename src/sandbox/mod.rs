@@ -40,13 +40,16 @@ pub enum Mode {
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     pub mode: Mode,
+    /// Whether the front may ask daemons of this machine for users and groups that policy names: sssd, LDAP,
+    /// systemd-homed. It may then connect to any Unix socket that is open to its user.
+    pub directory_services: bool,
 }
 
 /// Which sockets may still be made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sockets {
-    /// Unix datagrams, for logs and the supervisor. Nothing can be connected to that answers.
+    /// Nothing is connected to, and nothing sent to an address: what is connected before stays so.
     #[default]
     None,
     /// Every Unix socket, and netlink, for daemons of this machine.
@@ -67,6 +70,11 @@ pub struct Needs {
     /// Never granted, though it may lie beneath what is: its siblings are granted one by one instead.
     pub never: Vec<PathBuf>,
     pub sockets: Sockets,
+    /// Whether it makes a Unix socket to listen on.
+    pub listens: bool,
+    /// Whether its log lines go to the journal's socket, each to its address: datagrams to any other that its
+    /// user may write to cannot be told from them.
+    pub journal: bool,
     /// Whether it speaks to others by shared memory, message queues and semaphores that have a name.
     pub ipc: bool,
     /// Whether it changes who may open a file. One that may not makes files for its own user alone.

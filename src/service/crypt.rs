@@ -13,6 +13,7 @@ use super::view::Named;
 use crate::audit::{Details, Versions};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, SealedKey};
+use crate::identity::Caller;
 use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError, VersionMeta};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
@@ -305,7 +306,8 @@ impl Appliance {
     ) -> Result<Decrypted, Error> {
         must_be_short(&item.label)?;
         let proof = self.may_process(permit, record, item.pick()?).await?;
-        self.process(record, &proof, item.ciphertext.0, item.label.0).await
+        let input = (item.ciphertext.0, item.label.0);
+        self.process(permit.caller(), record, &proof, input).await
     }
 
     /// The proof that a version may open something; asks policy again where that is a recovery.
@@ -331,10 +333,10 @@ impl Appliance {
     /// Has custody open a ciphertext with the version that the proof names.
     pub(super) async fn process(
         &self,
+        caller: &Caller,
         record: &KeyRecord,
         proof: &MayProcess,
-        ciphertext: Vec<u8>,
-        label: Vec<u8>,
+        (ciphertext, label): (Vec<u8>, Vec<u8>),
     ) -> Result<Decrypted, Error> {
         // What no key could have made would not even reach custody. All else is worked on there, so
         // that it takes as long as any other failure.
@@ -350,7 +352,9 @@ impl Appliance {
             allowance: record.meta.serve_without_token_seconds(),
         };
         let allowance = key.allowance;
+        let slot = self.operation_slot(caller, record.meta.algorithm()).await?;
         let opened = self.custody.decrypt(key, ciphertext, label).await;
+        drop(slot);
         let now = self.key(proof.key()).await;
         if let Ok(now) = &now
             && now.meta.serve_without_token_seconds() != allowance

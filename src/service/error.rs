@@ -20,6 +20,10 @@ pub enum Error {
     /// Denied as well, and too often to be recorded one by one.
     #[error("policy does not permit this, and this user was refused too often in this minute")]
     TooManyRefusals { seconds: u32 },
+    #[error("this user has caused as many bytes of the audit log as one may in a day")]
+    AuditBudget { seconds: u32 },
+    #[error("this user has stored as many records as one may in a day")]
+    RecordBudget { seconds: u32 },
     #[error("there is no {0} of this name")]
     NotFound(&'static str),
     #[error("there is a {0} of this name already")]
@@ -196,6 +200,8 @@ impl Error {
         match self {
             Error::Denied(_) => "denied",
             Error::TooManyRefusals { .. } => "too-many-refusals",
+            Error::AuditBudget { .. } => "audit-budget",
+            Error::RecordBudget { .. } => "record-budget",
             Error::NotFound(_) | Error::NoGeneration(_) => "not-found",
             Error::Exists(_) => "exists",
             Error::Changed { .. } | Error::NothingToMatch => "revision-mismatch",

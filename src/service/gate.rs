@@ -1,6 +1,7 @@
 //! The one way in: judge, have the line written, act, write the outcome.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::field::DisplayValue;
@@ -10,11 +11,12 @@ use super::clock::Clock;
 use super::cursor::Cursors;
 use super::error::Error;
 use super::quiet::Quiet;
-use super::refusals::Refusals;
+use super::refusals::{About, Refusals};
 use super::retirement::Retiring;
 use super::rotation::Rotating;
+use super::scheduling::{Bounds, Scheduler};
 use super::state::{SecretSettings, Settings, Standing};
-use crate::audit::{AuditError, Code, Details, EventNote, Intent, Outcome, Trail};
+use crate::audit::{AuditError, Budgets, Code, Details, EventNote, Intent, Outcome, Trail};
 use crate::custody::protocol::Check;
 use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
@@ -30,6 +32,9 @@ pub enum Trace {
     Before,
     /// Before the result leaves; the act, which changes nothing, may run meanwhile.
     Beside,
+    /// Before the result leaves, if it can be written then. If not, the act is done all the same and its lines
+    /// are owed: nothing keeps the appliance from being locked.
+    Owed,
     /// Not at all when permitted, so that it works without a disk: only what tells how the appliance
     /// does. A refusal has its line all the same.
     Never,
@@ -82,6 +87,9 @@ pub struct Call {
     pub request_id: Uuid,
 }
 
+/// How long an answer waits for lines that are owed.
+const LONGEST_OWED: Duration = Duration::from_millis(500);
+
 /// Everything that acts are done with.
 pub struct Appliance {
     pub(super) policy: RwLock<Arc<Policy>>,
@@ -93,6 +101,8 @@ pub struct Appliance {
     pub(super) secret_settings: RwLock<SecretSettings>,
     pub(super) standing: Standing,
     pub(super) refusals: Refusals,
+    /// What each user has stored.
+    stored: Budgets,
     pub(super) quiet: Quiet,
     pub(super) clock: Clock,
     pub(super) house: HouseChecks,
@@ -105,6 +115,9 @@ pub struct Appliance {
     pub(super) rotating: Rotating,
     pub(super) cursors: Cursors,
     pub(super) retiring: Retiring,
+    /// The order of private operations in custody, and of keys that it makes.
+    pub(super) operations: Arc<Scheduler>,
+    pub(super) generations: Arc<Scheduler>,
 }
 
 /// What an appliance is put together from.
@@ -119,6 +132,8 @@ pub struct Parts {
     pub secret_settings: SecretSettings,
     /// Refused requests of one user that get their own line in the trail, a minute.
     pub refusals_per_minute: u32,
+    /// Records that one user may store a day.
+    pub records_per_day: u64,
     pub clock: Clock,
     pub house: HouseChecks,
     /// The file that settings stand in, to be named to operators.
@@ -144,6 +159,7 @@ pub(super) fn request_id() -> Option<DisplayValue<Uuid>> {
 
 impl Appliance {
     pub fn new(parts: Parts) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             policy: RwLock::new(Arc::new(parts.policy)),
             trail: Arc::new(parts.trail),
@@ -154,6 +170,7 @@ impl Appliance {
             secret_settings: RwLock::new(parts.secret_settings),
             standing: Standing::new(),
             refusals: Refusals::new(parts.refusals_per_minute),
+            stored: Budgets::new(parts.records_per_day),
             quiet: Quiet::default(),
             clock: parts.clock,
             house: parts.house,
@@ -164,6 +181,8 @@ impl Appliance {
             rotating: Rotating::default(),
             cursors: Cursors::new(),
             retiring: Retiring::default(),
+            operations: Scheduler::new(Bounds::for_processors(processors)),
+            generations: Scheduler::new(Bounds::ONE_BY_ONE),
         }
     }
 
@@ -190,16 +209,32 @@ impl Appliance {
         let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
             .with(request.details());
         let judged = self.permit_all::<R>(&call.caller, &resource, request.to_be()).await;
-        let permit = match judged.and_then(|permit| self.open_for(permit)) {
+        let judged = judged.and_then(|permit| self.open_for(permit));
+        let permit = match judged.and_then(|permit| self.within_budget::<R>(permit)) {
             Ok(permit) => permit,
-            Err(error) => return Err(self.refuse(call, intent, error).await),
+            Err(error) => {
+                let about = (R::ACTION, std::mem::discriminant(&resource));
+                return Err(self.refuse(call, intent, about, error).await);
+            }
         };
         match R::TRACE {
             Trace::Never => request.run(permit, self).await,
+            Trace::Owed => {
+                let entry = self.trail.begin_owed(intent);
+                let result = request.run(permit, self).await;
+                let outcome = outcome(&result);
+                let details =
+                    Details { changes: Some(self.records.changes()), ..outcome.details.clone() };
+                entry.close_within(outcome.with(details), LONGEST_OWED).await;
+                result
+            }
             // What it has read is durable with what it commits after.
             Trace::Before => {
                 let entry = self.trail.begin(intent).durable().await?;
                 let result = request.run(permit, self).await;
+                if R::ACTION.stores() && result.is_ok() {
+                    self.stored.spend(&call.caller.name(), 1);
+                }
                 let changes = Some(self.records.changes());
                 let outcome = outcome(&result);
                 let details = Details { changes, ..outcome.details.clone() };
@@ -218,15 +253,33 @@ impl Appliance {
     }
 
     /// Records a refusal, one by one or in their number, and says what the caller is told.
-    async fn refuse(&self, call: &Call, intent: Intent, error: Error) -> Error {
-        match (self.refusals.take(&call.caller), error) {
+    async fn refuse(&self, call: &Call, intent: Intent, about: About, error: Error) -> Error {
+        match (self.refusals.take(&call.caller, about, error.code()), error) {
             (Ok(()), error) => match self.trail.refuse(intent, Code(error.code())).await {
                 Ok(()) => error,
-                Err(unwritten) => unwritten.into(),
+                Err(unwritten) => {
+                    self.refusals.leave_out(&call.caller);
+                    unwritten.into()
+                }
             },
             (Err(seconds), Error::Denied(_)) => Error::TooManyRefusals { seconds },
             (Err(_), error) => error,
         }
+    }
+
+    /// What leaves lines in the trail has to be within its principal's budget of them; what closes something
+    /// goes ahead of that.
+    fn within_budget<R: Request>(&self, permit: Permit) -> Result<Permit, Error> {
+        if R::TRACE == Trace::Never || R::ACTION.restricts() {
+            return Ok(permit);
+        }
+        let caller = permit.caller();
+        self.trail.check_budget(caller).map_err(|seconds| Error::AuditBudget { seconds })?;
+        if R::ACTION.stores() && matches!(caller, Caller::Unix(_)) {
+            let left = self.stored.check(&caller.name());
+            left.map_err(|seconds| Error::RecordBudget { seconds })?;
+        }
+        Ok(permit)
     }
 
     /// While it is locked, or its store is an older one, an appliance tells how it does and lets itself be

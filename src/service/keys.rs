@@ -7,6 +7,7 @@ use super::authorize::owner_of;
 use super::binary::decode_secret;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::scheduling::{Cost, Rank};
 use super::transfer::must_be_able_to_own;
 use super::view::{KeyView, Named};
 use crate::audit::Details;
@@ -162,6 +163,8 @@ impl Request for CreateKey {
         let without_token = appliance.grace(self.serve_without_token_seconds)?;
         let owner = appliance.owner_to_be(&permit, self.owner, &self.labels)?;
         appliance.must_be_free(&self.name).await?;
+        let work = (Cost::of_generation(self.algorithm), Rank::Other);
+        let _slot = appliance.generation_slot(permit.caller(), work).await?;
         let address = first_version(&self.name);
         let _same_master = appliance.same_master().await?;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
@@ -198,6 +201,8 @@ impl Request for ImportKey {
         let known = appliance.records.key(&name).await?;
         conditions.check(known.map(|known| known.revision))?;
         appliance.must_be_free(&name).await?;
+        let work = (Cost::OF_IMPORT, Rank::Other);
+        let _slot = appliance.generation_slot(permit.caller(), work).await?;
         let _same_master = appliance.same_master().await?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         let without_token = appliance.grace(serve_without_token_seconds)?;

@@ -10,6 +10,7 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace, request_id};
 use super::keys::thumbprint;
 use super::precondition::Preconditions;
+use super::scheduling::{Cost, Rank};
 use super::view::{KeyView, Named};
 use crate::audit::{Code, Details};
 use crate::custody::protocol::KeyAddress;
@@ -157,6 +158,14 @@ impl Request for Rotate {
             return Err(Error::Invalid { member: "version", rule });
         }
         let old = appliance.permitted_key(&permit).await?;
+        self.conditions.check(Some(old.revision))?;
+        old.meta.may_rotate()?;
+        let algorithm = old.meta.algorithm();
+        // Another may have changed the key while this waited, and is seen after it.
+        drop(old);
+        let work = (Cost::of_generation(algorithm), Rank::First);
+        let _slot = appliance.generation_slot(permit.caller(), work).await?;
+        let old = appliance.key(&self.name).await?;
         self.conditions.check(Some(old.revision))?;
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);

@@ -36,7 +36,8 @@ pub struct Unlock {
 
 impl Request for Lock {
     const ACTION: Action = Action::Lock;
-    const TRACE: Trace = Trace::Before;
+    // Whoever has to lock it does not wait for a disk.
+    const TRACE: Trace = Trace::Owed;
     type Reply = StatusView;
 
     fn resource(&self) -> Resource {

@@ -31,6 +31,7 @@ mod recovery;
 mod refusals;
 mod retirement;
 mod rotation;
+mod scheduling;
 mod secrets;
 mod socket;
 mod state;

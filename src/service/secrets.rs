@@ -238,7 +238,8 @@ impl Appliance {
                 }
                 if body.verify {
                     let bytes = ciphertext.0.clone();
-                    drop(self.process(key, &proof, bytes, Vec::new()).await?);
+                    let input = (bytes, Vec::new());
+                    drop(self.process(permit.caller(), key, &proof, input).await?);
                 }
                 let (version, kid) = (proof.version(), proof.kid().to_owned());
                 Ok(super::crypt::Encrypted { ciphertext, version, kid })
@@ -336,7 +337,7 @@ impl Appliance {
         let ciphertext = BASE64_STANDARD
             .decode(&secret.ciphertext)
             .map_err(|_| RecordError::Broken(format!("secret/{}", secret.name)))?;
-        self.process(&key, &proof, ciphertext, Vec::new()).await
+        self.process(permit.caller(), &key, &proof, (ciphertext, Vec::new())).await
     }
 }
 

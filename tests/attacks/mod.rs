@@ -4,14 +4,21 @@
 mod backup_as_reader;
 mod batch_versions;
 mod destroyed_masters;
+mod full_log;
+mod heavy_batches;
 mod hidden_names;
+mod hidden_refusals;
 mod key_on_the_stack;
 mod loose_files;
 mod lying_front;
+#[path = "../survival/mounts.rs"]
+#[allow(dead_code)] // these tests use a part of it
+mod mounts;
 mod neighbours_secrets;
 mod odd_ciphertexts;
 mod pin_guessing;
 mod planted_links;
+mod reaching_out;
 mod restore_plan;
 mod silent_front;
 mod terminal_escapes;

@@ -91,6 +91,13 @@ fn attempt(verb: &str, argument: &str) -> Result<(), Error> {
         "tcp-listen" => std::net::TcpListener::bind(argument).map(drop),
         "udp" => std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"key", argument).map(drop),
         "connect" => std::os::unix::net::UnixStream::connect(argument).map(drop),
+        "connect-packets" => reach(argument, SOCK_SEQPACKET, CONNECT),
+        "connect-datagrams" => reach(argument, SOCK_DGRAM, CONNECT),
+        "connect-abstract" => reach(&format!("\0{argument}"), SOCK_STREAM, CONNECT),
+        "datagram" => reach(argument, SOCK_DGRAM, SENDTO),
+        "message" => reach(argument, SOCK_DGRAM, SENDMSG),
+        "netlink" => raw(SOCKET, &[AF_NETLINK, SOCK_RAW, 0]),
+        "family" => raw(SOCKET, &[pid()?, SOCK_RAW, 0]),
         "execute" => std::process::Command::new(argument).status().map(drop),
         "execute-here" => in_child(|| raw(EXECVE, &[argument_pointer(argument), 0, 0])),
         "trace" => raw(PTRACE, &[PTRACE_SEIZE, pid()?, 0, 0]),
@@ -120,6 +127,10 @@ fn attempt(verb: &str, argument: &str) -> Result<(), Error> {
 #[cfg(target_arch = "x86_64")]
 mod numbers {
     use std::ffi::c_long;
+    pub const SOCKET: c_long = 41;
+    pub const CONNECT: c_long = 42;
+    pub const SENDTO: c_long = 44;
+    pub const SENDMSG: c_long = 46;
     pub const EXECVE: c_long = 59;
     pub const KILL: c_long = 62;
     pub const PTRACE: c_long = 101;
@@ -143,6 +154,10 @@ mod numbers {
 #[cfg(target_arch = "aarch64")]
 mod numbers {
     use std::ffi::c_long;
+    pub const SOCKET: c_long = 198;
+    pub const CONNECT: c_long = 203;
+    pub const SENDTO: c_long = 206;
+    pub const SENDMSG: c_long = 211;
     pub const EXECVE: c_long = 221;
     pub const KILL: c_long = 129;
     pub const PTRACE: c_long = 117;
@@ -164,6 +179,12 @@ mod numbers {
     pub const UTIMENSAT: c_long = 88;
 }
 use numbers::*;
+const AF_UNIX: c_long = 1;
+const AF_NETLINK: c_long = 16;
+const SOCK_STREAM: c_long = 1;
+const SOCK_DGRAM: c_long = 2;
+const SOCK_RAW: c_long = 3;
+const SOCK_SEQPACKET: c_long = 5;
 const PIDFD_OPEN: c_long = 434;
 const PIDFD_GETFD: c_long = 438;
 const PTRACE_SEIZE: c_long = 0x4206;
@@ -173,6 +194,24 @@ const AT_FDCWD: c_long = -100;
 const IPC_CREAT: c_long = 0o1000;
 const IPC_RMID: c_long = 0;
 const O_CREAT_RDWR: c_long = 0o102;
+
+/// Sends something to a Unix socket, or connects to it: by the bare calls, as code that was put here would.
+fn reach(path: &str, kind: c_long, call: c_long) -> Result<(), Error> {
+    let socket = raw_value(SOCKET, &[AF_UNIX, kind, 0])?;
+    let mut address = [0_u8; 110];
+    address[..2].copy_from_slice(&(AF_UNIX as u16).to_ne_bytes());
+    address[2..2 + path.len()].copy_from_slice(path.as_bytes());
+    let (at, length) = (address.as_ptr() as c_long, 2 + path.len() as c_long);
+    let text = b"key";
+    let part = [text.as_ptr() as c_long, 3];
+    // struct msghdr: name, its length, parts, their number, control, its length, flags.
+    let message = [at, length, part.as_ptr() as c_long, 1, 0, 0, 0];
+    match call {
+        CONNECT => raw(CONNECT, &[socket, at, length]),
+        SENDTO => raw(SENDTO, &[socket, text.as_ptr() as c_long, 3, 0, at, length]),
+        _ => raw(SENDMSG, &[socket, message.as_ptr() as c_long, 0]),
+    }
+}
 
 /// A system call with up to six arguments.
 fn raw(number: c_long, arguments: &[c_long]) -> Result<(), Error> {

@@ -116,10 +116,11 @@ impl Scratch {
     /// Has custody started and brought to this home; it ends with this.
     pub async fn custody(&mut self, home: &HomeRecord) -> Result<Client, DaemonError> {
         if let Some(custody) = &mut self.custody {
-            custody.begin()?;
+            custody.begin(None)?;
         }
         let link = LinkSettings {
             socket: self.socket(),
+            dialer: crate::custody::Dialer::Itself,
             deadline: DEADLINE,
             custody_uid: self.custody_uid,
             max_outage_grace_seconds: 0,
