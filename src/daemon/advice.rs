@@ -1,6 +1,7 @@
 //! What to do next, for every way in which a command of the daemon's own can fail.
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::DaemonError;
@@ -36,9 +37,17 @@ pub fn told(global: &Global, result: Result<Report, DaemonError>) -> ExitCode {
 pub fn ended(global: &Global, result: Result<(), DaemonError>) -> ExitCode {
     let (global, result) = (global.clone(), result.map_err(|error| error.failure()));
     let (sender, code) = std::sync::mpsc::channel();
-    let print = move || sender.send(cli::finish(&global, result));
-    std::thread::spawn(print);
-    code.recv_timeout(LAST_ERROR).unwrap_or(ExitCode::FAILURE)
+    let unsaid = Arc::new(Mutex::new(Some((global, result))));
+    let print = |unsaid: &Mutex<Option<_>>| {
+        let unsaid = unsaid.lock().unwrap_or_else(PoisonError::into_inner).take();
+        unsaid.map(|(global, result)| cli::finish(&global, result))
+    };
+    let shared = Arc::clone(&unsaid);
+    match std::thread::Builder::new().spawn(move || sender.send(print(&shared))) {
+        Ok(_) => code.recv_timeout(LAST_ERROR).ok().flatten().unwrap_or(ExitCode::FAILURE),
+        // That no thread can be made may be what is to be said.
+        Err(_) => print(&unsaid).unwrap_or(ExitCode::FAILURE),
+    }
 }
 
 /// How long the end of a daemon waits for its last error to be read.
