@@ -270,7 +270,9 @@ fn private_keys_go_as_pem_text_or_base64_of_der() {
 #[test]
 fn a_pin_goes_without_its_line_end() {
     let peer = Peer::new(&[("POST /v1/unlock", 200, "{}")]);
-    for (given, sent) in [(&b"1234\n"[..], "1234"), (b"1234", "1234"), (b"12\n\n", "12\n")] {
+    for (given, sent) in
+        [(&b"1234\n"[..], "1234"), (b"1234", "1234"), (b"12\r\n", "12"), (b"12\n\n", "12")]
+    {
         assert_done(&peer.run(&["unlock", "--pin-file", "-"], given));
         assert_eq!(peer.last().json(), json!({"pin": STANDARD.encode(sent)}));
     }

@@ -10,8 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 
 use super::line::{Hash, Head, Kind, Line, checkpoint_message};
-use super::report::{Finding, FindingKind, Place, Report};
+use super::report::{Finding, FindingKind, Place, ReplacedCheckpoints, Report};
 use super::verify::{Expectations, VerifyKey};
+use crate::custody::{Mark, checkpoint};
 
 /// In a trail that is in use, an intent may be without outcome for as long: far longer than any deed
 /// takes, and what a crash has left open is closed by the next start.
@@ -55,6 +56,8 @@ pub(super) struct Checker<'k> {
     /// Numbers whose lines could not be read or were replaced.
     lost: Vec<(u64, u64)>,
     seen_known: HashMap<u64, Hash>,
+    /// The newest checkpoint with a good signature; number 0 where it has none.
+    mark: Option<Mark>,
     scratch: Vec<u8>,
 }
 
@@ -79,6 +82,7 @@ impl<'k> Checker<'k> {
             orphans: Vec::new(),
             lost: Vec::new(),
             seen_known: HashMap::new(),
+            mark: None,
             scratch: Vec::new(),
         }
     }
@@ -241,17 +245,24 @@ impl<'k> Checker<'k> {
     }
 
     fn checkpoint(&mut self, line: &Line<'_>) {
-        let parts = line.covers.zip(line.head.and_then(|text| text.parse().ok()));
+        let parts = line.covers.zip(line.head.and_then(|text| text.parse::<Hash>().ok()));
         let Some((covers, hash)) = parts else {
             return self.find(line.seq, FindingKind::BadCheckpoint);
         };
-        let head = Head { seq: covers, hash };
-        let message = checkpoint_message(&self.trail, &head, line.at.unwrap_or_default());
+        let at = line.at.unwrap_or_default();
+        let mark = Mark { number: line.number.unwrap_or(0), covers, head: hash.0 };
+        let previous = line.previous.map(|text| text.parse::<Mark>());
+        let message = match (line.number, previous) {
+            (None, None) => checkpoint_message(&self.trail, &Head { seq: covers, hash }, at),
+            (Some(_), Some(Ok(previous))) => checkpoint::message(&self.trail, &mark, &previous, at),
+            _ => return self.find(line.seq, FindingKind::BadCheckpoint),
+        };
         let signature = STANDARD.decode(line.signature.unwrap_or_default()).unwrap_or_default();
         if !self.keys.iter().any(|key| key.verifies(&message, &signature)) {
             return self.find(line.seq, FindingKind::BadSignature);
         }
         self.report.checkpoints += 1;
+        self.link(line.seq, mark, previous.and_then(Result::ok));
         let missing = self.gaps.iter().any(|gap| gap.from <= covers && covers <= gap.to)
             || self.lost.iter().any(|(from, to)| *from <= covers && covers <= *to)
             || self.report.first.is_some_and(|first| covers < first);
@@ -267,7 +278,42 @@ impl<'k> Checker<'k> {
                 _ => self.find(line.seq, FindingKind::Rewritten { covers }),
             },
             None if missing => {}
+            // Signed while many lines were written: the next one covers those, too.
+            None if covers < line.seq.saturating_sub(REMEMBERED as u64) => {}
             None => self.find(line.seq, FindingKind::BadCheckpoint),
+        }
+    }
+
+    /// Holds a checkpoint's place in the chain against the one before it.
+    fn link(&mut self, seq: u64, mark: Mark, previous: Option<Mark>) {
+        let before = self.mark.replace(mark);
+        self.report.number = self.report.number.max(mark.number);
+        // What else is wrong says where the others are.
+        let is_whole = self.report.findings.is_empty()
+            && self.gaps.is_empty()
+            && self.lost.is_empty()
+            && self.blamed.is_empty()
+            && self.suspect.is_none();
+        let genesis = Mark { number: 0, covers: 0, head: Hash::genesis(&self.trail).0 };
+        let Some(previous) = previous else {
+            // Since they are numbered, none is signed without a number.
+            if before.is_some_and(|before| before.number > 0) {
+                self.find(seq, FindingKind::BadCheckpoint);
+            }
+            return;
+        };
+        let fits = match before {
+            Some(before) => before == previous,
+            None => self.expectations.partial || previous == genesis,
+        };
+        if mark.number <= previous.number {
+            self.find(seq, FindingKind::BadCheckpoint);
+        } else if !fits && is_whole {
+            let number = before.map_or(0, |before| before.number);
+            self.find(seq, FindingKind::CheckpointUnlinked { number, previous: previous.number });
+        } else if mark.number > previous.number + 1 {
+            let (from, to) = (previous.number + 1, mark.number - 1);
+            self.report.replaced.push(ReplacedCheckpoints { line: seq, from, to });
         }
     }
 
@@ -318,8 +364,7 @@ impl<'k> Checker<'k> {
         if proven == 0 {
             self.find_at(self.report.first.unwrap_or(0), FindingKind::Unproven, None);
         } else if unproven > self.expectations.most_unproven {
-            let kind = FindingKind::UnprovenEnd { lines: unproven };
-            self.find_at(proven.saturating_add(1), kind, None);
+            self.report.unsigned_tail = true;
         }
     }
 

@@ -212,6 +212,14 @@ pub enum Event {
     /// A key's record does not open, and an operator said that it may be lost with the master key of the
     /// generation, which is destroyed next.
     KeyLeft,
+    /// Lines behind the newest signature were taken as they stand: a crash left them without one.
+    LinesAdopted,
+    /// Custody remembered no checkpoint, and took the one of this line for the newest.
+    CheckpointAdopted,
+    /// Custody's own state was older than the token remembers: it was lost, or put back.
+    CustodyStateLost,
+    /// An operator accepted this trail, which did not end as custody remembers: with the line named.
+    RollbackAccepted,
     /// The store was put under another token with its recovery key, whose fingerprint is the digest: from
     /// here on another key signs. So many keys, and so much that could not be recovered.
     Resealed,
@@ -247,6 +255,10 @@ impl Event {
             Event::Restored => "restored",
             Event::LeftBehind => "left-behind",
             Event::KeyLeft => "key-left",
+            Event::LinesAdopted => "lines-adopted",
+            Event::CheckpointAdopted => "checkpoint-adopted",
+            Event::CustodyStateLost => "custody-state-lost",
+            Event::RollbackAccepted => "rollback-accepted",
             Event::Resealed => "resealed",
         }
     }
@@ -270,6 +282,7 @@ pub struct EventNote {
     pub(super) changes: Option<u64>,
     /// Whose refusals, and how many.
     pub(super) refused: Option<(String, u64)>,
+    pub(super) count: Option<u64>,
     pub(super) at: Option<String>,
     pub(super) store_key: Option<u32>,
 }
@@ -289,6 +302,7 @@ impl EventNote {
             open_from: None,
             changes: None,
             refused: None,
+            count: None,
             at: None,
             store_key: None,
         }
@@ -314,6 +328,11 @@ impl EventNote {
     /// The trail that is no longer in its place ended with this line.
     pub fn left_behind(head: Head) -> Self {
         Self { line: Some(head.seq), ..Self::of(Event::LeftBehind, head.hash.0) }
+    }
+
+    /// `count` lines from `line` on stand behind the newest signature and are taken as they are.
+    pub fn lines_adopted(line: u64, count: u64) -> Self {
+        Self { line: Some(line), count: Some(count), ..Self::new(Event::LinesAdopted) }
     }
 
     /// Something was loaded whose SHA-256 is `digest`.

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::entry::{Details, Event, EventNote, Intent, Outcome, Subject, Verdict};
 use super::line::{Hash, Hex, Kind, Line, plain};
+use crate::custody::Checkpoint;
 use crate::key::{Algorithm, Name};
 
 type RequestText = [u8; uuid::fmt::Hyphenated::LENGTH];
@@ -14,17 +15,25 @@ pub(super) struct Texts {
     request: RequestText,
     hex: Option<Hex>,
     base64: String,
+    previous: String,
 }
 
 impl Texts {
     pub fn new() -> Self {
-        Self { request: [0; uuid::fmt::Hyphenated::LENGTH], hex: None, base64: String::new() }
+        Self {
+            request: [0; uuid::fmt::Hyphenated::LENGTH],
+            hex: None,
+            base64: String::new(),
+            previous: String::new(),
+        }
     }
 
-    /// The texts of a checkpoint: hex of the head, base64 of the signature.
-    pub fn checkpoint(&mut self, head: &Hash, signature: &[u8]) -> (&str, &str) {
-        self.base64 = STANDARD.encode(signature);
-        (self.hex.insert(head.hex()).as_str(), &self.base64)
+    /// The texts of a checkpoint: hex of the head, base64 of the signature, and the one before it.
+    pub fn checkpoint(&mut self, checkpoint: &Checkpoint) -> (&str, &str, &str) {
+        self.base64 = STANDARD.encode(checkpoint.signature_bytes().unwrap_or([0; 64]));
+        self.previous = checkpoint.before.to_string();
+        let head = Hash(checkpoint.mark.head).hex();
+        (self.hex.insert(head).as_str(), &self.base64, &self.previous)
     }
 }
 
@@ -109,7 +118,7 @@ impl EventNote {
         Line {
             kind: Kind::Event,
             caller: self.refused.as_ref().map(|(caller, _)| plain(caller)),
-            count: self.refused.as_ref().map(|(_, count)| *count),
+            count: self.refused.as_ref().map(|(_, count)| *count).or(self.count),
             event: Some(self.event.as_str()),
             key: self.key.as_ref().map(Name::as_str),
             program: (self.event == Event::Start).then_some(env!("CARGO_PKG_VERSION")),

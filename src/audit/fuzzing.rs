@@ -10,11 +10,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::check::Checker;
-use super::line::{Hash, Head, Kind, Line, checkpoint_message};
+use super::line::{Hash, Head, Kind, Line};
 use super::verify::{Expectations, VerifyKey, verify_files, verify_lines};
 use super::{
-    AuditError, BoxFuture, HeadKeeper, Report, Settings, SignError, Signature, Signer, Trail,
+    AuditError, BoxFuture, HeadKeeper, Report, Settings, SignError, Signature, Signer, ToSign,
+    Trail,
 };
+use crate::custody::protocol::{Newest, Replaced};
+use crate::custody::{Mark, checkpoint};
 
 /// One line, and what stands in it.
 pub fn line(data: &[u8]) {
@@ -50,6 +53,7 @@ static SAMPLE: LazyLock<Sample> = LazyLock::new(|| {
     let key = VerifyKey::from_point(pair.public_key().as_ref()).expect("a point");
     let mut lines = Vec::new();
     let mut head = Head { seq: 0, hash: Hash::genesis(TRAIL) };
+    let mut before = Mark { number: 0, covers: 0, head: head.hash.0 };
     for deed in 0..8 {
         let (action, resource) = (Some("key:decrypt"), Some("key/payments"));
         let deed_line = Line { action, resource, caller: Some("unix:1000"), ..Line::default() };
@@ -57,7 +61,11 @@ static SAMPLE: LazyLock<Sample> = LazyLock::new(|| {
         let (kind, of, result) = (Kind::Outcome, Some(head.seq), Some("done"));
         append(&mut lines, &mut head, Line { kind, of, result, revision: Some(deed), ..deed_line });
         if deed == 3 || deed == 6 {
-            let message = checkpoint_message(TRAIL, &head, TIME);
+            let number = before.number + 1;
+            let mark = Mark { number, covers: head.seq, head: head.hash.0 };
+            let message = checkpoint::message(TRAIL, &mark, &before, TIME);
+            let previous = before.to_string();
+            before = mark;
             let signature = pair.sign(&SystemRandom::new(), &message).expect("signs");
             let (hex, signature) = (head.hash.hex(), STANDARD.encode(signature));
             let line = Line {
@@ -65,6 +73,8 @@ static SAMPLE: LazyLock<Sample> = LazyLock::new(|| {
                 covers: Some(head.seq),
                 head: Some(hex.as_str()),
                 at: Some(TIME),
+                number: Some(number),
+                previous: Some(&previous),
                 signer: Some(1),
                 signature: Some(&signature),
                 ..Line::default()
@@ -238,7 +248,20 @@ impl Drop for Scratch {
 struct Nobody;
 
 impl Signer for Nobody {
-    fn sign(&self, _message: Vec<u8>) -> BoxFuture<Result<Signature, SignError>> {
+    fn sign(&self, _wanted: ToSign) -> BoxFuture<Result<Signature, SignError>> {
+        Box::pin(std::future::ready(Err(SignError::NotReady)))
+    }
+
+    fn newest(&self) -> BoxFuture<Result<Newest, SignError>> {
+        Box::pin(std::future::ready(Err(SignError::NotReady)))
+    }
+
+    fn begin(
+        &self,
+        _trail: String,
+        _newest: Mark,
+        _behind_end: bool,
+    ) -> BoxFuture<Result<Option<Replaced>, SignError>> {
         Box::pin(std::future::ready(Err(SignError::NotReady)))
     }
 }

@@ -1,6 +1,7 @@
 //! Where lines wait for the thread that writes them: taken one by one from those who hand them in, given
 //! to the thread in groups; and how far the trail is safely on disk.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub(super) struct Shared {
     /// Told when enough lines for a checkpoint have come.
     pub checkpoint_due: Notify,
     pub backlog: usize,
+    /// Nothing is written yet.
+    held: AtomicBool,
     pub budgets: Budgets,
     /// Deeds that can be worked on at the same time.
     processors: usize,
@@ -31,6 +34,8 @@ struct Queue {
     urgent: bool,
     /// A stop was handed in: nothing new is begun.
     stopping: bool,
+    /// Nothing is taken any more but a last checkpoint.
+    sealed: bool,
     /// The writer has ended.
     closed: bool,
 }
@@ -76,16 +81,35 @@ impl Shared {
             durable: Mutex::new(durable),
             checkpoint_due: Notify::new(),
             backlog,
+            held: AtomicBool::new(false),
             budgets,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         }
+    }
+
+    /// Whether lines wait until it is said that they may be written.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
+        self.hurry();
+    }
+
+    /// Takes nothing more but a checkpoint, unless something waits already: whether it is so.
+    pub fn seal(&self) -> bool {
+        let mut queue = self.lock();
+        queue.sealed |= queue.jobs.is_empty();
+        queue.sealed
     }
 
     /// Hands in a line. With `urgent`, the writer is woken; else it comes by soon. Work that has not
     /// happened yet is `refusable`: it is turned away when too much waits.
     pub fn push(&self, job: Job, urgent: bool, refusable: bool) {
         let mut queue = self.lock();
-        let error = if queue.closed || (refusable && queue.stopping) {
+        let is_last = matches!(job, Job::Checkpoint { .. } | Job::Stop);
+        let error = if queue.closed || (refusable && queue.stopping) || (queue.sealed && !is_last) {
             Some(AuditError::Closed)
         } else {
             (refusable && queue.jobs.len() >= self.backlog).then_some(AuditError::Busy)

@@ -8,8 +8,10 @@
 //! prev(n) = SHA-256(bytes of line n-1, without its newline)
 //! ```
 //!
-//! A checkpoint line says that the chain was `head` at line `covers` when it was `at`, and carries an
-//! ECDSA P-256 signature (r ‖ s, base64) with SHA-256 over
+//! A checkpoint line says that the chain was `head` at line `covers` when it was `at`, which `number` it has
+//! in the chain of checkpoints and which one was `previous`, and carries an ECDSA P-256 signature (r ‖ s,
+//! base64) with SHA-256 over what `custody::checkpoint` says. Those of version 0.1.0 have no number, and
+//! their signature is over
 //!
 //! ```text
 //! "strongroom trail checkpoint v1\n" ‖ trail ‖ "\n" ‖ covers ‖ "\n" ‖ head ‖ "\n" ‖ at ‖ "\n"
@@ -130,7 +132,8 @@ pub struct Line<'a> {
     pub line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Event `refusals-left-out`: how many refusals of the caller have no line of their own.
+    /// Event `refusals-left-out`: how many refusals of the caller have no line of their own. Event
+    /// `lines-adopted`: how many lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
     /// Outcome: `done`, `failed`, `refused` or `interrupted`.
@@ -147,6 +150,11 @@ pub struct Line<'a> {
     pub head: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<&'a str>,
+    /// Checkpoint: its number, and the one before it as `number:covers:head`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<&'a str>,
     /// Event `restored`: the oldest store key whose seals count from here on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_key: Option<u32>,
@@ -295,7 +303,7 @@ impl From<Head> for String {
     }
 }
 
-/// What the signature of a checkpoint is made over.
+/// What the signature of a checkpoint of version 0.1.0 is made over.
 pub fn checkpoint_message(trail: &str, head: &Head, at: &str) -> Vec<u8> {
     let Head { seq, hash } = head;
     format!("strongroom trail checkpoint v1\n{trail}\n{seq}\n{hash}\n{at}\n").into_bytes()

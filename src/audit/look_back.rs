@@ -65,13 +65,21 @@ impl LookBack {
         &mut self,
         show: &mut impl FnMut(u64, Told<'_>) -> ControlFlow<()>,
     ) -> Result<u64, AuditError> {
+        self.step_by_line(&mut |line| match read(line) {
+            Some((seq, told)) => show(seq, told),
+            None => ControlFlow::Continue(()),
+        })
+    }
+
+    /// The same, of the lines themselves.
+    pub(super) fn step_by_line(
+        &mut self,
+        show: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<u64, AuditError> {
         self.read_block(show).map_err(|error| of_io("looking back", &error))
     }
 
-    fn read_block(
-        &mut self,
-        show: &mut impl FnMut(u64, Told<'_>) -> ControlFlow<()>,
-    ) -> io::Result<u64> {
+    fn read_block(&mut self, show: &mut impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<u64> {
         let Some(newest) = self.files.last() else { return Ok(0) };
         let file = open_plain(&newest.path, Open::Read)?;
         let end = match self.end {
@@ -95,9 +103,7 @@ impl LookBack {
             self.files.pop();
         }
         for line in lines.split(|&byte| byte == b'\n').rev() {
-            if let Some((seq, told)) = read(line)
-                && show(seq, told).is_break()
-            {
+            if show(line).is_break() {
                 self.files.clear();
                 return Ok(0);
             }

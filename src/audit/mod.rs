@@ -6,8 +6,10 @@
 //!
 //! [`verify()`] reads the files alone, with nothing but the public key.
 
+mod begin;
 mod budget;
 mod check;
+mod end;
 mod entry;
 mod fill;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -31,14 +33,16 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use begin::SigningKey;
 pub use budget::Budgets;
+pub use end::newest_checkpoint;
 pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
 pub use look_back::{LookBack, Told};
 pub use read::{Filter, Page, TrailFile, last_head};
-pub use report::{Finding, FindingKind, Report};
+pub use report::{Finding, FindingKind, Judgement, ReplacedCheckpoints, Report};
 pub use segment::{Claim, claim};
-pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer};
+pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer, ToSign};
 pub use trail::{Closing, Entry, PendingEntry, Status, Trail};
 pub use verify::{
     Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files, verify_opened,
@@ -138,6 +142,9 @@ pub enum AuditError {
     /// The line was not durable in time.
     #[error("the trail did not take the line in time")]
     Deadline,
+    /// Nothing is written before it is known that this is the trail that custody remembers.
+    #[error("the trail is not written before custody has said which checkpoint is the newest")]
+    Held,
     /// Too many lines wait.
     #[error("too many lines wait for the trail")]
     Busy,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::budget::Budgets;
+use super::end::End;
 use super::entry::{Code, EventNote, Outcome, Subject, Verdict};
 use super::gather::{Durable, Shared};
 use super::line::{Hash, Head, Kind, Line};
@@ -23,7 +24,10 @@ use super::{AuditError, Event, OnBreak, Settings};
 use crate::sandbox::{Open, open_plain};
 
 /// Makes the writer that goes on where the files end.
-pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<Writer, AuditError> {
+pub(super) fn recover(
+    settings: &Settings,
+    known_head: Option<Head>,
+) -> Result<(Writer, End), AuditError> {
     let directory = &settings.directory;
     let claim = segment::claim(directory)?;
     let found = Found::look(directory)
@@ -54,6 +58,7 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         owed.push(event(EventNote { bytes: Some(found.torn), ..EventNote::new(Event::TailCut) }));
     }
     owed.extend(found.open.iter().map(|(seq, line)| interrupted(*seq, line)));
+    let end = End::find(directory, &found.trail, found.head)?;
     let chain = Chain { head: found.head, others: found.uncovered };
     let durable = Durable {
         head: found.head,
@@ -62,7 +67,7 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         checkpoint: None,
         failure: None,
     };
-    Ok(Writer {
+    let writer = Writer {
         shared: Arc::new(Shared::new(
             durable,
             settings.backlog,
@@ -82,7 +87,8 @@ pub(super) fn recover(settings: &Settings, known_head: Option<Head>) -> Result<W
         owed,
         buffer: Vec::new(),
         claim,
-    })
+    };
+    Ok((writer, end))
 }
 
 /// What the trail's files hold.

@@ -61,8 +61,9 @@ pub enum FindingKind {
     IntentWithoutOutcome,
     /// Nothing vouches for any line: there is no checkpoint that a given key made, and no known head.
     Unproven,
-    /// More lines than may be stand behind the last that something vouches for.
-    UnprovenEnd { lines: u64 },
+    /// The checkpoint says that it follows number `previous`, and number `number` is the one before it here:
+    /// others were taken away, and the lines that they covered may be other ones.
+    CheckpointUnlinked { number: u64, previous: u64 },
     /// An outcome names an intent (`of`) that is not there, or had its outcome already.
     OutcomeWithoutIntent { of: u64 },
 }
@@ -84,6 +85,13 @@ pub struct Report {
     pub uncovered: u64,
     /// The last line that a signature or a known head vouches for.
     pub proven: u64,
+    /// The number of the newest checkpoint; 0 where none has one.
+    pub number: u64,
+    /// Checkpoints that an operator replaced by what stands here: `rollback-accepted` in the trail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<ReplacedCheckpoints>,
+    /// More lines than may be stand behind the last that a signature or a known head vouches for.
+    pub unsigned_tail: bool,
     /// Intents at the end whose deed may still be under way (only where the trail is in use).
     pub under_way: u64,
     pub findings: Vec<Finding>,
@@ -93,13 +101,43 @@ pub struct Report {
     pub milliseconds: u64,
 }
 
+/// Numbers of checkpoints that were signed and are not here, although the next one follows: custody signed
+/// over them because an operator had accepted an older trail, as after a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ReplacedCheckpoints {
+    /// The line of the checkpoint that goes on.
+    pub line: u64,
+    pub from: u64,
+    pub to: u64,
+}
+
+/// What a verification comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judgement {
+    /// Nothing is wrong, and all but the last few lines are signed.
+    Sound,
+    /// Nothing is wrong with what is signed, and more lines than may be stand behind it: those may be forged.
+    UnsignedTail,
+    NotSound,
+}
+
 impl Report {
     /// Most findings that are listed one by one.
     pub(super) const LISTED: usize = 1000;
 
-    /// Whether nothing is wrong with what is there.
+    /// What it comes to.
+    pub fn judgement(&self) -> Judgement {
+        match (self.findings.is_empty(), self.unsigned_tail) {
+            (false, _) => Judgement::NotSound,
+            (true, true) => Judgement::UnsignedTail,
+            (true, false) => Judgement::Sound,
+        }
+    }
+
+    /// Whether nothing is wrong, and all but the last few lines are signed.
     pub fn is_sound(&self) -> bool {
-        self.findings.is_empty()
+        self.judgement() == Judgement::Sound
     }
 }
 
@@ -180,9 +218,10 @@ impl fmt::Display for Finding {
                 f,
                 "no checkpoint is signed by the given key, and no known head was given: all of it may be forged"
             )?,
-            FindingKind::UnprovenEnd { lines } => write!(
+            FindingKind::CheckpointUnlinked { number, previous } => write!(
                 f,
-                "the {lines} lines from line {line} on have no signature behind them: they may be forged"
+                "the checkpoint in line {line} follows number {previous}, and the one before it here is number \
+                 {number}: signed ones were taken away, and lines before it may have been written anew"
             )?,
             FindingKind::OutcomeWithoutIntent { of } => {
                 write!(f, "the outcome in line {line} is of line {of}, which is no open intent")?;
@@ -213,11 +252,24 @@ impl fmt::Display for Report {
         if self.further_findings > 0 {
             writeln!(f, "FOUND       {} more", self.further_findings)?;
         }
+        for ReplacedCheckpoints { line, from, to } in &self.replaced {
+            writeln!(
+                f,
+                "accepted    checkpoints {from} to {to} were replaced by what stands before line {line}: an \
+                 operator accepted an older trail (`rollback-accepted`)"
+            )?;
+        }
         let behind = self.last.map_or(0, |last| last.seq).saturating_sub(self.proven);
-        match (self.is_sound(), behind) {
-            (false, _) => writeln!(f, "NOT SOUND"),
-            (true, 0) => writeln!(f, "sound"),
-            (true, _) => writeln!(
+        match (self.judgement(), behind) {
+            (Judgement::NotSound, _) => writeln!(f, "NOT SOUND"),
+            (Judgement::UnsignedTail, _) => writeln!(
+                f,
+                "UNSIGNED TAIL: sound up to line {}; the {behind} lines behind it have no signature and may be \
+                 forged",
+                self.proven
+            ),
+            (Judgement::Sound, 0) => writeln!(f, "sound"),
+            (Judgement::Sound, _) => writeln!(
                 f,
                 "sound up to line {}; the {behind} lines behind it are chained, and not proved",
                 self.proven

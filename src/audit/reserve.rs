@@ -29,7 +29,7 @@ impl Reserve {
             }
             Job::Refuse { .. } => false,
             Job::Event { note, .. } => note.event != Event::RefusalsLeftOut,
-            Job::Close { .. } | Job::Checkpoint { .. } | Job::Stop => true,
+            Job::Close { .. } | Job::Checkpoint { .. } | Job::Seal { .. } | Job::Stop => true,
         }
     }
 

@@ -4,21 +4,36 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use super::line::{Head, checkpoint_message};
+use super::begin::head_of;
+use super::entry::EventNote;
+use super::gather::Durable;
+use super::line::Head;
 use super::writer::{Job, Signed};
-use super::{AuditError, Trail};
+use super::{AuditError, Event, Trail};
+use crate::custody::protocol::{Newest, Replaced};
+use crate::custody::{Checkpoint, Mark};
 
-/// A signature of the trail's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is to be signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToSign {
+    pub trail: String,
+    pub head: Head,
+    /// The newest checkpoint that the trail holds.
+    pub before: Mark,
+    /// The trail ends with it in order.
+    pub closes: bool,
+}
+
+/// A checkpoint that was signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
-    /// Which generation of the key made it.
-    pub generation: u32,
-    /// ECDSA over P-256: r ‖ s, 32 bytes each, big endian.
-    pub bytes: [u8; 64],
+    pub checkpoint: Checkpoint,
+    /// Custody remembered none, and believed which one was the newest.
+    pub adopted: bool,
 }
 
 /// Why there is no signature now. Lines are written nevertheless, and it is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     /// The appliance has no signing key yet, or is locked.
     #[error("there is no signing key to use")]
@@ -26,14 +41,29 @@ pub enum SignError {
     /// The token or the way to it does not work now.
     #[error("the signing key cannot be reached")]
     Unavailable,
+    /// The newest checkpoint that custody remembers is another one than the trail has.
+    #[error("{0}")]
+    NotNewest(String),
 }
 
 /// A future that borrows nothing.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Signs checkpoints: ECDSA P-256 with SHA-256 over the message as it is.
+/// Signs checkpoints in a chain, and remembers the newest one.
 pub trait Signer: Send + Sync {
-    fn sign(&self, message: Vec<u8>) -> BoxFuture<Result<Signature, SignError>>;
+    /// Signs the next one; what was asked before and not answered is given again.
+    fn sign(&self, wanted: ToSign) -> BoxFuture<Result<Signature, SignError>>;
+
+    /// What is remembered.
+    fn newest(&self) -> BoxFuture<Result<Newest, SignError>>;
+
+    /// A trail is gone on with whose newest checkpoint is this one; what it was accepted in the place of.
+    fn begin(
+        &self,
+        trail: String,
+        newest: Mark,
+        behind_end: bool,
+    ) -> BoxFuture<Result<Option<Replaced>, SignError>>;
 }
 
 /// Keeps heads of the trail somewhere else; the newest one is handed to [`Trail::open`] next time.
@@ -43,28 +73,57 @@ pub trait HeadKeeper: Send + Sync {
     fn keep(&self, head: Head, signed: bool) -> BoxFuture<()>;
 }
 
-/// A signature that is older than this many lines when it arrives is not used: `verify` keeps the
-/// hashes of four times as many.
-const MAX_BEHIND: u64 = 16 * 1024;
-
 impl Trail {
     /// Signs the newest head, if anything came since the last checkpoint, and returns what is covered
     /// when the checkpoint is durable. One is made at a time.
     pub async fn checkpoint(&self) -> Result<Head, AuditError> {
-        let _one = self.signing.lock().await;
+        self.sign_head(false).await
+    }
+
+    /// The same; with `closes`, it is the last one of a trail that ends in order.
+    pub(super) async fn sign_head(&self, closes: bool) -> Result<Head, AuditError> {
+        let mut newest = self.newest.lock().await;
         let durable = self.shared.durable();
         if let Some(covered) = durable.checkpoint.filter(|_| durable.uncovered() == 0) {
             return Ok(covered);
         }
-        let (head, at) = (durable.head, format!("{:.6}", jiff::Timestamp::now()));
-        let signature = self.signer.sign(checkpoint_message(&self.id, &head, &at)).await?;
-        if self.head().seq - head.seq > MAX_BEHIND {
-            return Err(AuditError::Deadline);
+        let signed = match self.signer.sign(self.to_sign(*newest, &durable, closes)).await {
+            Err(SignError::NotNewest(why)) => {
+                // It may have signed one whose answer was lost: then that one comes first.
+                let known = self.signer.newest().await?;
+                let Some(checkpoint) = self.missing(&known, *newest)? else {
+                    return Err(SignError::NotNewest(why).into());
+                };
+                self.write_checkpoint(&mut newest, checkpoint, None).await?;
+                self.signer.sign(self.to_sign(*newest, &durable, closes)).await?
+            }
+            signed => signed?,
+        };
+        let Signature { checkpoint, adopted } = signed;
+        let head = self.write_checkpoint(&mut newest, checkpoint, Some(durable.others)).await?;
+        if adopted {
+            self.event(EventNote::new(Event::CheckpointAdopted).about_line(head.seq)).await?;
         }
-        let signed = Signed { head, at, signature, others: durable.others };
+        Ok(head)
+    }
+
+    fn to_sign(&self, before: Mark, durable: &Durable, closes: bool) -> ToSign {
+        ToSign { trail: self.id.clone(), head: durable.head, before, closes }
+    }
+
+    /// Writes the next checkpoint; `others` lines that are none are covered by it, where that is known.
+    pub(super) async fn write_checkpoint(
+        &self,
+        newest: &mut Mark,
+        checkpoint: Checkpoint,
+        others: Option<u64>,
+    ) -> Result<Head, AuditError> {
+        let (mark, head) = (checkpoint.mark, head_of(&checkpoint.mark));
+        let signed = Signed { checkpoint, others: others.unwrap_or(0) };
         self.hand_in(|reply| Job::Checkpoint { signed, reply }).durable().await?;
+        *newest = mark;
         self.keeper.keep(head, true).await;
-        tracing::info!(target: "strongroom::audit", trail = %self.id, %head, "checkpoint");
+        tracing::info!(target: "strongroom::audit", trail = %self.id, %head, number = mark.number, "checkpoint");
         Ok(head)
     }
 

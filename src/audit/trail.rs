@@ -1,5 +1,6 @@
 //! The trail as those who act see it: begin, close, refuse, tell, stop.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::end::End;
 use super::entry::{Code, EventNote, Intent, Outcome, Subject, Verdict};
 use super::gather::Shared;
 use super::line::Head;
@@ -14,6 +16,7 @@ use super::recover::recover;
 use super::tend::{HeadKeeper, Signer};
 use super::writer::Job;
 use super::{AuditError, Event, Settings};
+use crate::custody::Mark;
 use crate::identity::Caller;
 
 /// The trail of one appliance, open for writing.
@@ -23,8 +26,13 @@ pub struct Trail {
     pub(super) shared: Arc<Shared>,
     pub(super) signer: Arc<dyn Signer>,
     pub(super) keeper: Arc<dyn HeadKeeper>,
-    /// Held while a checkpoint is made.
-    pub(super) signing: tokio::sync::Mutex<()>,
+    /// The newest checkpoint; held while one is made.
+    pub(super) newest: tokio::sync::Mutex<Mark>,
+    /// How it ended when it was opened.
+    pub(super) end: End,
+    /// It was begun with; and custody's lost state has its line.
+    pub(super) begun: AtomicBool,
+    pub(super) told_of_state: AtomicBool,
     known_changes: Option<u64>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -55,7 +63,27 @@ impl Trail {
         signer: Arc<dyn Signer>,
         keeper: Arc<dyn HeadKeeper>,
     ) -> Result<Self, AuditError> {
-        let writer = recover(settings, known_head)?;
+        Self::opened(settings, known_head, (signer, keeper), false)
+    }
+
+    /// The same; nothing is written before [`Trail::begin_history`] has found that it fits.
+    pub fn open_held(
+        settings: &Settings,
+        known_head: Option<Head>,
+        signer: Arc<dyn Signer>,
+        keeper: Arc<dyn HeadKeeper>,
+    ) -> Result<Self, AuditError> {
+        Self::opened(settings, known_head, (signer, keeper), true)
+    }
+
+    fn opened(
+        settings: &Settings,
+        known_head: Option<Head>,
+        (signer, keeper): (Arc<dyn Signer>, Arc<dyn HeadKeeper>),
+        held: bool,
+    ) -> Result<Self, AuditError> {
+        let (writer, end) = recover(settings, known_head)?;
+        writer.shared.hold(held);
         let (id, shared) = (writer.trail.clone(), Arc::clone(&writer.shared));
         let known_changes = writer.changes;
         let thread = std::thread::Builder::new()
@@ -68,7 +96,10 @@ impl Trail {
             shared,
             signer,
             keeper,
-            signing: tokio::sync::Mutex::new(()),
+            newest: tokio::sync::Mutex::new(end.newest),
+            end,
+            begun: AtomicBool::new(false),
+            told_of_state: AtomicBool::new(false),
             known_changes,
             writer: Mutex::new(Some(thread)),
         };
@@ -153,7 +184,9 @@ impl Trail {
     /// The same, with another bound on how long signing may take.
     pub async fn stop_within(&self, patience: Duration) -> Result<(), AuditError> {
         let told = self.event(EventNote::new(Event::Stop)).await;
-        match tokio::time::timeout(patience, self.checkpoint()).await {
+        // With nothing open, the last checkpoint says that nothing comes after it.
+        let sealed = self.hand_in(|reply| Job::Seal { reply }).durable().await.unwrap_or(false);
+        match tokio::time::timeout(patience, self.sign_head(sealed)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "stopping without a last checkpoint"),
             Err(_) => tracing::warn!("stopping without a last checkpoint: signing takes too long"),

@@ -15,12 +15,12 @@ use tokio::sync::oneshot;
 use super::entry::{EventNote, Intent, Outcome, Subject};
 use super::fill::Texts;
 use super::gather::Shared;
-use super::line::{Hash, Head, Kind, Line};
+use super::line::{Hash, Head, Kind, Line, plain};
 use super::reserve::Reserve;
 use super::segment::{Claim, Segment};
-use super::tend::Signature;
 use super::trail::Entry;
 use super::{AuditError, Event};
+use crate::custody::{Checkpoint, Mark};
 use crate::turns::Turns;
 
 type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
@@ -52,14 +52,16 @@ pub(super) enum Job {
         signed: Signed,
         reply: Reply<()>,
     },
+    /// Answers whether no deed is open and nothing more is taken but a last checkpoint.
+    Seal {
+        reply: Reply<bool>,
+    },
     Stop,
 }
 
 /// A checkpoint whose signature is there.
 pub(super) struct Signed {
-    pub head: Head,
-    pub at: String,
-    pub signature: Signature,
+    pub checkpoint: Checkpoint,
     /// How many lines other than checkpoints it covers.
     pub others: u64,
 }
@@ -75,6 +77,7 @@ impl Job {
             Job::Close { reply, .. } | Job::Event { reply, .. } => {
                 drop(reply.map(|reply| reply.send(Err(error.clone()))));
             }
+            Job::Seal { reply } => drop(reply.send(Err(error.clone()))),
             Job::Stop => {}
         }
     }
@@ -84,7 +87,7 @@ impl Job {
         match self {
             Job::Begin { intent, .. } | Job::Refuse { intent, .. } => Some(&intent.subject.caller),
             Job::Close { subject, .. } => Some(&subject.caller),
-            Job::Event { .. } | Job::Checkpoint { .. } | Job::Stop => None,
+            Job::Event { .. } | Job::Checkpoint { .. } | Job::Seal { .. } | Job::Stop => None,
         }
     }
 
@@ -99,20 +102,23 @@ impl Job {
             }
             Job::Event { note, .. } => Some(note.fill(line, texts)),
             Job::Checkpoint { signed, .. } => Some(signed.fill(line, texts)),
-            Job::Stop => None,
+            Job::Seal { .. } | Job::Stop => None,
         }
     }
 }
 
 impl Signed {
     fn fill<'a>(&'a self, line: Line<'a>, texts: &'a mut Texts) -> Line<'a> {
-        let (head, signature) = texts.checkpoint(&self.head.hash, &self.signature.bytes);
+        let Checkpoint { mark, at, generation, .. } = &self.checkpoint;
+        let (head, signature, previous) = texts.checkpoint(&self.checkpoint);
         Line {
             kind: Kind::Checkpoint,
-            covers: Some(self.head.seq),
+            covers: Some(mark.covers),
             head: Some(head),
-            at: Some(&self.at),
-            signer: Some(self.signature.generation),
+            at: Some(plain(at)),
+            number: Some(mark.number),
+            previous: Some(previous),
+            signer: Some(*generation),
             signature: Some(signature),
             ..line
         }
@@ -223,6 +229,9 @@ impl Writer {
         let before = self.chain;
         let mut group = std::mem::take(&mut self.owed);
         group.append(jobs);
+        if self.shared.is_held() {
+            return self.keep_or_refuse(group.drain(..), &AuditError::Held);
+        }
         match self.append_group(&group, Room::Any) {
             Ok(numbers) => {
                 self.has_recovered();
@@ -371,6 +380,7 @@ impl Writer {
             durable.head = self.chain.head;
             durable.others = self.chain.others;
         }
+        let mut seals = Vec::new();
         for (job, seq) in group {
             match job {
                 Job::Begin { intent, reply, .. } => {
@@ -389,12 +399,18 @@ impl Writer {
                 Job::Checkpoint { signed, reply } => {
                     let mut durable = self.shared.lock_durable();
                     durable.covered_others = durable.covered_others.max(signed.others);
-                    durable.checkpoint = Some(signed.head);
+                    let Mark { covers, head, .. } = signed.checkpoint.mark;
+                    durable.checkpoint = Some(Head { seq: covers, hash: Hash(head) });
                     drop(durable);
                     drop(reply.send(Ok(())));
                 }
+                Job::Seal { reply } => seals.push(reply),
                 Job::Stop => {}
             }
+        }
+        for reply in seals {
+            let nothing_is_open = self.open.is_empty() && self.owed.is_empty();
+            drop(reply.send(Ok(nothing_is_open && self.shared.seal())));
         }
         if self.shared.lock_durable().uncovered() >= self.checkpoint_lines {
             self.shared.checkpoint_due.notify_one();
@@ -407,9 +423,15 @@ impl Writer {
         if first {
             tracing::error!(
                 %error,
-                "the trail cannot be written; every deed is refused but a lock, and on a full disk what closes                  something"
+                "the trail cannot be written; every deed is refused but a lock, and on a full disk what closes \
+                 something"
             );
         }
+        self.keep_or_refuse(group, error);
+    }
+
+    /// Refuses what has not happened yet, and keeps the rest.
+    fn keep_or_refuse(&mut self, group: impl Iterator<Item = Job>, error: &AuditError) {
         for job in group {
             match job {
                 Job::Close { of, subject, outcome, reply } => {

@@ -10,16 +10,18 @@ use super::input::Source;
 use super::output::Output;
 use super::problem::Failure;
 use crate::audit::{
-    Expectations, FindingKind, Head, Report, VerifyError, VerifyKey, verify, verify_opened,
+    Expectations, FindingKind, Head, Judgement, Report, VerifyError, VerifyKey, verify,
+    verify_opened,
 };
 use crate::sandbox::{self, Needs, User, trusted};
 
 /// Verify a trail offline, from its files and the public key of its signatures
 ///
-/// Names what was flipped, dropped, reordered, cut off, rolled back or brought in from elsewhere, and
-/// intents without an outcome; exits with 1 when there is any of it. Lines after the last checkpoint are
-/// proved only by a head that was kept elsewhere (--head): `strongroom status` shows the newest. Where
-/// nothing at all is proved, or too much at the end is not, that is a finding.
+/// Names what was flipped, dropped, reordered, cut off, rolled back or brought in from elsewhere, checkpoints
+/// that were taken away, and intents without an outcome; exits with 1 when there is any of it, or where
+/// nothing at all is proved. Lines after the last checkpoint are proved only by a head that was kept elsewhere
+/// (--head): `strongroom status` shows the newest. Where more than --most-unproven lines stand there, the
+/// verdict is "unsigned-tail" and the exit code 4: what stands before them is sound, and they may be forged.
 #[derive(Args)]
 #[command(group = ArgGroup::new("trail").required(true).args(["dir", "files"]))]
 #[command(after_help = "Examples:
@@ -44,7 +46,8 @@ pub struct Verify {
     /// It need not begin with line 1: older files were put away
     #[arg(long)]
     partial: bool,
-    /// So many lines may stand at the end without a signature or known head behind them
+    /// So many lines may stand at the end without a signature or known head behind them, for the trail to be
+    /// called sound
     #[arg(long, value_name = "LINES", default_value_t = Expectations::MOST_UNPROVEN)]
     most_unproven: u64,
 }
@@ -78,12 +81,22 @@ impl Verify {
         let only_open = report.findings.iter().all(|finding| {
             matches!(finding.kind, FindingKind::IntentWithoutOutcome | FindingKind::Torn)
         });
-        if !report.is_sound() && only_open && !self.in_use {
+        if report.judgement() == Judgement::UnsignedTail {
+            out.note(
+                "in use: verify again once a checkpoint is written (within [audit] checkpoint_seconds), or \
+                 give the newest head that is known from elsewhere with --head",
+            );
+        }
+        if report.judgement() == Judgement::NotSound && only_open && !self.in_use {
             out.note(
                 "if the trail was in use when it was read, --in-use allows for deeds under way",
             );
         }
-        if report.is_sound() { Ok(()) } else { Err(Failure::Told) }
+        match report.judgement() {
+            Judgement::Sound => Ok(()),
+            Judgement::UnsignedTail => Err(Failure::ToldInPart),
+            Judgement::NotSound => Err(Failure::Told),
+        }
     }
 }
 
@@ -139,14 +152,14 @@ fn unfit(error: impl std::fmt::Display) -> Failure {
 /// A report and what it comes to, for programs.
 #[derive(Serialize)]
 struct Told<'a> {
-    verdict: &'static str,
+    verdict: Judgement,
     #[serde(flatten)]
     report: &'a Report,
 }
 
 fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
     if out.is_json() {
-        let verdict = if report.is_sound() { "sound" } else { "not-sound" };
+        let verdict = report.judgement();
         return out.document(&serde_json::json!(Told { verdict, report }));
     }
     let text = match &report.last {

@@ -6,6 +6,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueHint};
 
 pub use super::backup::{Backup, Create as CreateBackup, Restore, Verify};
+use crate::custody::{Mark, checkpoint};
 use crate::key::Name;
 use crate::policy::{Action, Resource};
 
@@ -15,6 +16,7 @@ pub enum House {
     Serve(Serve),
     Custody(Custody),
     Doctor(Doctor),
+    AcceptRollback(AcceptRollback),
     #[command(subcommand)]
     Backup(Backup),
     #[command(subcommand)]
@@ -54,6 +56,31 @@ pub struct Custody {
     /// The one process that may connect, by its number; else every process of the front's user may
     #[arg(long, value_name = "PID", hide = true)]
     pub front_pid: Option<i32>,
+}
+
+/// Accept a store and an audit log that do not end as custody remembers
+///
+/// For root, where the state is "store-rolled-back" and this copy is to be used all the same: what was done
+/// after it is lost, keys that were compromised or destroyed since are as they were. `strongroom status`
+/// writes out the whole command. The running daemon goes on by itself; the audit log tells of it
+/// (`rollback-accepted`), and its next checkpoint shows which ones it replaces.
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom accept-rollback --config /etc/strongroom/strongroom.toml 0123456789abcdef:17:4711:9f86…")]
+pub struct AcceptRollback {
+    /// The configuration, which names custody's state directory
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The audit log and its newest checkpoint, as `strongroom status` writes them
+    #[arg(value_name = "LOG:NUMBER:SEQ:HASH", value_parser = accepted)]
+    pub newest: (String, Mark),
+}
+
+fn accepted(text: &str) -> Result<(String, Mark), String> {
+    let wrong = || "copy it from `strongroom status`: LOG:NUMBER:SEQ:HASH".to_owned();
+    let (trail, mark) = text.split_once(':').ok_or_else(wrong)?;
+    let mark = mark.parse().map_err(|_| wrong())?;
+    if checkpoint::is_trail(trail) { Ok((trail.to_owned(), mark)) } else { Err(wrong()) }
 }
 
 /// Examine the appliance: token, master key, locked memory, directories, clock, limits

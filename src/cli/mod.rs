@@ -43,8 +43,8 @@ pub use appliance::doctors_lines;
 pub use backup::{By, Created, Made};
 pub use escape::plain;
 pub use house::{
-    Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy, PolicyFrom, Restore,
-    Serve, Verify,
+    AcceptRollback, Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy,
+    PolicyFrom, Restore, Serve, Verify,
 };
 pub use input::Source as RecoverySource;
 pub use output::Format;

@@ -20,6 +20,8 @@ pub enum Failure {
     Unreachable(Message),
     /// What was asked for was done and told; the exit code alone says that the result is a bad one.
     Told,
+    /// The same, where the result is good as far as it goes.
+    ToldInPart,
     /// stdout does not take more; a closed pipe is nobody's fault and stays unsaid.
     Output(std::io::Error),
 }
@@ -93,6 +95,7 @@ impl Failure {
             Failure::Refused(_) | Failure::Failed(_) | Failure::Told | Failure::Output(_) => 1,
             Failure::WrongUse(_) => 2,
             Failure::Unreachable(_) => 3,
+            Failure::ToldInPart => 4,
         }
     }
 
@@ -111,7 +114,7 @@ impl Failure {
             Failure::Failed(said) | Failure::WrongUse(said) | Failure::Unreachable(said) => {
                 format!("strongroom: {}\n  next: {}\n", lines(&said.what), lines(&said.next))
             }
-            Failure::Told => String::new(),
+            Failure::Told | Failure::ToldInPart => String::new(),
             Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                 String::new()
             }
@@ -133,7 +136,7 @@ impl Failure {
             Failure::Failed(said) => document("failed", said),
             Failure::WrongUse(said) => document("wrong-use", said),
             Failure::Unreachable(said) => document("unreachable", said),
-            Failure::Told | Failure::Output(_) => self.text(),
+            Failure::Told | Failure::ToldInPart | Failure::Output(_) => self.text(),
         }
     }
 }

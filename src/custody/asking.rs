@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::client::{Client, CustodyError};
 use super::protocol::{
-    Check, Home, KeyAddress, MasterFacts, Passing, RecordAddress, Reply, StoreKey, Verb,
+    Check, Checkpoint, Home, KeyAddress, Mark, MasterFacts, Newest, Passing, RecordAddress,
+    Replaced, Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
@@ -32,12 +33,6 @@ pub struct Opened {
     pub plaintext: Plaintext,
     /// Whether an opened key served, the token being away.
     pub without_token: bool,
-}
-
-/// A signature over a checkpoint: ECDSA P-256, r ‖ s.
-pub struct CheckpointSignature {
-    pub generation: u32,
-    pub signature: Vec<u8>,
 }
 
 /// What init came to.
@@ -252,15 +247,42 @@ impl Client {
         expect!(self.ask(verb).await?, Reply::Done => ())
     }
 
-    /// Has the token sign a checkpoint of the trail, or what names a backup.
+    /// Has the token sign the next checkpoint of the audit log; whether custody remembered none before.
     pub async fn sign_checkpoint(
         &self,
-        message: Vec<u8>,
-    ) -> Result<CheckpointSignature, CustodyError> {
-        let reply = self.ask(Verb::SignCheckpoint { message }).await?;
+        trail: &str,
+        mark: (u64, [u8; 32]),
+        before: Mark,
+        closes: bool,
+    ) -> Result<(Checkpoint, bool), CustodyError> {
+        let (covers, head) = mark;
+        let trail = trail.to_owned();
+        let verb = Verb::SignCheckpoint { trail, covers, head, before, closes };
         expect!(
-            reply,
-            Reply::Signature { generation, signature } => CheckpointSignature { generation, signature }
+            self.ask(verb).await?,
+            Reply::Checkpoint { checkpoint, adopted } => (checkpoint, adopted)
         )
+    }
+
+    /// Has the token sign what names a backup: r ‖ s.
+    pub async fn sign_backup(&self, message: Vec<u8>) -> Result<Vec<u8>, CustodyError> {
+        let reply = self.ask(Verb::SignBackup { message }).await?;
+        expect!(reply, Reply::Signature { signature, .. } => signature)
+    }
+
+    /// Which checkpoint is the newest that custody signed; unlocked or not.
+    pub async fn newest_checkpoint(&self) -> Result<Newest, CustodyError> {
+        expect!(self.ask_any(&Verb::NewestCheckpoint).await?, Reply::Newest(newest) => newest)
+    }
+
+    /// Begins with an audit log; what it was accepted in the place of. Unlocked or not.
+    pub async fn begin_trail(
+        &self,
+        trail: &str,
+        newest: Mark,
+        behind_end: bool,
+    ) -> Result<Option<Replaced>, CustodyError> {
+        let verb = Verb::BeginTrail { trail: trail.to_owned(), newest, behind_end };
+        expect!(self.ask_any(&verb).await?, Reply::Begun { replaced } => replaced)
     }
 }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::brown_out::Stand;
 use super::cache::{self, KeyCache};
 use super::generations::Generations;
+use super::history::{History, ToSign};
 use super::keyring::Keyring;
 use super::notice::Notices;
 use super::probe::{Probe, Unseen};
 use super::protocol::{Answer, Check, Fault, Outage, Reason, Reply, Status, Verb, Verdict};
 use super::recovery::{Fingerprint, RecoveryKey};
-use super::state::State;
 use crate::sandbox;
 use crate::secret::{self, Pin};
 use crate::token::Token;
@@ -55,9 +55,8 @@ pub struct Custodian {
     pub notices: Notices,
     /// Why the token refused the configured PIN, until an operator unlocks.
     pub(super) refused: Mutex<Option<String>>,
-    /// What is remembered over the end of this process; locked for as long as it lives.
-    #[allow(dead_code)] // its sections are read by what is built on it
-    pub(super) state: State,
+    /// Which checkpoints were signed.
+    pub(super) history: History,
     /// Called before the process ends, when keys have been wiped.
     pub(super) before_exit: fn(),
     /// Since when each master key is out of use.
@@ -84,7 +83,7 @@ impl Custodian {
         cache: cache::Settings,
         arena: String,
         recovery: Result<Option<RecoveryKey>, String>,
-        (state, generations): (State, Generations),
+        (history, generations): (History, Generations),
     ) -> Self {
         Self {
             opener,
@@ -99,7 +98,7 @@ impl Custodian {
             probe,
             notices: Notices::default(),
             refused: Mutex::new(None),
-            state,
+            history,
             before_exit: || {},
             generations: Arc::new(generations),
         }
@@ -154,7 +153,10 @@ impl Custodian {
     pub fn quick(&self, verb: Verb) -> Quick {
         match verb {
             Verb::Status => Quick::Answered(Ok(Reply::Status(self.status()))),
-            Verb::Unlock { .. } | Verb::Init { .. } | Verb::Doctor => Quick::Token(verb),
+            Verb::NewestCheckpoint => Quick::Answered(Ok(self.history.newest())),
+            Verb::Unlock { .. } | Verb::Init { .. } | Verb::Doctor | Verb::BeginTrail { .. } => {
+                Quick::Token(verb)
+            }
             verb => match self.keyring() {
                 None => Quick::Answered(Err(Fault::Locked)),
                 Some(keyring) => keyring.quick(verb),
@@ -165,6 +167,10 @@ impl Custodian {
     /// Carries out what [`Custodian::quick`] handed on; may wait for the token.
     pub fn slow(&self, verb: Verb) -> Answer {
         let unlocking = matches!(verb, Verb::Unlock { .. });
+        // Needs no token.
+        if let Verb::BeginTrail { trail, newest, behind_end } = &verb {
+            return self.history.begin(trail, *newest, *behind_end);
+        }
         if let Some(outage) = self.brown_out() {
             return match verb {
                 Verb::Doctor => Ok(Reply::Checks((self.examiner)(Err(&outage.why)))),
@@ -187,6 +193,12 @@ impl Custodian {
                 .with_recovery(&fingerprint, |keyring, key| {
                     keyring.wrap_store_key_for(key, &store_key)
                 }),
+            Verb::SignCheckpoint { trail, covers, head, before, closes } => {
+                let keyring = self.keyring().ok_or(Fault::Locked)?;
+                let generation = keyring.home()?.signer_generation;
+                let wanted = ToSign { trail: &trail, covers, head, before, closes };
+                self.history.sign(keyring.token.as_ref(), generation, &wanted)
+            }
             Verb::MakeMaster { generation } => self.make_master(generation),
             Verb::DestroyMaster { generation, pin } => self.destroy_master(generation, pin),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),
@@ -271,6 +283,7 @@ impl Custodian {
 
     fn examine(&self) -> Vec<Check> {
         let mut checks = self.examine_token();
+        checks.extend(self.history.checks());
         checks.push(self.probe.check());
         checks.extend(self.recovery.as_ref().err().map(|why| Check {
             name: "recovery key".to_owned(),

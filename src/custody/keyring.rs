@@ -164,7 +164,7 @@ impl Keyring {
             Verb::RewrapStoreKey { store_key, generation } => {
                 self.rewrap_store_key(&store_key, generation)
             }
-            Verb::SignCheckpoint { message } => self.sign(&message),
+            Verb::SignBackup { message } => self.sign(&message),
             _ => Err(Fault::Protocol("not a verb for an open token".to_owned())),
         }
     }
@@ -292,8 +292,8 @@ impl Keyring {
 
     fn sign(&self, message: &[u8]) -> Answer {
         let home = self.home()?;
-        if !checkpoint::is_checkpoint(message) && !checkpoint::is_backup(message) {
-            let why = "only checkpoints of the trail and backups are signed";
+        if !checkpoint::is_backup(message) {
+            let why = "only what names a backup is signed";
             return Err(Fault::Protocol(why.to_owned()));
         }
         let digest: [u8; 32] = Sha256::digest(message).into();

@@ -2,13 +2,14 @@
 //! holds a key in the clear; and the front's way to it.
 //!
 //! It answers two dozen verbs over a private Unix socket ([`protocol`]), from plain data: sealed
-//! forms in, results out. It keeps nothing but its cache, so it can be ended and started at any moment.
+//! forms in, results out. It keeps a cache, and a small durable [`state`] that no front can write, so it can be
+//! ended and started at any moment.
 
 mod asking;
 mod breaker;
 mod brown_out;
 mod cache;
-mod checkpoint;
+pub mod checkpoint;
 mod client;
 mod connection;
 mod custodian;
@@ -21,6 +22,7 @@ mod fronts;
 pub mod fuzzing;
 mod generations;
 mod hang;
+pub mod history;
 mod housekeeping;
 mod keyring;
 mod link;
@@ -45,10 +47,10 @@ pub mod state;
 mod turning;
 mod wire;
 
-pub use asking::{CheckpointSignature, Initialised, NewKey, Opened, SealedKey};
+pub use asking::{Initialised, NewKey, Opened, SealedKey};
 pub use breaker::Turn;
 pub use cache::Settings as CacheSettings;
-pub use checkpoint::{BACKUP_TAG, CHECKPOINT_TAG};
+pub use checkpoint::{BACKUP_TAG, CHECKPOINT_TAG, Checkpoint, Mark};
 pub use client::{Client, CustodyError, LinkSettings, Wanted};
 pub use dial::Dialer;
 pub use doctor::{examine_locked, sandboxed};

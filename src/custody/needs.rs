@@ -32,6 +32,8 @@ pub struct Surroundings {
     pub state: Option<PathBuf>,
     /// SoftHSM's configuration, where it is not at its usual place.
     pub softhsm: Option<PathBuf>,
+    /// Whether an audit log that does not end as custody remembers is taken as it is, once.
+    pub accepts_history: bool,
     /// Whether log lines go to the journal.
     pub journal: bool,
 }

@@ -47,6 +47,7 @@ impl Custodian {
             Some(home) => Some(prove_home(token.as_ref(), home)?),
             None => None,
         };
+        self.history.compare_with(token.as_ref())?;
         let facts = facts_of(token.as_ref())?;
         if let Some(home) = &home {
             self.generations.put_in_use(home.generation, None, now());
@@ -78,6 +79,9 @@ impl Custodian {
             return Err(Fault::Exists(format!(
                 "the token holds a master key of generation {later}"
             )));
+        }
+        if signer.is_none() {
+            self.history.start_again(token)?;
         }
         let mut created = Vec::new();
         if master.is_none() {

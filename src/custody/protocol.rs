@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use super::checkpoint::{Checkpoint, Mark};
 pub use super::outage::{Outage, Reason};
 pub use super::passing::{Passable, Passing};
 use crate::key::{Algorithm, Mgf1Hash};
@@ -160,9 +161,39 @@ pub enum Verb {
     ///
     /// If the front lies: see [`Verb::Decrypt`]; the same bounds hold.
     Allow { name: String, allowance: u32 },
-    /// Signs SHA-256 of a checkpoint's bytes, or of what names a backup's manifest; custody adds nothing
-    /// and refuses what has not the tag of either.
-    SignCheckpoint { message: Vec<u8> },
+    /// Signs the next checkpoint of the audit log's chain: `before` is the newest one that the log holds, and
+    /// custody signs only where that is the newest one that it remembers. Number and time are custody's own.
+    ///
+    /// If the front lies: it may have a head signed that its lines do not have. That is remembered, so the next
+    /// start finds that they do not fit, and holds service.
+    SignCheckpoint {
+        #[serde(deserialize_with = "field")]
+        trail: String,
+        covers: u64,
+        head: [u8; 32],
+        before: Mark,
+        /// The log is closed with it: nothing is to be written after.
+        closes: bool,
+    },
+    /// Which checkpoint is the newest that custody signed.
+    ///
+    /// If the front lies: there is nothing to lie about.
+    NewestCheckpoint,
+    /// An audit log is opened whose newest checkpoint is this one; it must be the newest, or what root said
+    /// to be the newest.
+    ///
+    /// If the front lies: an older one is refused without an order of root's; of the newest one nothing changes.
+    BeginTrail {
+        #[serde(deserialize_with = "field")]
+        trail: String,
+        newest: Mark,
+        /// Lines stand behind an orderly end.
+        behind_end: bool,
+    },
+    /// Signs SHA-256 of what names a backup's manifest, in its one form.
+    ///
+    /// If the front lies: any manifest is signed; what is in a backup is held against its own seals and log.
+    SignBackup { message: Vec<u8> },
     /// The checks that only this process can make.
     ///
     /// If the front lies: there is nothing to lie about; no PIN is tried for it.
@@ -270,6 +301,16 @@ pub enum Reply {
         generation: u32,
         signature: Vec<u8>,
     },
+    /// A checkpoint, and whether custody had remembered none and believed what it follows.
+    Checkpoint {
+        checkpoint: Checkpoint,
+        adopted: bool,
+    },
+    Newest(Newest),
+    /// The audit log may be gone on with; what it was accepted in the place of, until that is signed over.
+    Begun {
+        replaced: Option<Replaced>,
+    },
     Checks(Vec<Check>),
     Masters(Vec<MasterFacts>),
     RecoveryKey(Option<[u8; 32]>),
@@ -318,6 +359,36 @@ pub enum MasterFound {
     Missing,
     /// What is wrong with it.
     Unfit(String),
+}
+
+/// The newest checkpoint as custody remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    pub trail: String,
+    pub mark: Mark,
+    /// The checkpoint itself; not there where only its place is known: from the token, or from an operator.
+    pub signed: Option<Checkpoint>,
+}
+
+/// What custody remembers of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newest {
+    pub known: Option<Known>,
+    /// The log was closed with it.
+    pub closed: bool,
+    /// The token was asked, too, as far as it remembers.
+    pub with_token: bool,
+    /// The token remembered more than custody's own state.
+    pub state_lost: bool,
+}
+
+/// What an operator accepted another audit log in the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replaced {
+    pub trail: String,
+    pub mark: Mark,
 }
 
 /// One line of `doctor`.
@@ -385,6 +456,12 @@ pub enum Fault {
     ArenaFull,
     #[error("custody did not understand: {0}")]
     Protocol(String),
+    /// A checkpoint that does not follow the newest one, or an audit log that does not end with it.
+    #[error("{0}")]
+    NotNewest(String),
+    /// What custody has to remember could not be written or read.
+    #[error("{0}")]
+    State(String),
     /// Custody has not the recovery key that it is asked for.
     #[error("the recovery key: {0}")]
     Recovery(String),

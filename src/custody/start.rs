@@ -15,6 +15,7 @@ use nix::unistd::{User, geteuid};
 use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
 use super::generations::Generations;
+use super::history::History;
 use super::needs::{Granted, Surroundings, needs};
 use super::pin_budget::PinBudget;
 use super::pins::Pins;
@@ -74,6 +75,7 @@ impl Ready {
         let examiner = examiner(token.clone(), around.credentials.clone(), arena);
         let budget = PinBudget::new(state.load()?, settings.max_wrong_pins);
         let generations = Generations::new(state.load()?, settings.master_destroy_wait_days);
+        let history = History::open(state, around.accepts_history)?;
         let opener = opener(token, around.credentials.clone(), pin, budget);
         let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());
         let custodian = Custodian::new(
@@ -83,7 +85,7 @@ impl Ready {
             cache,
             arena_in_words,
             recovery,
-            (state, generations),
+            (history, generations),
         );
         let front = (front_uid, front);
         Ok(Self { settings, listener, front, custodian, arena })

@@ -13,6 +13,7 @@ use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
 use super::start::passed_descriptors;
 use super::{DaemonError, process_state, threads};
+use crate::audit::OnBreak;
 use crate::cli::Custody;
 use crate::custody::{self as boundary, Probe, Ready, Surroundings};
 use crate::{sandbox, token};
@@ -22,7 +23,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let keep: Vec<_> = arguments.listen_fd.into_iter().chain(passed_descriptors()).collect();
     let inherited = process_state::reset(&keep)?;
     threads::check()?;
-    let Config { token: settings, mut custody, sandbox, log, .. } =
+    let Config { token: settings, mut custody, sandbox, log, audit, .. } =
         Config::load(&arguments.config)?.config;
     token::refuse_loose_module(&settings.module)?;
     let named = |variable| std::env::var_os(variable).map(PathBuf::from);
@@ -30,6 +31,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
         credentials: named("CREDENTIALS_DIRECTORY"),
         state: named("STATE_DIRECTORY"),
         softhsm: named("SOFTHSM2_CONF"),
+        accepts_history: audit.on_break == OnBreak::Record,
         journal: false,
     };
     // While there is one thread, and no PIN and no key that it could inherit.

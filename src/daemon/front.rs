@@ -10,7 +10,7 @@ use super::store_check::StoreCheck;
 use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
 use super::{DaemonError, house};
-use crate::audit::{Code, Event, EventNote, OnBreak, Trail};
+use crate::audit::{AuditError, Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, Dialer, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
@@ -50,14 +50,18 @@ impl Front {
             .map_err(|_| records::RecordError::Broken("appliance/head".to_owned()))?;
         let signer = Arc::new(CustodySigner(custody.clone()));
         let keeper = Arc::new(InStore(Arc::clone(&store)));
-        let trail = Trail::open(&config.audit, known, signer, keeper)?;
+        let trail = Trail::open_held(&config.audit, known, signer, keeper)?;
         let records = Records::open(Arc::clone(&store), custody.clone(), &config.records)?;
         check_store(&records, &trail, config.audit.on_break).await?;
         let clock = Clock::open(store.as_ref(), config.keys.clock_doubt_hours)?;
         let digest = policy_digest(&policy);
-        trail.event(EventNote::new(Event::Start)).await?;
-        trail.event(EventNote::of(Event::ConfigLoaded, loaded.digest)).await?;
-        trail.event(EventNote::of(Event::PolicyLoaded, digest)).await?;
+        for note in [
+            EventNote::new(Event::Start),
+            EventNote::of(Event::ConfigLoaded, loaded.digest),
+            EventNote::of(Event::PolicyLoaded, digest),
+        ] {
+            waits(trail.event(note).await)?;
+        }
         let appliance = Arc::new(Appliance::new(Parts {
             policy,
             trail,
@@ -91,6 +95,8 @@ impl Front {
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.keep_owed_lock().await });
         let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.keep_history().await });
+        let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.after_start().await });
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
     }
@@ -112,7 +118,15 @@ async fn check_store(
     }
     tracing::error!(%behind, "going on, as the settings say");
     let note = EventNote::because(Event::BreakRecorded, Code("store-behind"));
-    Ok(trail.event(note).await?)
+    Ok(waits(trail.event(note).await)?)
+}
+
+/// An event is written as soon as custody has said that this is the trail.
+pub fn waits(told: Result<(), AuditError>) -> Result<(), AuditError> {
+    match told {
+        Err(AuditError::Held) => Ok(()),
+        told => told,
+    }
 }
 
 /// The hash of a policy as the trail takes it.

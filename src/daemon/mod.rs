@@ -1,5 +1,6 @@
 //! The daemon's two processes, put together from their parts: start, signals, reload, graceful stop.
 
+mod accept;
 mod advice;
 mod backup;
 mod child;
@@ -29,6 +30,7 @@ mod threads;
 mod token_watch;
 mod trail_keeping;
 
+pub use accept::accept_rollback;
 pub use advice::{ended, told};
 pub use backup::{restore_backup, verify_backup, verify_created};
 pub use config_check::check_config;

@@ -105,6 +105,7 @@ pub fn around() -> Surroundings {
         credentials: named("CREDENTIALS_DIRECTORY"),
         state: None,
         softhsm: named("SOFTHSM2_CONF"),
+        accepts_history: false,
         journal: false,
     }
 }

@@ -15,7 +15,7 @@ use super::backup::unfinished_restore;
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
 use super::footprint::Footprint;
-use super::front::{Front, lost, policy_digest};
+use super::front::{Front, lost, policy_digest, waits};
 use super::logging::{self, Logs};
 use super::needs::needs;
 use super::notify::{Manager, Notifier};
@@ -202,7 +202,7 @@ async fn run(
     front.appliance.tell_refusals(true).await;
     let last = if stuck { LAST_LINES_OF_THE_STUCK } else { LAST_LINES };
     let stopped = front.appliance.trail().stop_within(last).await;
-    end.and(stopped.map_err(DaemonError::from))
+    end.and(waits(stopped).map_err(DaemonError::from))
 }
 
 /// Takes note of children that have ended; which of those that the front needs is among them. As process 1 of a

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::DaemonError;
+use super::front::waits;
 use crate::audit::{self, AuditError, Code, Event, EventNote, LookBack, OnBreak, Told};
 use crate::custody::Wanted;
 use crate::records::{RECOVERY, ROTATION};
@@ -143,7 +144,7 @@ impl StoreCheck {
         }
         if behind && self.accepts {
             let note = EventNote::because(Event::BreakRecorded, Code("records-behind"));
-            appliance.trail().event(note).await?;
+            waits(appliance.trail().event(note).await)?;
             // What lies before this line counts no more.
             self.left = 0;
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::front::waits;
 use crate::audit::{Code, Event, EventNote};
 use crate::custody::{Client, Turn};
 use crate::service::Appliance;
@@ -61,7 +62,7 @@ pub async fn watch_token(appliance: Arc<Appliance>, custody: Client) {
                 EventNote::new(Event::TokenBack)
             }
         };
-        if let Err(error) = appliance.trail().event(note).await {
+        if let Err(error) = waits(appliance.trail().event(note).await) {
             tracing::warn!(%error, "the trail could not be told of the token yet");
         }
     }

@@ -53,7 +53,7 @@ const PROBLEMS: [(&str, &str); 18] = [
     (
         "503",
         "busy, too-many-connections, locked, not-initialised, not-ready, pin-refused, pin-unavailable, master-key, token-unavailable, \
-         trail-unavailable, store-edited, store-unavailable, store-full; with Retry-After",
+         trail-unavailable, store-edited, store-rolled-back, store-unavailable, store-full; with Retry-After",
     ),
 ];
 

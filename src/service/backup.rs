@@ -103,9 +103,8 @@ impl Making {
             trail: TrailPart { id: self.trail.status().trail, head: head.to_string() },
         };
         let unsigned = writer.manifest(facts).map_err(gone)?;
-        let signed = self.runtime.block_on(self.custody.sign_checkpoint(unsigned.message.clone()));
-        let signature: [u8; 64] =
-            signed?.signature.try_into().map_err(|_| CustodyError::Confused)?;
+        let signed = self.runtime.block_on(self.custody.sign_backup(unsigned.message.clone()));
+        let signature: [u8; 64] = signed?.try_into().map_err(|_| CustodyError::Confused)?;
         let mut pieces = unsigned.finish(&signature).map_err(gone)?;
         pieces.flush().map_err(gone)?;
         Ok(BackupMade { bytes: pieces.bytes })

@@ -12,6 +12,8 @@ pub enum Cause {
     NotInitialised,
     /// The store is older than the trail knows it in what the appliance is.
     Edited,
+    /// Store and trail do not end as custody remembers.
+    RolledBack,
     Store,
     /// The store has too little room for changes.
     Room,
@@ -62,7 +64,7 @@ const CUSTODY: Row = Row {
     ..AWAY
 };
 
-static TABLE: [Row; 16] = [
+static TABLE: [Row; 17] = [
     AWAY,
     Row { cause: Cause::Token(Reason::TokenFailed), ..AWAY },
     Row { cause: Cause::Token(Reason::LoginLost), ..AWAY },
@@ -131,6 +133,17 @@ static TABLE: [Row; 16] = [
         passes: false,
     },
     Row {
+        cause: Cause::RolledBack,
+        state: "store-rolled-back",
+        code: "store-rolled-back",
+        text: "store and audit log do not end as custody remembers, so nothing is done",
+        next: "an operator puts the newest store and audit log back; or, where this copy is to be used, as after \
+               a disaster, accepts it as root with `strongroom accept-rollback`, which `strongroom status` \
+               writes out",
+        mends: "the newest copy at [store] path and [audit] directory; or `strongroom accept-rollback`",
+        passes: false,
+    },
+    Row {
         cause: Cause::Store,
         state: "store-unavailable",
         code: "store-unavailable",
@@ -166,8 +179,8 @@ mod tests {
 
     #[test]
     fn every_cause_has_its_row_and_whoever_must_act_is_named() {
-        use Cause::{Edited, Locked, NotInitialised, Room, Store, Trail};
-        let others = [Locked, NotInitialised, Edited, Store, Room, Trail];
+        use Cause::{Edited, Locked, NotInitialised, RolledBack, Room, Store, Trail};
+        let others = [Locked, NotInitialised, Edited, RolledBack, Store, Room, Trail];
         let causes: Vec<Cause> = Reason::ALL.into_iter().map(Cause::Token).chain(others).collect();
         assert_eq!(causes.len(), TABLE.len());
         for cause in causes {

@@ -73,6 +73,8 @@ pub enum Error {
     Locked,
     #[error("the store is older than the trail knows it")]
     Edited,
+    #[error("store and audit log do not end as custody remembers")]
+    RolledBack,
     #[error("the appliance is not locked")]
     NotLocked,
     /// Only who asked for an unlock is told why.
@@ -166,6 +168,7 @@ impl Error {
             Error::NotInitialised => Cause::NotInitialised,
             Error::Locked => Cause::Locked,
             Error::Edited => Cause::Edited,
+            Error::RolledBack => Cause::RolledBack,
             Error::PinRefused { .. } => Cause::Token(Reason::PinRefused),
             Error::PinUnavailable { .. } => Cause::Token(Reason::PinUnavailable),
             Error::Master(_) => Cause::Token(Reason::MasterUnfit),

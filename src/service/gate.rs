@@ -209,9 +209,14 @@ impl Appliance {
         let intent = Intent::new(call.request_id, &call.caller, R::ACTION, &resource)
             .with(request.details());
         let judged = self.permit_all::<R>(&call.caller, &resource, request.to_be()).await;
-        let judged = judged.and_then(|permit| self.open_for(permit));
-        let permit = match judged.and_then(|permit| self.within_budget::<R>(permit)) {
+        let opened = match judged {
+            Ok(permit) => self.open_for(permit).await,
+            Err(error) => Err(error),
+        };
+        let permit = match opened.and_then(|permit| self.within_budget::<R>(permit)) {
             Ok(permit) => permit,
+            // Nothing is added to an audit log that was put back.
+            Err(_) if self.is_rolled_back() => return Err(Error::RolledBack),
             Err(error) => {
                 let about = (R::ACTION, std::mem::discriminant(&resource));
                 return Err(self.refuse(call, intent, about, error).await);
@@ -284,7 +289,12 @@ impl Appliance {
 
     /// While it is locked, or its store is an older one, an appliance tells how it does and lets itself be
     /// unlocked, and no more.
-    fn open_for(&self, permit: Permit) -> Result<Permit, Error> {
+    async fn open_for(&self, permit: Permit) -> Result<Permit, Error> {
+        let tells =
+            matches!(permit.action(), Action::StatusRead | Action::MetricsRead | Action::Doctor);
+        if !tells {
+            self.history_must_fit().await?;
+        }
         let works_locked = matches!(
             permit.action(),
             Action::StatusRead
@@ -329,7 +339,10 @@ impl Appliance {
     /// Tells the trail of something that has happened. Where it cannot be written now, the line is owed
     /// and written later: what has happened does not fail for it.
     pub(super) async fn tell(&self, note: EventNote) {
-        if let Err(error) = self.trail.event(note).await {
+        // What waits for custody at a start is written as soon as it has answered.
+        if let Err(error) = self.trail.event(note).await
+            && error != AuditError::Held
+        {
             tracing::warn!(%error, "the trail could not be told of an event yet");
         }
     }

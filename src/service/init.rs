@@ -55,6 +55,9 @@ impl Request for Init {
         }
         // Nothing is made in the token that the store could not be told of.
         appliance.must_take_changes()?;
+        if self.resume {
+            appliance.history_must_be_ours().await?;
+        }
         let id = fresh_id()?;
         let made = match appliance.custody.init(&id, self.resume).await {
             Err(CustodyError::Fault(Fault::Exists(what))) => {
@@ -79,6 +82,7 @@ impl Request for Init {
             generations: Vec::new(),
         };
         appliance.records.found(home).await?;
+        appliance.check_history().await;
         appliance.tell(EventNote::new(Event::Initialised)).await;
         // From the first line on the trail is signed; should it fail now, it is tried again anyway.
         if let Err(error) = appliance.trail.checkpoint().await {

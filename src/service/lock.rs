@@ -176,6 +176,8 @@ impl Request for Unlock {
             appliance.standing.unlock_failed(&error);
             told(error)
         })?;
+        // The token's memory, too, says now whether this is the newest.
+        appliance.check_history().await;
         let _no_lock_begins = appliance.locking.lock().await;
         if appliance.custody.locks() != locks {
             return Err(Error::Locked);

@@ -16,6 +16,7 @@ mod doctor;
 mod edited;
 mod error;
 mod gate;
+mod history;
 mod init;
 mod key_lists;
 mod key_update;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::cause::Cause;
 use super::error::Error;
@@ -45,6 +46,16 @@ pub struct SecretSettings {
     pub require_precondition: bool,
 }
 
+/// Whether the trail is the one that custody remembers, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum History {
+    /// Custody, or its token, was not asked yet.
+    Unknown,
+    Fits,
+    /// Nothing is done; why, for an operator.
+    RolledBack(String),
+}
+
 /// What is counted since the start.
 pub struct Standing {
     started: Instant,
@@ -53,6 +64,8 @@ pub struct Standing {
     pub(super) edits_told: AtomicU64,
     /// Why the record of what the appliance is cannot be the newest one, where that is known.
     pub(super) home_behind: OnceLock<String>,
+    /// Whether store and trail end as custody remembers.
+    pub(super) history: watch::Sender<History>,
     /// Why the newest unlock since the last lock failed, where that was the PIN.
     unlock_failed: Mutex<Option<(Cause, String)>>,
     /// The record of a lock that the store could not be told of yet.
@@ -67,7 +80,8 @@ impl Standing {
         let (unlock_failed, owed_lock) = (Mutex::default(), Mutex::default());
         let started = Instant::now();
         let socket = SocketState::default();
-        Self { started, counts, edits_told, home_behind, unlock_failed, owed_lock, socket }
+        let history = watch::Sender::new(History::Unknown);
+        Self { started, counts, edits_told, home_behind, history, unlock_failed, owed_lock, socket }
     }
 
     /// An unlock came to this: what was wrong with the PIN stays known while the appliance is locked.

@@ -27,7 +27,8 @@ const LOCK_OWED: &str = "an operator locked it, and the store could not be told:
 pub struct StatusView {
     pub version: &'static str,
     /// `ready`, `not-initialised`, `locked`, `pin-refused`, `pin-unavailable`, `token-unavailable`,
-    /// `master-unfit`, `store-edited` (older than the trail knows it), `store-unavailable`,
+    /// `master-unfit`, `store-edited` (older than the trail knows it), `store-rolled-back` (store and
+    /// trail do not end as custody remembers), `store-unavailable`,
     /// `trail-unavailable`, `brown-out` (the token is away, and keys that may serve without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
     pub state: &'static str,
     /// What an operator should know of that state; empty when ready.
@@ -184,6 +185,16 @@ impl Appliance {
 
     /// What keeps it from all of its work, worst first, and why. In a brown-out the token does not count.
     pub(super) fn trouble(&self, link: &LinkState) -> (Option<Cause>, String) {
+        match (self.history_trouble(), link.outage()) {
+            (Some(Err(why)), _) => return (Some(Cause::RolledBack), why),
+            (Some(Ok(not_asked)), None) => {
+                let asks_token = matches!(link, LinkState::Locked) && !self.trail.is_held();
+                if !asks_token {
+                    return (Some(Cause::Token(not_asked.reason)), not_asked.why);
+                }
+            }
+            _ => {}
+        }
         if matches!(link, LinkState::Locked) {
             let locked = "an operator locked it";
             let detail = match (self.standing.owed_lock(), self.standing.failed_unlock()) {

@@ -47,6 +47,10 @@ pub enum Verb {
     Signer,
     /// [`Token::sign`]
     Sign,
+    /// [`Token::remembered`]
+    Remembered,
+    /// [`Token::remember`]
+    Remember,
     /// [`Token::canary`]
     Canary,
 }
@@ -88,6 +92,7 @@ struct Inside {
     masters: HashMap<u32, DataKey>,
     unfit: HashMap<KeyName, String>,
     signers: HashMap<u32, EcdsaKeyPair>,
+    memory: Option<Vec<u8>>,
     plans: HashMap<Verb, (Mishap, Times)>,
     calls: HashMap<Verb, u64>,
 }
@@ -297,6 +302,15 @@ impl Token for FaultToken {
             .ok_or(TokenError::KeyMissing { key, place: place() })?;
         let digest = Digest::import_less_safe(sha256, &SHA256).map_err(broken)?;
         pair.sign_digest(&digest).map_err(broken)?.as_ref().try_into().map_err(broken)
+    }
+
+    fn remembered(&self) -> Result<Vec<Vec<u8>>, TokenError> {
+        Ok(self.enter(Verb::Remembered)?.memory.iter().cloned().collect())
+    }
+
+    fn remember(&self, bytes: Option<&[u8]>) -> Result<(), TokenError> {
+        self.enter(Verb::Remember)?.memory = bytes.map(<[u8]>::to_vec);
+        Ok(())
     }
 
     fn canary(&self, generation: u32) -> Result<(), TokenError> {

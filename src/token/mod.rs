@@ -68,6 +68,14 @@ pub trait Token: Send + Sync {
     /// ECDSA on P-256 over a SHA-256 digest: r || s, 32 bytes each, big-endian.
     fn sign(&self, generation: u32, sha256: &[u8; 32]) -> Result<[u8; 64], TokenError>;
 
+    /// What was given to [`Token::remember`] last; a crash within that may leave the one before beside it.
+    /// [`TokenError::Unsupported`] where the token keeps no data objects.
+    fn remembered(&self) -> Result<Vec<Vec<u8>>, TokenError>;
+
+    /// Keeps a few bytes in the token, private to who is logged in, in the place of those that it kept
+    /// before; `None` keeps nothing.
+    fn remember(&self, bytes: Option<&[u8]>) -> Result<(), TokenError>;
+
     /// Unwraps a blob that is known to be good: does the token still do its work with this master?
     fn canary(&self, generation: u32) -> Result<(), TokenError>;
 }

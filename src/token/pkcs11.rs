@@ -19,6 +19,7 @@ mod calls;
 mod failure;
 mod keys;
 mod known;
+mod memory;
 mod pool;
 mod sessions;
 mod slot;
@@ -272,6 +273,15 @@ impl Token for Pkcs11Token {
                 .and_then(sign),
             result => result,
         })
+    }
+
+    fn remembered(&self) -> Result<Vec<Vec<u8>>, TokenError> {
+        self.say(self.sessions.run(memory::read))
+    }
+
+    fn remember(&self, bytes: Option<&[u8]>) -> Result<(), TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        self.say(self.sessions.run_writing(|session| memory::replace(session, bytes)))
     }
 
     fn canary(&self, generation: u32) -> Result<(), TokenError> {

@@ -4,6 +4,7 @@
 mod backup_as_reader;
 mod batch_versions;
 mod destroyed_masters;
+mod forged_history;
 mod full_log;
 mod heavy_batches;
 mod hidden_names;
@@ -20,6 +21,7 @@ mod pin_guessing;
 mod planted_links;
 mod reaching_out;
 mod restore_plan;
+mod rolled_back_together;
 mod silent_front;
 mod terminal_escapes;
 mod unbounded_replies;

@@ -46,6 +46,21 @@ pub fn reveal(appliance: &Appliance, name: &str) -> Reply {
     appliance.post(&format!("/v1/secrets/{name}/reveal"), &json!({}))
 }
 
+/// Has root accept that store and audit log do not end as custody remembers: the command that the status
+/// writes out.
+pub fn accept_rollback(appliance: &Appliance) {
+    appliance.wait_for_state("store-rolled-back");
+    let status = appliance.get("/v1/status").json();
+    let detail = status["detail"].as_str().expect("why").to_owned();
+    let argument = detail.split_whitespace().last().expect("a word");
+    let config = appliance.config_file().display().to_string();
+    let said = appliance.cli(&["accept-rollback", "--config", &config, argument]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    crate::appliance::wait_until("service", || {
+        appliance.get("/v1/status").json()["state"] != "store-rolled-back"
+    });
+}
+
 /// Takes a step with a key: `suspend`, `rotate` and so on.
 pub fn step(appliance: &Appliance, key: &str, verb: &str, body: Value) -> Reply {
     appliance.post(&format!("/v1/keys/{key}/{verb}"), &body)

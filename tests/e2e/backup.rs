@@ -204,6 +204,7 @@ fn a_backup_under_load_has_all_that_was_acknowledged_before_and_comes_back_elsew
     let of_the_start = [
         ["segment", "start", "config-loaded", "policy-loaded"],
         ["token-lost", "token-back", "master-in-use", "rotation-done"],
+        ["lines-adopted", "rollback-accepted", "checkpoint-adopted", "custody-state-lost"],
     ]
     .concat();
     for line in between {

@@ -7,10 +7,11 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
-use strongroom::audit::{Hash, Head, VerifyKey, checkpoint_message};
+use strongroom::audit::{Hash, VerifyKey};
 use strongroom::custody::protocol::{
     Fault, Home, KeyAddress, Passing, RecordAddress, Reply, StoreKey, Verb,
 };
+use strongroom::custody::{Checkpoint, Mark};
 use strongroom::key::{Algorithm, Mgf1Hash};
 use strongroom::records::read_home;
 use strongroom::secret::{self, DataKey, Pkcs8Der, Use};
@@ -332,32 +333,57 @@ fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
 }
 
 fn nothing_but_checkpoints_is_signed(c: &Conquered, intruder: &mut Intruder) {
-    let head = Head { seq: 12, hash: Hash::of_line(b"x") };
-    let good = checkpoint_message("0123456789abcdef", &head, "2026-01-02T03:04:05.000006Z");
-    let tag = strongroom::custody::CHECKPOINT_TAG;
-    let untagged = good[tag.len()..].to_vec();
+    let tag = strongroom::custody::BACKUP_TAG;
     let bad = [
         Vec::new(),
         b"sign this".to_vec(),
         tag.to_vec(),
-        untagged,
         [tag, b"and more"].concat(),
-        [&good, b"more\n".as_slice()].concat(),
+        [strongroom::custody::CHECKPOINT_TAG, b"0123456789abcdef\n1\n12\n".as_slice()].concat(),
         [tag, &[0; 4096]].concat(),
         [0x20; 32].to_vec(),
     ];
     for message in bad {
-        let sign = Verb::SignCheckpoint { message };
+        let sign = Verb::SignBackup { message };
         assert!(matches!(intruder.refused("a signature", &sign), Fault::Protocol(_)));
     }
-    let signed = intruder.done(&Verb::SignCheckpoint { message: good.clone() });
-    let Reply::Signature { signature, .. } = signed else { panic!("another reply") };
-    let key = aws_lc_rs::signature::UnparsedPublicKey::new(
-        &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED,
-        &c.home.signer_point,
-    );
-    key.verify(&good, &signature).expect("the trail's key signed it");
-    assert!(VerifyKey::from_point(&c.home.signer_point).is_ok());
+    let Reply::Newest(newest) = intruder.done(&Verb::NewestCheckpoint) else { panic!("another") };
+    let known = newest.known.expect("init signs one");
+    let head = Hash::of_line(b"x").0;
+    let sign = |trail: &str, covers, before| {
+        let trail = trail.to_owned();
+        Verb::SignCheckpoint { trail, covers, head, before, closes: false }
+    };
+    let start = Mark { number: 0, covers: 0, head };
+    let elsewhere = Mark { head, ..known.mark };
+    let higher = Mark { number: known.mark.number + 1, ..known.mark };
+    let next = known.mark.covers + 1;
+    for verb in [
+        sign(&known.trail, next, start),
+        sign(&known.trail, next, elsewhere),
+        sign(&known.trail, next, higher),
+        sign("0123456789abcdef", next, known.mark),
+    ] {
+        assert!(matches!(intruder.refused("what does not follow", &verb), Fault::NotNewest(_)));
+    }
+    for verb in [
+        sign(&known.trail, known.mark.covers, known.mark),
+        sign("0123456789ABCDEF", next, known.mark),
+        sign("0123456789abcde\n", next, known.mark),
+    ] {
+        assert!(matches!(intruder.refused("no checkpoint", &verb), Fault::Protocol(_)));
+    }
+    let wanted = sign(&known.trail, next, known.mark);
+    let Reply::Checkpoint { checkpoint, .. } = intruder.done(&wanted) else { panic!("another") };
+    let number = known.mark.number + 1;
+    assert_eq!(checkpoint.mark, Mark { number, covers: next, head });
+    let Reply::Checkpoint { checkpoint: again, .. } = intruder.done(&wanted) else { panic!() };
+    assert_eq!(again, checkpoint, "no number is signed twice");
+    let Checkpoint { mark, before, at, .. } = &checkpoint;
+    let message = strongroom::custody::checkpoint::message(&known.trail, mark, before, at);
+    let key = VerifyKey::from_point(&c.home.signer_point).expect("a key");
+    let signature = checkpoint.signature_bytes().expect("64 bytes");
+    assert!(key.verifies(&message, &signature), "the audit log's key signed it");
 }
 
 /// The store key, both data keys and both private keys, each with something that has it in it: by way of
@@ -416,7 +442,7 @@ fn open_sealed(key: &DataKey, aad: &[u8], sealed: &[u8]) -> Vec<u8> {
 #[test]
 fn what_is_no_request_ends_the_connection_and_nothing_else() {
     let conquered = Conquered::new();
-    let sign = Verb::SignCheckpoint { message: Vec::new() };
+    let sign = Verb::SignBackup { message: Vec::new() };
     let mut longer = postcard::to_allocvec(&sign).expect("writable");
     longer.push(0);
     let with_zero = Verb::GenerateKey { address: at("a\0b", 1), algorithm: Algorithm::Rsa2048 };

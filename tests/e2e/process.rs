@@ -26,7 +26,17 @@ fn of(pid: u32, file: &str) -> String {
 
 fn output(mut command: Command, install: &str) -> Output {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output();
+    let mut output = command.stdin(Stdio::null()).output();
+    // Another test's child may still have the file open that was just written, until it executes.
+    for _ in 0..50 {
+        match &output {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                output = command.output();
+            }
+            _ => break,
+        }
+    }
     output.unwrap_or_else(|error| panic!("{name}: {error}; {install}"))
 }
 

@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::Permissions;
-use std::io::{Error, ErrorKind, Read};
+use std::io::{Error, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -229,19 +229,25 @@ fn argument_pointer(argument: &str) -> c_long {
     CString::new(argument).unwrap().into_raw() as c_long
 }
 
-/// In a child: what succeeds does not come back. The child's exit code is the error.
+/// In a child: what succeeds does not come back. The error comes through a pipe, for the front takes note of
+/// every child that ends, this one too.
 fn in_child(attempt: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    let (mut outcome, mut ours) = std::io::pipe()?;
     // SAFETY: the child makes system calls alone.
     let child = unsafe { fork() };
     if child == 0 {
         let code = attempt().err().and_then(|error| error.raw_os_error()).unwrap_or(0);
+        let _ = ours.write_all(&code.to_ne_bytes());
         // SAFETY: it does not return.
-        unsafe { _exit(code) }
+        unsafe { _exit(0) }
     }
+    drop(ours);
+    let mut code = Vec::new();
+    outcome.read_to_end(&mut code)?;
     let mut status = 0;
     // SAFETY: the status outlives the call.
     unsafe { waitpid(child, &mut status, 0) };
-    match status >> 8 {
+    match code.try_into().map_or(0, i32::from_ne_bytes) {
         0 => Ok(()),
         code => Err(Error::from_raw_os_error(code)),
     }

@@ -110,7 +110,8 @@ impl House {
             audit.insert("checkpoint_lines".to_owned(), 100.into());
             audit.insert("head_seconds".to_owned(), 1.into());
             config["log"]["level"] = "info".into();
-            let keys = toml::Table::from_iter([("sweep_seconds".to_owned(), 1.into())]);
+            let keys = toml::toml! { sweep_seconds = 1
+            destroy_wait_days = 1 };
             config.insert("keys".to_owned(), keys.into());
         });
         appliance.move_clock("+0");

@@ -11,6 +11,7 @@ use crate::device::{Disk, Kept};
 use crate::dice::{Dice, rounds};
 use crate::mounts::{Ext4, own_mounts};
 use crate::object::Moment;
+use crate::token::TestToken;
 use crate::unsynced::without_syncs;
 use crate::witness::{Counts, Witness};
 
@@ -87,6 +88,8 @@ impl Run {
             };
             config["store"]["path"] = at(config, "store").into();
             config["audit"]["directory"] = at(config, "trail").into();
+            // What custody remembers is on the disk, too: neither it nor the trail may be ahead of the other.
+            config["custody"]["state_directory"] = at(config, "custody-state").into();
             let audit = config["audit"].as_table_mut().expect("a table");
             audit.insert("segment_bytes".to_owned(), 65_536.into());
             audit.insert("checkpoint_lines".to_owned(), 100.into());
@@ -131,12 +134,21 @@ impl Run {
         let image = self.appliance.path("after-the-cut");
         write_sparse(&image, &self.disk.after_cut(cut, kept, dice));
         let mounted = Ext4::mount(&image, &self.appliance.path("mount"));
+        // A token's memory is never ahead of the disk's; this one has seen the whole run.
+        forget_checkpoints(self.appliance.token());
         let from = self.appliance.log().len();
         let running = Running::start(&mut self.appliance, cut, kept, from);
         let counts = self.witness.check(running.0, cut);
         drop(running);
         mounted.unmount();
         counts
+    }
+}
+
+fn forget_checkpoints(token: &TestToken) {
+    let label = "strongroom checkpoint";
+    while token.pkcs11_tool(&["--list-objects", "--type", "data"]).contains(label) {
+        token.pkcs11_tool(&["--delete-object", "--type", "data", "--label", label]);
     }
 }
 

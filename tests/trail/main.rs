@@ -3,6 +3,7 @@
 
 mod crafted;
 mod mutations;
+mod numbered;
 mod proof;
 mod recovery;
 mod tools;

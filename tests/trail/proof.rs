@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use strongroom::audit::{Expectations, FindingKind, verify_files};
+use strongroom::audit::{Expectations, FindingKind, Judgement, verify_files};
 
 use super::tools::{Bench, lines, write_lines};
 
@@ -50,7 +50,7 @@ async fn nothing_at_all_is_not_sound() {
 }
 
 #[tokio::test]
-async fn a_long_end_without_a_signature_is_a_finding_and_a_known_head_is_proof() {
+async fn a_long_end_without_a_signature_is_never_called_sound_and_a_known_head_is_proof() {
     let bench = Bench::with_trail(5).await;
     let whole = lines(&bench);
     let first = whole.iter().position(|line| line.contains("\"kind\":\"checkpoint\"")).unwrap();
@@ -61,15 +61,10 @@ async fn a_long_end_without_a_signature_is_a_finding_and_a_known_head_is_proof()
     cut.extend(whole[first + 1..].iter().take_while(|l| !l.contains("checkpoint")).cloned());
     write_lines(&bench, &cut);
     let report = bench.verify_with(&strict);
-    let lines = cut.len() as u64 - report.proven;
-    assert!(
-        report.findings.iter().any(|f| f.kind == FindingKind::UnprovenEnd { lines }),
-        "{report}"
-    );
+    assert_eq!(report.judgement(), Judgement::UnsignedTail, "{report}");
+    assert!(!report.is_sound() && report.findings.is_empty());
+    assert!(report.to_string().contains("UNSIGNED TAIL"), "{report}");
     let known = vec![report.last.unwrap()];
     let with_head = bench.verify_with(&Expectations { known, ..strict });
-    assert!(
-        !with_head.findings.iter().any(|f| matches!(f.kind, FindingKind::UnprovenEnd { .. })),
-        "{with_head}"
-    );
+    assert!(!with_head.unsigned_tail, "{with_head}");
 }

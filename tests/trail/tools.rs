@@ -8,8 +8,10 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use strongroom::audit::{
     AuditError, Details, Expectations, FindingKind, Hash, Head, HeadKeeper, Intent, Outcome,
-    Report, Settings, SignError, Signature, Signer, Trail, VerifyKey, verify,
+    Report, Settings, SignError, Signature, Signer, ToSign, Trail, VerifyKey, verify,
 };
+use strongroom::custody::protocol::{Known, Newest, Replaced};
+use strongroom::custody::{Checkpoint, Mark, checkpoint};
 use strongroom::identity::{Caller, UnixPeer};
 use strongroom::key::Name;
 use strongroom::policy::{Action, Resource};
@@ -19,7 +21,12 @@ use strongroom::policy::{Action, Resource};
 pub enum Sign {
     Works,
     NotReady,
+    /// It signs, and the answer does not arrive.
+    Loses,
 }
+
+/// The newest checkpoint that was signed.
+pub type Memory = Arc<Mutex<Option<Checkpoint>>>;
 
 /// What the keeper was handed.
 pub type Kept = Arc<Mutex<Vec<(Head, bool)>>>;
@@ -28,6 +35,7 @@ pub struct Bench {
     pub directory: tempfile::TempDir,
     pub key: Arc<EcdsaKeyPair>,
     pub sign: Arc<Mutex<Sign>>,
+    pub memory: Memory,
     pub kept: Kept,
     /// The head of the trail made by `with_trail`.
     pub head: Head,
@@ -40,6 +48,7 @@ impl Bench {
             directory: tempfile::tempdir().unwrap(),
             key: Arc::new(key),
             sign: Arc::new(Mutex::new(Sign::Works)),
+            memory: Memory::default(),
             kept: Kept::default(),
             head: Head { seq: 0, hash: Hash::genesis("") },
         }
@@ -72,9 +81,20 @@ impl Bench {
     }
 
     pub fn open_with(&self, settings: &Settings, known: Option<Head>) -> Result<Trail, AuditError> {
-        let signer = TestSigner { key: Arc::clone(&self.key), sign: Arc::clone(&self.sign) };
         let keeper = TestKeeper(Arc::clone(&self.kept));
-        Trail::open(settings, known, Arc::new(signer), Arc::new(keeper))
+        Trail::open(settings, known, Arc::new(self.signer()), Arc::new(keeper))
+    }
+
+    /// One that waits for what custody remembers.
+    pub fn open_held(&self) -> Trail {
+        let keeper = TestKeeper(Arc::clone(&self.kept));
+        let signer = Arc::new(self.signer());
+        Trail::open_held(&self.settings(), None, signer, Arc::new(keeper)).unwrap()
+    }
+
+    fn signer(&self) -> TestSigner {
+        let (key, sign) = (Arc::clone(&self.key), Arc::clone(&self.sign));
+        TestSigner { key, sign, memory: Arc::clone(&self.memory) }
     }
 
     pub fn verify(&self, known: &[Head]) -> Report {
@@ -91,24 +111,63 @@ impl Bench {
 struct TestSigner {
     key: Arc<EcdsaKeyPair>,
     sign: Arc<Mutex<Sign>>,
+    memory: Memory,
 }
 
 type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Signs as custody does.
+pub fn signed(key: &EcdsaKeyPair, trail: &str, mark: Mark, before: Mark) -> Checkpoint {
+    let at = "2026-01-02T03:04:05.000006Z".to_owned();
+    let message = checkpoint::message(trail, &mark, &before, &at);
+    let signature = checkpoint::hex(key.sign(&SystemRandom::new(), &message).unwrap().as_ref());
+    Checkpoint { trail: trail.to_owned(), mark, before, at, generation: 1, signature }
+}
+
 impl Signer for TestSigner {
-    fn sign(&self, message: Vec<u8>) -> BoxFuture<Result<Signature, SignError>> {
+    fn sign(&self, wanted: ToSign) -> BoxFuture<Result<Signature, SignError>> {
         let (key, sign) = (Arc::clone(&self.key), *self.sign.lock().unwrap());
+        let memory = Arc::clone(&self.memory);
         Box::pin(async move {
             tokio::task::yield_now().await;
+            let mut memory = memory.lock().unwrap();
+            if memory.as_ref().is_some_and(|known| known.mark != wanted.before) {
+                return Err(SignError::NotNewest("another one".to_owned()));
+            }
+            let ToSign { trail, head, before, .. } = wanted;
+            let mark = Mark { number: before.number + 1, covers: head.seq, head: head.hash.0 };
+            let checkpoint = signed(&key, &trail, mark, before);
+            if !matches!(sign, Sign::NotReady) {
+                *memory = Some(checkpoint.clone());
+            }
             match sign {
                 Sign::NotReady => Err(SignError::NotReady),
-                Sign::Works => {
-                    let signature = key.sign(&SystemRandom::new(), &message).unwrap();
-                    let bytes = signature.as_ref().try_into().unwrap();
-                    Ok(Signature { generation: 1, bytes })
-                }
+                Sign::Loses => Err(SignError::Unavailable),
+                Sign::Works => Ok(Signature { checkpoint, adopted: false }),
             }
         })
+    }
+
+    fn newest(&self) -> BoxFuture<Result<Newest, SignError>> {
+        let known = self.memory.lock().unwrap().clone().map(|checkpoint| Known {
+            trail: checkpoint.trail.clone(),
+            mark: checkpoint.mark,
+            signed: Some(checkpoint),
+        });
+        let newest = Newest { known, closed: false, with_token: true, state_lost: false };
+        Box::pin(std::future::ready(Ok(newest)))
+    }
+
+    fn begin(
+        &self,
+        _trail: String,
+        newest: Mark,
+        _behind_end: bool,
+    ) -> BoxFuture<Result<Option<Replaced>, SignError>> {
+        let known = self.memory.lock().unwrap().as_ref().map(|checkpoint| checkpoint.mark);
+        let fits = known.is_none_or(|known| known == newest);
+        let begun = if fits { Ok(None) } else { Err(SignError::NotNewest("no".to_owned())) };
+        Box::pin(std::future::ready(begun))
     }
 }
 

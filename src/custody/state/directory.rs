@@ -147,6 +147,30 @@ pub fn leave_order(path: &Path, name: &str, bytes: &[u8]) -> Result<(), StateErr
         .map_err(|cause| of_io(path, "writing an order", cause))
 }
 
+/// An empty file in the place of such an order, to be filled by a process that has become another user since:
+/// while it is empty it orders nothing. Makes the directory for `owner` where there is none.
+///
+/// # Errors
+/// [`StateError`] where this user may not write there.
+pub fn prepare_order(path: &Path, name: &str, owner: (u32, u32)) -> Result<File, StateError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) if owner.0 != geteuid().as_raw() => {
+            std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))
+                .map_err(|cause| of_io(path, "making it", cause))?;
+        }
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(of_io(path, "making it", error));
+        }
+        _ => {}
+    }
+    leave_order(path, name, b"")?;
+    let directory = open_directory(path)?;
+    let file = format!("{name}.json");
+    openat(&directory, file.as_str(), OPEN | OFlags::WRONLY, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| of_io(path, "opening an order", errno.into()))
+}
+
 /// Writes a new file beside the old one, syncs it, renames it, and syncs the directory.
 fn replace(
     directory: &File,

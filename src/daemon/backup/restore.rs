@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::super::DaemonError;
+use super::super::accept::Prepared;
 use super::super::config::Config;
 use super::super::offline::{Users, absolute, pin_of_root, shut_in};
 use super::examine::{self, Places};
@@ -31,6 +32,8 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let mut scratch = Scratch::make(&arguments.by.scratch, &config, &users)?;
     come_up(&config)?;
     scratch.give(pin_of_root(&config)?);
+    // What custody is told at the end, which the owner of the directories could not tell it.
+    let order = Prepared::at(&config.custody.state_directory, &users);
     // From here on as the owner of the directories, who can do no more with this process than without it.
     users.front.assume()?;
     let mut building = Building::begin(Places { store, trail })?;
@@ -64,7 +67,11 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
         told.restored = Some(restored);
         return Ok(Report::new(told.text(), &told, false));
     }
+    let newest = audit::newest_checkpoint(&building.places.trail)?;
     building.keep()?;
+    if let Some((trail, mark)) = newest {
+        order.give(&trail, mark)?;
+    }
     let undone = |head: audit::Head| Undone { from_line: examined.head.seq + 1, to_line: head.seq };
     restored.done = true;
     restored.undone = left_behind.map(undone);

@@ -1,0 +1,75 @@
+//! Has custody take an audit log for the newest that is not: by an order of root's beside its state, which
+//! the front cannot write.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::DaemonError;
+use super::config::Config;
+use super::offline::Users;
+use crate::cli::{AcceptRollback, Report};
+use crate::custody::Mark;
+use crate::custody::history::{ACCEPT, Accept};
+use crate::custody::state::{StateError, leave_order, prepare_order};
+
+/// What was ordered, for programs.
+#[derive(Serialize)]
+struct Ordered<'a> {
+    trail: &'a str,
+    newest: Mark,
+}
+
+/// `strongroom accept-rollback`.
+pub fn accept_rollback(arguments: &AcceptRollback) -> Result<Report, DaemonError> {
+    let config = Config::load(&arguments.config)?.config;
+    let (trail, newest) = &arguments.newest;
+    order(&config.custody.state_directory, trail, *newest).map_err(|error| DaemonError::Said {
+        what: error.to_string(),
+        next: "run it as root, with the configuration that custody runs with",
+    })?;
+    let text = format!(
+        "custody takes audit log {trail} with checkpoint {} over line {} for the newest\n\
+         next: `strongroom status`; a daemon that runs goes on by itself\n",
+        newest.number, newest.covers
+    );
+    Ok(Report::new(text, &Ordered { trail, newest: *newest }, true))
+}
+
+/// Leaves the order.
+fn order(state: &Path, trail: &str, newest: Mark) -> Result<(), StateError> {
+    leave_order(state, ACCEPT, &text(trail, newest))
+}
+
+fn text(trail: &str, newest: Mark) -> Vec<u8> {
+    let (at, by) = (format!("{:.0}", jiff::Timestamp::now()), nix::unistd::getuid().as_raw());
+    let order = Accept { trail: trail.to_owned(), newest, at, by };
+    serde_json::to_vec(&order).unwrap_or_default()
+}
+
+/// An order whose file was opened by root, for a restore that goes on as another user: the restored trail is
+/// older than custody or its token remember, where they knew another one, and that is what is wanted.
+pub struct Prepared(Result<File, StateError>);
+
+impl Prepared {
+    /// Opens it for custody's user.
+    pub fn at(state: &Path, users: &Users) -> Self {
+        Self(prepare_order(state, ACCEPT, (users.custody.uid, users.custody.gid)))
+    }
+
+    /// Says which checkpoint is the newest.
+    pub fn give(self, trail: &str, newest: Mark) -> Result<(), DaemonError> {
+        let given = self.0.map_err(|error| error.to_string()).and_then(|mut file| {
+            let written = file.write_all(&text(trail, newest)).and_then(|()| file.sync_all());
+            written.map_err(|error| error.to_string())
+        });
+        given.map_err(|error| DaemonError::Said {
+            what: format!(
+                "the backup is in its place, and custody could not be told of it: {error}"
+            ),
+            next: "start the daemon; `strongroom status` writes out `strongroom accept-rollback`",
+        })
+    }
+}

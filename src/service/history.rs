@@ -1,0 +1,163 @@
+//! Whether store and trail are those that custody remembers: a copy of both that was put back agrees with
+//! itself, and only the newest checkpoint that custody signed tells. Until that is known, and where they are
+//! not, nothing is done.
+
+use std::time::Duration;
+
+use super::error::Error;
+use super::gate::Appliance;
+use super::state::History;
+use crate::audit::{AuditError, SignError, SigningKey, VerifyKey};
+use crate::custody::{CustodyError, LinkState, Outage, Reason};
+
+/// Until custody is asked again.
+const PAUSE: Duration = Duration::from_millis(300);
+
+impl Appliance {
+    /// Asks custody at the start, whenever its token was opened, and until an answer counts.
+    pub async fn keep_history(&self) {
+        let mut states = self.custody.watch();
+        let mut history = self.standing.history.subscribe();
+        loop {
+            states.borrow_and_update();
+            let is_settled = self.check_history().await;
+            let again = async {
+                if is_settled {
+                    // An init may find it out, too.
+                    let is_held = |history: &History| matches!(history, History::RolledBack(_));
+                    let _ = history.wait_for(is_held).await;
+                }
+                tokio::time::sleep(PAUSE).await;
+            };
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { return },
+                () = again => {}
+            }
+        }
+    }
+
+    /// Has the trail held against custody's memory; whether there is nothing to ask until something changes.
+    pub(super) async fn check_history(&self) -> bool {
+        match self.trail.begin_history(self.signing_key()).await {
+            Ok(with_token) => {
+                self.standing.history.send_modify(|known| {
+                    if matches!(known, History::RolledBack(_)) {
+                        tracing::warn!(
+                            "store and trail were accepted by an operator; service goes on"
+                        );
+                    }
+                    *known = match known {
+                        _ if with_token => History::Fits,
+                        History::Fits => History::Fits,
+                        _ => History::Unknown,
+                    };
+                });
+                with_token || !matches!(self.custody.state(), LinkState::Unlocked { .. })
+            }
+            Err(AuditError::NotSigned(SignError::NotNewest(_)))
+                if self.records.home().is_none() && !self.is_rolled_back() =>
+            {
+                // Nothing was kept here yet; what custody remembers is of another appliance.
+                self.trail.release();
+                self.standing.history.send_replace(History::Fits);
+                true
+            }
+            Err(AuditError::NotSigned(SignError::NotNewest(why))) => {
+                self.trail.hold();
+                self.hold_service(why).await;
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "custody has not said yet which checkpoint is the newest");
+                false
+            }
+        }
+    }
+
+    pub(super) fn is_rolled_back(&self) -> bool {
+        matches!(*self.standing.history.borrow(), History::RolledBack(_))
+    }
+
+    /// An appliance that is to take over keys of the token must have the audit log that they have signed.
+    pub(super) async fn history_must_be_ours(&self) -> Result<(), Error> {
+        match self.trail.begin_history(None).await {
+            Err(AuditError::NotSigned(SignError::NotNewest(why))) => {
+                self.hold_service(why).await;
+                Err(Error::RolledBack)
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn hold_service(&self, why: String) {
+        let accept = self.trail.accept_argument().await;
+        let why = format!(
+            "{why}. Where this copy is to be used: strongroom accept-rollback --config {} {accept}",
+            self.config_file
+        );
+        let held = History::RolledBack(why.clone());
+        if self.standing.history.send_replace(held.clone()) != held {
+            tracing::error!(
+                why,
+                "store and trail do not end as custody remembers; nothing is served"
+            );
+        }
+    }
+
+    fn signing_key(&self) -> Option<SigningKey> {
+        let home = self.records.home()?;
+        VerifyKey::from_point(&home.signer_point).ok().map(|key| (home.signer_generation, key))
+    }
+
+    /// Waits, for as long as a request waits for custody, until it is known that all is as custody
+    /// remembers.
+    pub(super) async fn history_must_fit(&self) -> Result<(), Error> {
+        let mut history = self.standing.history.subscribe();
+        let known = history.borrow().clone();
+        match known {
+            History::Fits => return Ok(()),
+            History::RolledBack(_) => return Err(Error::RolledBack),
+            History::Unknown if self.records.home().is_none() && !self.trail.is_held() => {
+                return Ok(());
+            }
+            History::Unknown => {}
+        }
+        // What an operator has to mend first has its own words.
+        let mut states = self.custody.watch();
+        let is_settled = |state: &LinkState| {
+            let comes = matches!(
+                state,
+                LinkState::Unlocked { .. } | LinkState::BrownOut { .. } | LinkState::Down(_)
+            );
+            !comes
+        };
+        let settled = async { states.wait_for(|state| is_settled(state)).await.map(drop) };
+        let known = history.wait_for(|history| *history != History::Unknown);
+        let waited = tokio::time::timeout(self.custody.deadline(), async {
+            tokio::select! {
+                known = known => known.map(|known| known.clone()).ok(),
+                _ = settled => None,
+            }
+        });
+        match waited.await {
+            Ok(Some(History::RolledBack(_))) => Err(Error::RolledBack),
+            Ok(_) => Ok(()),
+            Err(_) => Err(CustodyError::Away(not_asked()).into()),
+        }
+    }
+
+    /// Why nothing is done, where that is for what custody remembers.
+    pub(super) fn history_trouble(&self) -> Option<Result<Outage, String>> {
+        match &*self.standing.history.borrow() {
+            History::RolledBack(why) => Some(Err(why.clone())),
+            _ if self.trail.is_held() => Some(Ok(not_asked())),
+            History::Unknown if self.records.home().is_some() => Some(Ok(not_asked())),
+            _ => None,
+        }
+    }
+}
+
+fn not_asked() -> Outage {
+    Outage::new(Reason::CustodyGone, "custody has not said yet which checkpoint is the newest")
+}
