@@ -70,7 +70,11 @@ impl Trail {
 
     /// How an operator names this trail with its newest checkpoint: `trail:number:covers:hash`.
     pub async fn accept_argument(&self) -> String {
-        format!("{}:{}", self.id, self.newest.lock().await)
+        let newest = *self.newest.lock().await;
+        let known = self.signer.newest().await.ok();
+        let missing = known.and_then(|known| self.missing(&known, newest).ok().flatten());
+        let mark = missing.map_or(newest, |checkpoint| checkpoint.mark);
+        format!("{}:{mark}", self.id)
     }
 
     /// Whether lines wait.

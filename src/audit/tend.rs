@@ -83,6 +83,9 @@ impl Trail {
     /// The same; with `closes`, it is the last one of a trail that ends in order.
     pub(super) async fn sign_head(&self, closes: bool) -> Result<Head, AuditError> {
         let mut newest = self.newest.lock().await;
+        if self.shared.is_held() {
+            return Err(AuditError::Held);
+        }
         let durable = self.shared.durable();
         if let Some(covered) = durable.checkpoint.filter(|_| durable.uncovered() == 0) {
             return Ok(covered);

@@ -74,7 +74,7 @@ impl Lock {
 ///
 /// The daemon uses its own credential for the token unless a PIN is given here. A wrong PIN is tried once
 /// only, and two since the last right one: tokens lock themselves after a few. The error says from when on
-/// the next is tried; [custody] max_wrong_pins of the configuration allows more.
+/// the next is tried; `max_wrong_pins` under `[custody]` of the configuration allows more.
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom unlock                      with the PIN that the daemon was given

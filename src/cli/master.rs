@@ -47,8 +47,8 @@ pub struct Rotate {
 /// Have an old master key destroyed in the token, for good, after a waiting period
 ///
 /// Until the period is over, `master cancel-retirement` keeps it; `master status` and `status` show when that is.
-/// With the token's PIN it is destroyed at once; else custody has a waiting period of its own, too ([custody]
-/// master_destroy_wait_days), from the day on that the key went out of use.
+/// With the token's PIN it is destroyed at once; else custody has a waiting period of its own, too
+/// (`master_destroy_wait_days` under `[custody]`), from the day on that the key went out of use.
 /// Refused while anything lies under it, or may: of a key whose record is broken that is not known. Such
 /// keys are put back from a backup, or left: each of them, named. Backups that were made before the rotation ended open only with
 /// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are

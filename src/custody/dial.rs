@@ -43,8 +43,15 @@ pub enum Dialer {
 /// The way to the process that connects.
 #[derive(Debug)]
 pub struct Helper {
-    line: Mutex<UnixStream>,
+    line: Mutex<Line>,
     process: Pid,
+}
+
+#[derive(Debug)]
+struct Line {
+    stream: UnixStream,
+    /// Answers to come to questions that were given up: they are for nobody else.
+    late: u32,
 }
 
 impl Dialer {
@@ -63,7 +70,8 @@ impl Dialer {
         // SAFETY: there is one thread, so the child finds every lock as it should be.
         match unsafe { fork() }.map_err(|errno| StartError::Dialer(errno.into()))? {
             ForkResult::Parent { child } => {
-                Ok(Self::Helper(Arc::new(Helper { line: Mutex::new(ours), process: child })))
+                let line = Mutex::new(Line { stream: ours, late: 0 });
+                Ok(Self::Helper(Arc::new(Helper { line, process: child })))
             }
             ForkResult::Child => {
                 drop(ours);
@@ -124,23 +132,36 @@ impl Helper {
     /// What the answer is: an error of connect(2), or a connection where one is asked for.
     fn ask(&self, question: u8) -> Result<Option<OwnedFd>, WireError> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.write_all(&[question]).map_err(|_| WireError::Closed)?;
-        let mut answer = [0; 4];
-        let mut parts = [IoSliceMut::new(&mut answer)];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
-        let received = recvmsg::<()>(line.as_raw_fd(), &mut parts, Some(&mut space), flags);
-        let received = received.map_err(|_| WireError::Closed)?;
-        let complete = received.bytes == 4;
-        let passed = received.cmsgs().ok().and_then(|mut all| all.find_map(first_descriptor));
-        // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
-        #[allow(unsafe_code)] // a number becomes an owner
-        let passed = passed.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-        match i32::from_le_bytes(answer) {
-            _ if !complete => Err(WireError::Closed),
-            0 => Ok(passed),
-            errno => Err(WireError::Socket(Errno::from_raw(errno))),
+        let Line { stream, late } = &mut *line;
+        while *late > 0 {
+            if let Err(WireError::Closed) = answer_on(stream) {
+                return Err(WireError::Closed);
+            }
+            *late -= 1;
         }
+        stream.write_all(&[question]).map_err(|_| WireError::Closed)?;
+        answer_on(stream)
+            .inspect_err(|error| *late += u32::from(matches!(error, WireError::Closed)))
+    }
+}
+
+/// The next answer; `Closed` where there is none in time.
+fn answer_on(stream: &UnixStream) -> Result<Option<OwnedFd>, WireError> {
+    let mut answer = [0; 4];
+    let mut parts = [IoSliceMut::new(&mut answer)];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
+    let received = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags);
+    let received = received.map_err(|_| WireError::Closed)?;
+    let complete = received.bytes == 4;
+    let passed = received.cmsgs().ok().and_then(|mut all| all.find_map(first_descriptor));
+    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
+    #[allow(unsafe_code)] // a number becomes an owner
+    let passed = passed.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    match i32::from_le_bytes(answer) {
+        _ if !complete => Err(WireError::Closed),
+        0 => Ok(passed),
+        errno => Err(WireError::Socket(Errno::from_raw(errno))),
     }
 }
 

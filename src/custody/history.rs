@@ -170,6 +170,10 @@ impl History {
             if let Some(again) = memory.again(wanted) {
                 return Ok((again, false));
             }
+            // After an orderly end nothing follows before the start was compared with it.
+            if memory.closed {
+                return Err(not_newest(memory));
+            }
             let adopted = match &memory.newest {
                 None => wanted.before.covers > 0,
                 Some(known) if known.trail == wanted.trail && known.mark == wanted.before => false,

@@ -156,7 +156,8 @@ impl PinBudget {
     /// # Errors
     /// It was refused, and is the same.
     pub fn may_try_configured(&self, file: Option<PinFile>, now: i64) -> Result<(), Withheld> {
-        let tries = self.tries.get();
+        // A refusal that cannot be remembered would be forgotten, and the PIN be tried at each start.
+        let tries = self.tries.change(|tries| Ok::<_, StateError>(tries.clone()))?;
         match file {
             Some(file) if tries.refused_file == Some(file) => Err(Withheld::Rule(
                 "the PIN file is still as it was when its PIN was refused, so it was not tried again".to_owned(),

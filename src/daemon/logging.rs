@@ -1,7 +1,7 @@
 //! Logs for people: to the journal with their fields, to stderr as lines where there is no journal.
 //!
 //! They follow what happens and are never the audit log: a line that cannot be written is lost, nothing waits
-//! for it and nothing fails by it ([`queue`]).
+//! for it and nothing fails by it (`queue`).
 
 mod queue;
 
@@ -92,7 +92,7 @@ static RUNNING: OnceLock<Running> = OnceLock::new();
 /// How long the end of a process waits for its log to be read.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
-/// Waits until what was logged has been written, for [`LAST_LINES`] at most: before a process ends.
+/// Waits until what was logged has been written, for 200 ms at most: before a process ends.
 pub fn flush() {
     if let Some(running) = RUNNING.get() {
         running.thread.start();

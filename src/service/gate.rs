@@ -292,7 +292,8 @@ impl Appliance {
     async fn open_for(&self, permit: Permit) -> Result<Permit, Error> {
         let tells =
             matches!(permit.action(), Action::StatusRead | Action::MetricsRead | Action::Doctor);
-        if !tells {
+        // A lock acts first, whatever is known of the history; its entries wait until they may be written.
+        if !tells && permit.action() != Action::Lock {
             self.history_must_fit().await?;
         }
         let works_locked = matches!(

@@ -31,7 +31,7 @@ pub struct RetireMaster {
     #[serde(default)]
     #[schema(max_items = 1000)]
     pub leave: Vec<String>,
-    /// Days to wait, up to 365; the configured ones ([keys] destroy_wait_days) are the fewest, and wait
+    /// Days to wait, up to 365; the configured ones (`destroy_wait_days`) are the fewest, and wait
     /// unless said.
     #[serde(default)]
     #[schema(value_type = Option<u16>)]

@@ -182,3 +182,28 @@ fn a_front_that_has_another_history_signed_is_found_out_by_the_next_one() {
     appliance.wait_for_state("store-rolled-back");
     reveal(appliance, "s").expect_problem(503, "store-rolled-back");
 }
+
+/// Whatever the daemon would sign by itself, in time and at its end, it signs none of it.
+#[test]
+fn lines_behind_an_orderly_end_stay_unsigned_however_often_it_starts() {
+    let mut appliance = stopped();
+    appliance.change_config(|config| {
+        let audit = config["audit"].as_table_mut().expect("a table");
+        audit.insert("checkpoint_seconds".to_owned(), 1.into());
+    });
+    let mut forged = lines(&appliance);
+    let event = forged.iter().rfind(|line| line.contains("\"event\":\"policy-loaded\"")).cloned();
+    forged.push(event.expect("a policy was loaded"));
+    let forged = write(&appliance, &forged);
+    patch_kept_head(&appliance, &forged);
+    for _ in 0..2 {
+        let before = lines(&appliance);
+        appliance.spawn();
+        appliance.wait_for_state("store-rolled-back");
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let status = appliance.get("/v1/status").json();
+        assert_eq!(status["state"], "store-rolled-back", "{status}");
+        appliance.stop();
+        assert_eq!(lines(&appliance), before);
+    }
+}

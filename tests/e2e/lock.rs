@@ -283,3 +283,23 @@ fn a_pin_file_that_was_put_in_another_s_place_is_seen_by_the_first_unlock() {
     appliance.post("/v1/unlock", &json!({})).expect_status(200);
     assert!(pin_tries(&appliance) > before && !one_try_was_wrong(&appliance));
 }
+
+#[test]
+fn a_lock_holds_where_the_token_was_away_since_the_start() {
+    let mut appliance = Appliance::new();
+    appliance.stop();
+    let away = appliance.token().tokens().with_extension("away");
+    std::fs::rename(appliance.token().tokens(), &away).expect("moved");
+    appliance.spawn();
+    appliance.wait_for_state("token-unavailable");
+    appliance.post("/v1/lock", &json!({})).expect_status(200);
+    std::fs::rename(away, appliance.token().tokens()).expect("moved back");
+    appliance.wait_for_state("locked");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(appliance.get("/v1/status").json()["state"], "locked");
+    appliance.post("/v1/unlock", &json!({})).expect_status(200);
+    appliance.wait_for_state("ready");
+    appliance.restart();
+    let told = events(&appliance.trail());
+    assert!(told.iter().any(|event| event == "locked"), "{told:?}");
+}

@@ -22,7 +22,7 @@ pub enum StateError {
     Unsafe { path: PathBuf, why: String, mode: u32 },
     #[error(
         "custody's state: {} is damaged, or was not written by this version; put it back from a copy, or move \
-         it away, and say what is right with `strongroom audit accept`",
+         it away, and say what is right with `strongroom accept-rollback`",
         .0.display()
     )]
     Damaged(PathBuf),
