@@ -131,8 +131,10 @@ impl Fronts {
             known.end();
         }
         if served.iter().filter(|known| !is_over(known)).count() >= MOST_FRONTS
-            && let Some(silent) =
-                served.iter().min_by_key(|known| known.heard.load(Ordering::Relaxed))
+            // Keys are open for a connection that has unlocked custody: it is not given up for one that has not.
+            && let Some(silent) = served.iter().min_by_key(|known| {
+                (known.unlocked.load(Ordering::Relaxed), known.heard.load(Ordering::Relaxed))
+            })
         {
             tracing::warn!(
                 pid = silent.pid,

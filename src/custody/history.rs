@@ -91,6 +91,10 @@ impl From<StateError> for Fault {
     }
 }
 
+/// The highest number of a checkpoint that is gone on from: a forged one that is higher would use up all.
+const LAST_NUMBER: u64 = 1 << 62;
+const TOO_HIGH: &str = "no audit log has so many checkpoints";
+
 impl History {
     /// # Errors
     /// [`StateError`] where what was remembered cannot be read.
@@ -122,6 +126,9 @@ impl History {
     /// And if the front lies? Custody then signs nothing, for what it is given later does not follow; a front
     /// that names the newest one although its files are others is found out by `audit verify`.
     pub fn begin(&self, trail: &str, newest: Mark, behind_end: bool) -> Answer {
+        if newest.number > LAST_NUMBER {
+            return Err(Fault::Protocol(TOO_HIGH.to_owned()));
+        }
         let order = self.state.take_order(ACCEPT)?;
         let order = order.and_then(|bytes| serde_json::from_slice::<Accept>(&bytes).ok());
         let ordered = order.is_some_and(|order| order.trail == trail && order.newest == newest);
@@ -165,6 +172,9 @@ impl History {
     pub fn sign(&self, token: &dyn Token, generation: u32, wanted: &ToSign<'_>) -> Answer {
         if !checkpoint::is_trail(wanted.trail) {
             return Err(Fault::Protocol("an audit log has 16 hex digits".to_owned()));
+        }
+        if wanted.before.number > LAST_NUMBER {
+            return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
         let (checkpoint, adopted) = self.kept.change(|memory| {
             if let Some(again) = memory.again(wanted) {

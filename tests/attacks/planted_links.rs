@@ -269,3 +269,35 @@ fn a_backup_is_verified_and_restored_with_the_token_as_custodys_user_alone() {
     );
     lesser.appliance.start();
 }
+
+#[test]
+fn root_leaves_no_order_for_custody_where_a_link_leads() {
+    let appliance = Appliance::prepared(|_| {});
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).expect("opened");
+    let (theirs, roots) = (directory.path().join("theirs"), directory.path().join("roots"));
+    std::fs::create_dir(&theirs).expect("made");
+    chown(&theirs, Some(65_533), Some(65_533)).expect("given away");
+    std::fs::create_dir(&roots).expect("made");
+    symlink(&roots, theirs.join("custody")).expect("planted");
+    appliance.change_config(|config| {
+        let custody = config["custody"].as_table_mut().expect("a table");
+        let state = theirs.join("custody/state").display().to_string();
+        custody.insert("state_directory".to_owned(), state.into());
+    });
+    let config = appliance.config_file().display().to_string();
+    let junk = directory.path().join("junk.backup");
+    std::fs::write(&junk, "no backup").expect("written");
+    let restore = ["backup", "restore", &junk.display().to_string(), "--config", &config];
+    assert!(!strongroom(&appliance, &restore).status.success());
+    assert_eq!(std::fs::read_dir(&roots).expect("readable").count(), 0, "nothing was made there");
+    let state = roots.join("state");
+    std::fs::create_dir(&state).expect("made");
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o700)).expect("closed");
+    let log = format!("0123456789abcdef:1:1:{}", "a".repeat(64));
+    let accept = ["accept-rollback", "--config", &config, &log];
+    let output = strongroom(&appliance, &accept);
+    assert!(!output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read_dir(&state).expect("readable").count(), 0, "nothing was left there");
+}

@@ -6,7 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, renameat, unlinkat,
+};
 use rustix::process::{Gid, Uid, geteuid};
 
 /// Why custody's state cannot be read or written.
@@ -136,14 +138,17 @@ impl Directory {
 /// # Errors
 /// [`StateError`] where the directory is not there or belongs to neither.
 pub fn leave_order(path: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-    let directory = open_directory(path)?;
+    leave_in(&open_without_links(path)?, path, name, bytes)
+}
+
+fn leave_in(directory: &File, path: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let found = directory.metadata().map_err(|cause| of_io(path, "opening it", cause))?;
     if found.mode() & 0o077 != 0 {
         let why = format!("has mode {:03o}", found.mode() & 0o777);
         return Err(StateError::Unsafe { path: path.to_owned(), why, mode: 0o700 });
     }
     let owner = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
-    replace(&directory, format!("{name}.json").as_ref(), bytes, Some(owner))
+    replace(directory, format!("{name}.json").as_ref(), bytes, Some(owner))
         .map_err(|cause| of_io(path, "writing an order", cause))
 }
 
@@ -153,22 +158,50 @@ pub fn leave_order(path: &Path, name: &str, bytes: &[u8]) -> Result<(), StateErr
 /// # Errors
 /// [`StateError`] where this user may not write there.
 pub fn prepare_order(path: &Path, name: &str, owner: (u32, u32)) -> Result<File, StateError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) if owner.0 != geteuid().as_raw() => {
-            std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))
-                .map_err(|cause| of_io(path, "making it", cause))?;
-        }
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            return Err(of_io(path, "making it", error));
-        }
-        _ => {}
-    }
-    leave_order(path, name, b"")?;
-    let directory = open_directory(path)?;
-    let file = format!("{name}.json");
-    openat(&directory, file.as_str(), OPEN | OFlags::WRONLY, Mode::empty())
+    let failed = |during| move |cause: io::Error| of_io(path, during, cause);
+    let parent = open_without_links(path.parent().unwrap_or(path))?;
+    let is_new = match mkdirat(&parent, file_name(path), Mode::RWXU) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::EXIST) => false,
+        Err(errno) => return Err(failed("making it")(errno.into())),
+    };
+    let directory = openat(&parent, file_name(path), OPEN | OFlags::DIRECTORY, Mode::empty())
         .map(File::from)
-        .map_err(|errno| of_io(path, "opening an order", errno.into()))
+        .map_err(|errno| failed("opening it")(errno.into()))?;
+    let found = directory.metadata().map_err(failed("opening it"))?;
+    if found.uid() != owner.0 && found.uid() != geteuid().as_raw() {
+        let why = format!("belongs to user {}", found.uid());
+        return Err(StateError::Unsafe { path: path.to_owned(), why, mode: 0o700 });
+    }
+    if is_new && owner.0 != geteuid().as_raw() {
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        rustix::fs::fchown(&directory, Some(uid), Some(gid))
+            .map_err(|errno| failed("making it")(errno.into()))?;
+    }
+    leave_in(&directory, path, name, b"")?;
+    let file = openat(&directory, format!("{name}.json"), OPEN | OFlags::WRONLY, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| failed("opening an order")(errno.into()))?;
+    let order = file.metadata().map_err(failed("opening an order"))?;
+    match order.is_file() && order.nlink() == 1 && order.len() == 0 {
+        true => Ok(file),
+        false => Err(failed("opening an order")(ErrorKind::InvalidData.into())),
+    }
+}
+
+/// Opens a directory for root, in whose path a lesser user may have put a link.
+fn open_without_links(path: &Path) -> Result<File, StateError> {
+    let flags = OPEN | OFlags::DIRECTORY | OFlags::RDONLY;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map(File::from).map_err(
+        |errno| match errno {
+            rustix::io::Errno::LOOP => StateError::Unsafe {
+                path: path.to_owned(),
+                why: "is reached by a symbolic link; name its real path".to_owned(),
+                mode: 0o700,
+            },
+            errno => of_io(path, "opening it", errno.into()),
+        },
+    )
 }
 
 /// Writes a new file beside the old one, syncs it, renames it, and syncs the directory.
