@@ -236,6 +236,7 @@ fn what_an_act_logs_names_its_request() {
     let refused = reveal(&appliance, "s");
     refused.expect_problem(409, "key-state");
     let id = refused.header("x-request-id").expect("a number");
+    appliance.wait_for_log(0, "not opened");
     let log = appliance.log();
     let line = log.lines().find(|line| line.contains("not opened")).expect("a line");
     assert!(line.contains(&id), "{id}: {line}");

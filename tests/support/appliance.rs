@@ -330,9 +330,19 @@ impl Appliance {
         panic!("the daemon neither serves nor ends:\n{}", self.log());
     }
 
-    /// Everything that both processes have logged.
+    /// Everything that both processes have logged. Lines are written a moment after what they are about.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+        let read = || std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        let mut log = read();
+        for _ in 0..50 {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = read();
+            if now.len() == log.len() {
+                break;
+            }
+            log = now;
+        }
+        log
     }
 
     pub fn front_pid(&self) -> u32 {
