@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 
 use super::line::{Hash, Head, Kind, Line, checkpoint_message};
+use super::recent::{REMEMBERED, Recent, Spot};
 use super::report::{Finding, FindingKind, Place, ReplacedCheckpoints, Report};
 use super::verify::{Expectations, VerifyKey};
 use crate::custody::{Mark, checkpoint};
@@ -17,12 +18,6 @@ use crate::custody::{Mark, checkpoint};
 /// In a trail that is in use, an intent may be without outcome for as long: far longer than any deed
 /// takes, and what a crash has left open is closed by the next start.
 const UNDER_WAY: SignedDuration = SignedDuration::from_mins(5);
-
-/// How many hashes of lines are remembered.
-const REMEMBERED: usize = 64 * 1024;
-
-/// Where a line stands: index of the file, row.
-type Spot = (usize, u64);
 
 /// Line numbers that were passed over, and where that was noticed.
 struct Gap {
@@ -40,13 +35,13 @@ pub(super) struct Checker<'k> {
     trail: String,
     /// The number that the next line should have; 0 before the first line of a part.
     expected: u64,
-    hashes: Vec<Head>,
+    recent: Recent,
     gaps: Vec<Gap>,
     /// Lines since the last one of this trail that could be read: each may stand for a number.
     strangers: u64,
     stranger: Option<String>,
-    /// A line whose `prev` is not the hash of the line before; the next line tells who is to blame.
-    suspect: Option<(u64, Spot)>,
+    /// A line whose `prev` is not the hash of the line before; the next line decides which one was changed.
+    suspect: Option<u64>,
     blamed: HashSet<u64>,
     /// Intents without an outcome so far: where they stand, and when they were written.
     open: HashMap<u64, (Spot, Box<str>)>,
@@ -55,7 +50,9 @@ pub(super) struct Checker<'k> {
     orphans: Vec<(u64, u64, Spot)>,
     /// Numbers whose lines could not be read or were replaced.
     lost: Vec<(u64, u64)>,
-    seen_known: HashMap<u64, Hash>,
+    seen_known: HashMap<u64, (Hash, Spot)>,
+    /// The number of the line that an older file ends within.
+    torn: Option<u64>,
     /// The newest checkpoint with a good signature; number 0 where it has none.
     mark: Option<Mark>,
     scratch: Vec<u8>,
@@ -71,7 +68,7 @@ impl<'k> Checker<'k> {
             row: 0,
             trail: String::new(),
             expected: u64::from(!expectations.partial),
-            hashes: vec![Head { seq: 0, hash: Hash([0; 32]) }; REMEMBERED],
+            recent: Recent::new(),
             gaps: Vec::new(),
             strangers: 0,
             stranger: None,
@@ -82,8 +79,16 @@ impl<'k> Checker<'k> {
             orphans: Vec::new(),
             lost: Vec::new(),
             seen_known: HashMap::new(),
+            torn: None,
             mark: None,
             scratch: Vec::new(),
+        }
+    }
+
+    /// Which trail it is, where the lines at its beginning agree on one.
+    pub fn is_of(&mut self, trail: Option<String>) {
+        if self.trail.is_empty() {
+            self.trail = trail.unwrap_or_default();
         }
     }
 
@@ -115,6 +120,7 @@ impl<'k> Checker<'k> {
     /// The file ends within a line.
     pub fn torn(&mut self) {
         self.row += 1;
+        self.torn = Some(self.expected);
         if !self.expectations.in_use {
             self.find(self.expected.saturating_add(self.strangers), FindingKind::Torn);
         }
@@ -122,15 +128,18 @@ impl<'k> Checker<'k> {
 
     fn take(&mut self, line: &Line<'_>, hash: Hash) {
         if self.trail.is_empty() {
-            self.trail = line.trail.to_owned();
-            self.report.trail = Some(self.trail.clone());
+            line.trail.clone_into(&mut self.trail);
         }
         if line.trail != self.trail {
             return self.meet_stranger(line);
         }
+        self.report.trail.get_or_insert_with(|| line.trail.to_owned());
         self.stranger = None;
         if self.expected == 0 {
             self.expected = line.seq;
+        }
+        if self.is_renumbered(line) {
+            return;
         }
         self.report.first.get_or_insert(line.seq);
         if !self.place(line.seq) {
@@ -153,6 +162,26 @@ impl<'k> Checker<'k> {
             self.stranger = Some(trail);
         }
         self.strangers = self.strangers.saturating_add(1);
+    }
+
+    /// Whether the line follows from the one before it under another number than its own: that was changed,
+    /// and the line counts as the one that belongs there.
+    fn is_renumbered(&mut self, line: &Line<'_>) -> bool {
+        let follows = line.seq != self.expected
+            && self.strangers == 0
+            && self
+                .hash_of(self.expected.saturating_sub(1))
+                .is_some_and(|hash| hash.hex().as_str() == line.prev);
+        if follows {
+            let seq = self.expected;
+            self.resolve(false);
+            self.blamed.insert(seq);
+            self.find(seq, FindingKind::Flipped);
+            self.lost.push((seq, seq));
+            self.report.first.get_or_insert(seq);
+            self.expected = seq.saturating_add(1);
+        }
+        follows
     }
 
     /// Holds the number against the one expected. `false` for a line that has been there already.
@@ -189,11 +218,9 @@ impl<'k> Checker<'k> {
         if self.report.last.is_none_or(|last| last.seq < head.seq) {
             self.report.last = Some(head);
         }
-        if let Some(slot) = self.hashes.get_mut(head.seq as usize % REMEMBERED) {
-            *slot = head;
-        }
+        self.recent.put(head, self.spot());
         if self.expectations.known.iter().any(|known| known.seq == head.seq) {
-            self.seen_known.insert(head.seq, head.hash);
+            self.seen_known.insert(head.seq, (head.hash, self.spot()));
         }
     }
 
@@ -201,28 +228,51 @@ impl<'k> Checker<'k> {
         if seq == 0 {
             return Some(Hash::genesis(&self.trail));
         }
-        let slot = self.hashes.get(seq as usize % REMEMBERED)?;
-        (slot.seq == seq).then_some(slot.hash)
+        self.recent.hash(seq)
     }
 
     fn chain(&mut self, line: &Line<'_>) {
         let before = line.seq.saturating_sub(1);
         let fits = self.hash_of(before).map(|hash| hash.hex().as_str() == line.prev);
-        if let Some((suspect, spot)) = self.suspect.take() {
-            let suspect_stands = suspect == before && fits == Some(true);
-            let cleared = suspect_stands || suspect != before;
-            self.blame(if cleared { suspect.saturating_sub(1) } else { suspect }, spot);
+        match (self.suspect, fits) {
+            (Some(suspect), Some(fits)) if suspect == before => {
+                self.suspect = None;
+                self.blame(if fits { suspect.saturating_sub(1) } else { suspect });
+            }
+            _ => self.resolve(false),
         }
         if fits == Some(false) && !self.blamed.contains(&before) {
-            self.suspect = Some((line.seq, self.spot()));
+            self.suspect = Some(line.seq);
+        }
+    }
+
+    /// Ends a suspicion that no next line decides: `itself` where it is known that the line before stands.
+    fn resolve(&mut self, itself: bool) {
+        let Some(suspect) = self.suspect.take() else { return };
+        let before = suspect.saturating_sub(1);
+        let known = |seq| {
+            let known = self.expectations.known.iter().find(|known| known.seq == seq)?;
+            Some(self.hash_of(seq) == Some(known.hash))
+        };
+        match (itself, known(suspect), known(before)) {
+            (true, ..) | (_, Some(false), _) | (_, _, Some(true)) => self.blame(suspect),
+            (_, Some(true), _) | (_, _, Some(false)) => self.blame(before),
+            // There is no line before: what it follows from is known.
+            _ if before == 0 => self.blame(suspect),
+            _ => {
+                self.blamed.insert(suspect);
+                let spot = self.recent.spot(suspect);
+                self.find_at(suspect, FindingKind::Unlinked, spot);
+            }
         }
     }
 
     /// Line `seq` was changed; where that is the start of the chain, its first line was.
-    fn blame(&mut self, seq: u64, spot: Spot) {
+    fn blame(&mut self, seq: u64) {
         let seq = seq.max(1);
         if self.blamed.insert(seq) {
-            self.find_at(seq, FindingKind::Flipped, Some(spot));
+            let spot = self.recent.spot(seq);
+            self.find_at(seq, FindingKind::Flipped, spot);
         }
     }
 
@@ -267,12 +317,17 @@ impl<'k> Checker<'k> {
             || self.lost.iter().any(|(from, to)| *from <= covers && covers <= *to)
             || self.report.first.is_some_and(|first| covers < first);
         match self.hash_of(covers).filter(|_| covers < line.seq) {
-            Some(found) if found == hash => self.report.covered = self.report.covered.max(covers),
+            Some(found) if found == hash => {
+                self.report.covered = self.report.covered.max(covers);
+                if self.suspect.is_some_and(|suspect| covers.checked_add(1) == Some(suspect)) {
+                    self.resolve(true);
+                }
+            }
             Some(_) => match self.suspect {
                 // The line before the checkpoint, and the checkpoint knows what it was.
-                Some((suspect, spot)) if covers.checked_add(1) == Some(suspect) => {
+                Some(suspect) if covers.checked_add(1) == Some(suspect) => {
                     self.suspect = None;
-                    self.blame(covers, spot);
+                    self.blame(covers);
                 }
                 _ if self.blamed.contains(&covers) => {}
                 _ => self.find(line.seq, FindingKind::Rewritten { covers }),
@@ -319,16 +374,16 @@ impl<'k> Checker<'k> {
 
     /// No more lines: names what is missing.
     pub fn finish(mut self) -> Report {
-        if let Some((suspect, spot)) = self.suspect.take() {
-            let known = self.expectations.known.iter().find(|known| known.seq == suspect);
-            let itself = known.is_some_and(|known| Some(known.hash) != self.hash_of(suspect));
-            self.blame(if itself { suspect } else { suspect.saturating_sub(1) }, spot);
-        }
+        self.resolve(false);
         for Gap { from, to, spot } in std::mem::take(&mut self.gaps) {
-            let (_, row) = spot;
-            let whole = row == 1;
-            let kind =
-                if whole { FindingKind::MissingFile { to } } else { FindingKind::Dropped { to } };
+            let (file, row) = spot;
+            let kind = match row == 1 && self.torn != Some(from) {
+                true => {
+                    let before = file.checked_sub(1).and_then(|file| self.files.get(file));
+                    FindingKind::MissingFile { to, behind: before.cloned() }
+                }
+                false => FindingKind::Dropped { to },
+            };
             self.find_at(from, kind, Some(spot));
             self.lost.push((from, to));
         }
@@ -356,7 +411,7 @@ impl<'k> Checker<'k> {
     /// signature, or a head from elsewhere, vouches for what stands before it.
     fn demand_proof(&mut self, last: u64) {
         let held =
-            |known: &&Head| self.seen_known.get(&known.seq).is_some_and(|hash| *hash == known.hash);
+            |known: &&Head| self.seen_known.get(&known.seq).is_some_and(|seen| seen.0 == known.hash);
         let known = self.expectations.known.iter().filter(held).map(|known| known.seq).max();
         let proven = self.report.covered.max(known.unwrap_or(0));
         self.report.proven = proven;
@@ -382,8 +437,8 @@ impl<'k> Checker<'k> {
                 _ if known.seq > last => {
                     self.find_at(known.seq, FindingKind::Truncated { last }, None);
                 }
-                Some(hash) if *hash != known.hash && !self.blamed.contains(&known.seq) => {
-                    self.find_at(known.seq, FindingKind::RolledBack, None);
+                Some(&(hash, spot)) if hash != known.hash && !self.blamed.contains(&known.seq) => {
+                    self.find_at(known.seq, FindingKind::RolledBack, Some(spot));
                 }
                 None if !lost && self.report.first.is_some_and(|first| first <= known.seq) => {
                     self.find_at(known.seq, FindingKind::RolledBack, None);

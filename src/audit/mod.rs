@@ -20,6 +20,7 @@ mod line;
 mod look_back;
 mod place;
 mod read;
+mod recent;
 mod recover;
 mod report;
 mod reserve;

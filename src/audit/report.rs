@@ -11,7 +11,8 @@ use super::line::Head;
 pub struct Finding {
     /// The number of the line that it is about; for something missing, the first missing line.
     pub line: u64,
-    /// The file, and the line within it (from 1), where it was noticed; at the end of all files, none.
+    /// The file, and the line within it (from 1), where it stands; of something missing,
+    /// the line behind it; at the end of all files, none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
     #[serde(flatten)]
@@ -35,8 +36,15 @@ pub enum FindingKind {
     Unreadable,
     /// Lines are missing in the middle, up to and with `to`.
     Dropped { to: u64 },
-    /// Whole files are missing: lines up to and with `to`.
-    MissingFile { to: u64 },
+    /// Lines up to and with `to` are missing between two files: whole files, or the end of the one `behind`
+    /// which they belong.
+    MissingFile {
+        to: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        behind: Option<String>,
+    },
+    /// The line does not follow from the one before it, and nothing says which of the two was changed.
+    Unlinked,
     /// The line stands after a later one.
     Reordered,
     /// A line with this number has been there already.
@@ -180,9 +188,19 @@ impl fmt::Display for Finding {
             FindingKind::Unreadable => write!(f, "line {line} is not a line of a trail")?,
             FindingKind::Dropped { to } if *to == line => write!(f, "line {line} is missing")?,
             FindingKind::Dropped { to } => write!(f, "lines {line} to {to} are missing")?,
-            FindingKind::MissingFile { to } => {
+            FindingKind::MissingFile { to, behind: None } => {
                 write!(f, "the file or files with lines {line} to {to} are missing")?;
             }
+            FindingKind::MissingFile { to, behind: Some(file) } => write!(
+                f,
+                "lines {line} to {to} are missing: whole files, or the end of {}",
+                file.escape_debug()
+            )?,
+            FindingKind::Unlinked => write!(
+                f,
+                "line {line} does not follow from the one before it: line {} or line {line} was changed",
+                line.saturating_sub(1)
+            )?,
             FindingKind::Reordered => write!(f, "line {line} stands in the wrong place")?,
             FindingKind::Repeated => write!(f, "line {line} is there more than once")?,
             FindingKind::Spliced { trail } => {
@@ -228,7 +246,12 @@ impl fmt::Display for Finding {
             }
         }
         match &self.place {
-            Some(Place { file, row }) => write!(f, " ({}, row {row})", file.escape_debug()),
+            Some(Place { file, row }) => {
+                let is_missing =
+                    matches!(self.kind, FindingKind::Dropped { .. } | FindingKind::MissingFile { .. });
+                let before = if is_missing { "before " } else { "" };
+                write!(f, " ({}, {before}row {row})", file.escape_debug())
+            }
             None => Ok(()),
         }
     }

@@ -8,13 +8,14 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 
 use super::check::Checker;
-use super::line::Head;
+use super::line::{Head, Line};
 use super::report::Report;
 use super::segment;
 use crate::key::pem;
@@ -151,6 +152,7 @@ fn verify_each(
     let unreadable = |(path, error)| VerifyError::Read { path, error };
     for file in files {
         let (path, file) = file.map_err(unreadable)?;
+        checker.is_of(trail_of(&file));
         verify_file(&path, file, &mut checker).map_err(|error| unreadable((path, error)))?;
     }
     let mut report = checker.finish();
@@ -176,8 +178,40 @@ pub(super) fn verify_lines(reader: &mut impl BufRead, checker: &mut Checker<'_>)
         match bytes.pop() {
             None => return Ok(()),
             Some(b'\n') => checker.line(&bytes),
-            Some(_) if bytes.len() as u64 + 1 == MAX_LINE => checker.line(&bytes),
+            // The rest of it is no row of its own.
+            Some(last) if bytes.len() as u64 + 1 == MAX_LINE => {
+                bytes.push(last);
+                skip_line(reader)?;
+                checker.line(&bytes);
+            }
             Some(_) => checker.torn(),
         }
     }
+}
+
+/// Passes over what is left of a line, however long it is.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let buffer = reader.fill_buf()?;
+        let end = buffer.iter().position(|&byte| byte == b'\n');
+        let (length, is_end) = (buffer.len(), end.is_some() || buffer.is_empty());
+        reader.consume(end.map_or(length, |end| end + 1));
+        if is_end {
+            return Ok(());
+        }
+    }
+}
+
+/// Which trail the lines at the beginning of a file are of: most of the first few, so that a single changed one
+/// does not decide. `None` where there are too few of them to tell.
+fn trail_of(file: &File) -> Option<String> {
+    const LINES: usize = 5;
+    let mut bytes = vec![0; MAX_LINE as usize];
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    let whole = bytes.get(..length)?.split(|&byte| byte == b'\n');
+    let trails: Vec<&str> =
+        whole.take(LINES).filter_map(Line::read).map(|line| line.trail).collect();
+    let votes = |trail: &&str| trails.iter().filter(|other| *other == trail).count();
+    let most = *trails.iter().max_by_key(|trail| votes(trail))?;
+    (votes(&most) * 2 > trails.len() && trails.len() > 2).then(|| most.to_owned())
 }

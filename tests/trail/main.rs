@@ -4,6 +4,7 @@
 mod crafted;
 mod mutations;
 mod numbered;
+mod places;
 mod proof;
 mod recovery;
 mod tools;
