@@ -127,3 +127,60 @@ async fn what_cannot_be_verified_is_told_apart_from_wrong_use() {
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
     }
 }
+
+/// Segments that somebody archived with a compressor.
+#[tokio::test]
+async fn a_compressed_file_is_refused_with_the_command_that_helps() {
+    let (bench, directory, key) = trail().await;
+    let plain = bench.settings().directory.join("trail-00000000000000000001.jsonl");
+    let gzip = |arguments: &[&str]| {
+        let done = Command::new("gzip").args(arguments).arg(&plain).status().unwrap();
+        assert!(done.success());
+    };
+    let refused = |output: Output, name: &str| {
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(output.stdout.is_empty() && said.lines().count() == 2, "{said}");
+        let first = said.lines().next().unwrap();
+        assert!(first.contains("gunzip") && first.contains(name), "{said}");
+    };
+    let by_directory = || verify(&["--public-key", &key, "--dir", &directory], &[]);
+    gzip(&["-k"]);
+    assert_eq!(by_directory().status.code(), Some(0), "the plain one is there, too");
+    let compressed = plain.with_extension("jsonl.gz");
+    refused(verify(&["--public-key", &key], &[&compressed]), "trail-00000000000000000001.jsonl.gz");
+    let renamed = bench.directory.path().join("export.jsonl");
+    fs::copy(&compressed, &renamed).unwrap();
+    refused(verify(&["--public-key", &key], &[&renamed]), "export.jsonl");
+    fs::remove_file(&compressed).unwrap();
+    gzip(&[]);
+    refused(by_directory(), "trail-00000000000000000001.jsonl.gz");
+}
+
+/// What one user did, from the files alone, and verified.
+#[tokio::test]
+async fn the_operations_of_a_user_and_a_time_are_shown_beside_the_verdict() {
+    let (bench, directory, key) = trail().await;
+    let show = |arguments: &[&str]| {
+        let fixed = ["--public-key", &key, "--dir", &directory];
+        let output = verify(&[&fixed[..], arguments].concat(), &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let said = show(&["--user", "1000"]);
+    let rows: Vec<&str> = said.lines().filter(|line| line.contains("key:decrypt")).collect();
+    assert_eq!(rows.len(), 13, "one row per operation: {said}");
+    assert!(rows.iter().all(|row| row.contains("done") && row.contains("unix:1000")), "{said}");
+    assert!(said.contains("sound"), "{said}");
+    assert!(!show(&["--user", "root"]).contains("key:decrypt"));
+    assert!(!show(&["--until", "2020-01-01T00:00:00Z"]).contains("key:decrypt"));
+    assert!(show(&["--since", "1h", "--until", "now"]).contains("key:decrypt"));
+    let document: serde_json::Value =
+        serde_json::from_str(&show(&["--user", "unix:1000", "--output", "json"])).unwrap();
+    assert_eq!(document["verdict"], "sound");
+    assert_eq!(document["selected"].as_array().unwrap().len(), 26);
+    let wrong = verify(&["--public-key", &key, "--dir", &directory, "--since", "soon"], &[]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("yesterday"), "{}", text(&wrong.stderr));
+    drop(bench);
+}

@@ -9,6 +9,7 @@
 mod begin;
 mod budget;
 mod check;
+mod compressed;
 mod end;
 mod entry;
 mod fill;
@@ -36,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use begin::SigningKey;
 pub use budget::Budgets;
+pub use compressed::Compression;
 pub use end::newest_checkpoint;
 pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
@@ -47,6 +49,7 @@ pub use tend::{BoxFuture, HeadKeeper, SignError, Signature, Signer, ToSign};
 pub use trail::{Closing, Entry, PendingEntry, Status, Trail};
 pub use verify::{
     Expectations, PublicKeyError, VerifyError, VerifyKey, verify, verify_files, verify_opened,
+    verify_seen,
 };
 
 /// Where the trail lies and how it is kept.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -75,6 +76,10 @@ pub struct Filter {
     pub caller: Option<String>,
     pub resource: Option<String>,
     pub request: Option<String>,
+    /// Written at this time or later …
+    pub since: Option<Timestamp>,
+    /// … and at this time or earlier.
+    pub until: Option<Timestamp>,
 }
 
 /// Some lines, as they stand in the trail.
@@ -134,7 +139,8 @@ fn read(
 }
 
 impl Filter {
-    fn takes(&self, line: &Line<'_>) -> bool {
+    /// Whether a line fits.
+    pub fn takes(&self, line: &Line<'_>) -> bool {
         let fits = |wanted: &Option<String>, is: Option<&str>| match wanted {
             Some(wanted) => is == Some(wanted),
             None => true,
@@ -144,6 +150,17 @@ impl Filter {
             && fits(&self.caller, line.caller)
             && fits(&self.resource, line.resource)
             && fits(&self.request, line.request)
+            && self.is_in_time(line.time)
+    }
+}
+
+impl Filter {
+    fn is_in_time(&self, time: &str) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let Ok(time) = time.parse::<Timestamp>() else { return false };
+        self.since.is_none_or(|since| since <= time) && self.until.is_none_or(|until| time <= until)
     }
 }
 

@@ -247,8 +247,10 @@ impl fmt::Display for Finding {
         }
         match &self.place {
             Some(Place { file, row }) => {
-                let is_missing =
-                    matches!(self.kind, FindingKind::Dropped { .. } | FindingKind::MissingFile { .. });
+                let is_missing = matches!(
+                    self.kind,
+                    FindingKind::Dropped { .. } | FindingKind::MissingFile { .. }
+                );
                 let before = if is_missing { "before " } else { "" };
                 write!(f, " ({}, {before}row {row})", file.escape_debug())
             }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 
 use super::check::Checker;
+use super::compressed::{self, Compression};
 use super::line::{Head, Line};
 use super::report::Report;
 use super::segment;
@@ -98,6 +99,8 @@ impl Default for Expectations {
 pub enum VerifyError {
     #[error("there are no files of a trail in {}", .0.display())]
     NoFiles(PathBuf),
+    #[error("{} is compressed: decompress it with `{} {}`, then verify again", .path.display(), .by.command(), .path.display())]
+    Compressed { path: PathBuf, by: Compression },
     #[error("{} cannot be read: {error}", .path.display())]
     Read { path: PathBuf, error: io::Error },
 }
@@ -108,8 +111,24 @@ pub fn verify(
     keys: &[VerifyKey],
     expectations: &Expectations,
 ) -> Result<Report, VerifyError> {
-    let files = segment::list(directory)
-        .map_err(|error| VerifyError::Read { path: directory.to_owned(), error })?;
+    verify_seen(directory, keys, expectations, &mut |_| {})
+}
+
+/// The same, and hands on each line that was read, whether it holds or not.
+pub fn verify_seen(
+    directory: &Path,
+    keys: &[VerifyKey],
+    expectations: &Expectations,
+    seen: &mut dyn FnMut(&[u8]),
+) -> Result<Report, VerifyError> {
+    let unlisted = |error| VerifyError::Read { path: directory.to_owned(), error };
+    let files = segment::list(directory).map_err(unlisted)?;
+    if let Some((file, by)) = compressed::first(directory).map_err(unlisted)? {
+        let is_put_away = files.first().is_some_and(|oldest| file.first < oldest.first);
+        if !(expectations.partial && is_put_away) {
+            return Err(VerifyError::Compressed { path: file.path, by });
+        }
+    }
     if files.is_empty() {
         return Err(VerifyError::NoFiles(directory.to_owned()));
     }
@@ -117,7 +136,7 @@ pub fn verify(
         let opened = open_plain(&file.path, Open::Read);
         opened.map(|opened| (file.path.clone(), opened)).map_err(|error| (file.path, error))
     });
-    verify_each(files, keys, expectations)
+    verify_each(files, keys, expectations, seen)
 }
 
 /// Verifies files in the order given, as one trail: files of a trail's directory or an export.
@@ -130,30 +149,35 @@ pub fn verify_files(
         let opened = File::open(path);
         opened.map(|opened| (path.clone(), opened)).map_err(|error| (path.clone(), error))
     });
-    verify_each(files, keys, expectations)
+    verify_each(files, keys, expectations, &mut |_| {})
 }
 
-/// The same of files that are open.
+/// The same of files that are open; hands on each line that was read.
 pub fn verify_opened(
     files: Vec<(PathBuf, File)>,
     keys: &[VerifyKey],
     expectations: &Expectations,
+    seen: &mut dyn FnMut(&[u8]),
 ) -> Result<Report, VerifyError> {
-    verify_each(files.into_iter().map(Ok), keys, expectations)
+    verify_each(files.into_iter().map(Ok), keys, expectations, seen)
 }
 
 fn verify_each(
     files: impl Iterator<Item = Result<(PathBuf, File), (PathBuf, io::Error)>>,
     keys: &[VerifyKey],
     expectations: &Expectations,
+    seen: &mut dyn FnMut(&[u8]),
 ) -> Result<Report, VerifyError> {
     let started = Instant::now();
     let mut checker = Checker::new(keys, expectations);
     let unreadable = |(path, error)| VerifyError::Read { path, error };
     for file in files {
         let (path, file) = file.map_err(unreadable)?;
+        if let Some(by) = Compression::of_content(&file) {
+            return Err(VerifyError::Compressed { path, by });
+        }
         checker.is_of(trail_of(&file));
-        verify_file(&path, file, &mut checker).map_err(|error| unreadable((path, error)))?;
+        verify_file(&path, file, &mut checker, seen).map_err(|error| unreadable((path, error)))?;
     }
     let mut report = checker.finish();
     report.milliseconds = started.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
@@ -163,21 +187,33 @@ fn verify_each(
 /// A line that is longer than this was not written by Strongroom.
 const MAX_LINE: u64 = 64 * 1024;
 
-fn verify_file(path: &Path, file: File, checker: &mut Checker<'_>) -> io::Result<()> {
+fn verify_file(
+    path: &Path,
+    file: File,
+    checker: &mut Checker<'_>,
+    seen: &mut dyn FnMut(&[u8]),
+) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     checker.begin_file(&name);
-    verify_lines(&mut BufReader::with_capacity(256 * 1024, file), checker)
+    verify_lines(&mut BufReader::with_capacity(256 * 1024, file), checker, seen)
 }
 
 /// Holds all lines of a file against each other.
-pub(super) fn verify_lines(reader: &mut impl BufRead, checker: &mut Checker<'_>) -> io::Result<()> {
+pub(super) fn verify_lines(
+    reader: &mut impl BufRead,
+    checker: &mut Checker<'_>,
+    seen: &mut dyn FnMut(&[u8]),
+) -> io::Result<()> {
     let mut bytes = Vec::new();
     loop {
         bytes.clear();
         reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)?;
         match bytes.pop() {
             None => return Ok(()),
-            Some(b'\n') => checker.line(&bytes),
+            Some(b'\n') => {
+                seen(&bytes);
+                checker.line(&bytes);
+            }
             // The rest of it is no row of its own.
             Some(last) if bytes.len() as u64 + 1 == MAX_LINE => {
                 bytes.push(last);

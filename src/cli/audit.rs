@@ -4,26 +4,32 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Session;
 use super::audit_export::Export;
+use super::audit_rows::{self, Rows};
 use super::audit_verify::Verify;
 use super::client;
 use super::house;
-use super::output::{Output, cell, plain, table};
+use super::output::Output;
 use super::problem::Failure;
+use super::{users, when};
 use crate::audit::Head;
 use crate::policy::{Action, Resource};
 
 /// Lines asked for at a time.
 pub const PAGE: u64 = 500;
 
-/// How many of the last lines are shown where nothing else is asked for.
+/// How many of the last operations, or lines for programs, are shown where nothing else is asked for.
 const LAST: usize = 50;
+
+/// How many lines an operation has at most.
+const LINES_EACH: usize = 2;
 
 /// Show, follow, export and verify the trail
 #[derive(Subcommand)]
@@ -36,11 +42,16 @@ pub enum Audit {
     Verify(Verify),
 }
 
-/// Show lines of the trail: the last 50, or those that are asked for
+/// Show the audit log, one row per operation: the last 50, or those that are asked for
+///
+/// A row joins the intent and the outcome of an operation; SEQ has the numbers of both lines. An event or a
+/// refusal has one line.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  strongroom audit show                  the last 50 lines
-  strongroom audit show --all            the whole trail
+  strongroom audit show                  the last 50 operations
+  strongroom audit show --all            the whole audit log
+  strongroom audit show --since 2h --user alice
+  strongroom audit show --since yesterday --until today
   strongroom audit show --resource key/payments --action key:decrypt
   strongroom audit show --after 1000 --limit 50 --output json
 With --output json each line is one line of JSON, byte for byte as it stands in the trail.")]
@@ -51,11 +62,13 @@ pub struct Show {
     /// Only lines after this one
     #[arg(long, value_name = "SEQ")]
     after: Option<u64>,
-    /// At most this many, from the beginning or from --after on
+    /// At most this many operations (lines, with --output json), from the beginning or from --after on
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     #[command(flatten)]
     filter: Filter,
+    #[command(flatten)]
+    window: Window,
 }
 
 /// Follow the trail until ctrl-C
@@ -84,19 +97,40 @@ pub struct Filter {
     /// Only this action: key:decrypt
     #[arg(long, value_name = "ACTION")]
     #[arg(value_parser = PossibleValuesParser::new(Action::ALL.map(Action::as_str)))]
-    action: Option<String>,
+    pub action: Option<String>,
     /// Only this caller: unix:1000
     #[arg(long, value_name = "CALLER", value_parser = caller)]
-    caller: Option<String>,
+    pub caller: Option<String>,
+    /// Only this user, by name or uid
+    #[arg(long, value_name = "USER", value_parser = users::user, conflicts_with = "caller")]
+    #[arg(value_hint = ValueHint::Username)]
+    pub user: Option<String>,
     /// Only this resource: key/payments
     #[arg(long, value_name = "RESOURCE", value_parser = house::resource)]
-    resource: Option<Resource>,
+    pub resource: Option<Resource>,
 }
 
 impl Filter {
     /// Whether every line passes.
     fn is_open(&self) -> bool {
-        matches!(self, Self { action: None, caller: None, resource: None })
+        matches!(self, Self { action: None, caller: None, user: None, resource: None })
+    }
+}
+
+/// From when to when; see [`when`].
+#[derive(Args, Default, Clone, Copy)]
+pub struct Window {
+    /// Only what was written at this time or later: RFC 3339, a local date or time, today, yesterday, 2h, 3d
+    #[arg(long, value_name = "TIME", value_parser = when::when)]
+    pub since: Option<Timestamp>,
+    /// Only what was written at this time or earlier
+    #[arg(long, value_name = "TIME", value_parser = when::when)]
+    pub until: Option<Timestamp>,
+}
+
+impl Window {
+    pub fn is_open(&self) -> bool {
+        self.since.is_none() && self.until.is_none()
     }
 }
 
@@ -130,24 +164,52 @@ fn public_key(session: &Session) -> Result<(), Failure> {
 
 impl Show {
     fn run(self, session: &Session) -> Result<(), Failure> {
-        let Self { all, after, limit, filter } = &self;
-        if !all && after.is_none() && limit.is_none() && filter.is_open() {
-            let (last, _) = last_lines(session, &mut Ours::default(), LAST, filter)?;
-            print(&session.out, &last, true)?;
-            if last.first().and_then(|line| sequence(line)).is_some_and(|first| first > 1) {
-                session.out.note(&format!("the last {LAST} lines; --all shows all of them"));
-            }
-            return Ok(());
+        let Self { all, after, limit, filter, window } = &self;
+        let is_open = filter.is_open() && window.is_open();
+        if !all && after.is_none() && limit.is_none() && is_open {
+            return self.last(session);
         }
         let mut left = self.limit.unwrap_or(u64::MAX);
         let mut after = Some(self.after.unwrap_or(0));
-        let mut first = true;
+        let (mut rows, mut headings) = (Rows::default(), true);
         while let Some(from) = after.filter(|_| left > 0) {
-            let (page, _) = page(session, from, left.min(PAGE), &self.filter)?;
-            print(&session.out, &page.lines, first)?;
-            first = false;
-            left = left.saturating_sub(page.lines.len() as u64);
+            let wanted = if session.out.is_json() { left.min(PAGE) } else { PAGE };
+            let (page, _) = page(session, from, wanted, (filter, *window))?;
             after = page.next.filter(|&next| next > from);
+            if session.out.is_json() {
+                exact(&session.out, &page.lines)?;
+                left = left.saturating_sub(page.lines.len() as u64);
+                continue;
+            }
+            page.lines.iter().for_each(|line| rows.take(value(line)));
+            let mut ready = rows.ready();
+            if after.is_none() {
+                ready.extend(rows.rest());
+            }
+            ready.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left = left.saturating_sub(ready.len() as u64);
+            session.out.text(&audit_rows::text(&ready, std::mem::take(&mut headings)))?;
+        }
+        Ok(())
+    }
+
+    fn last(&self, session: &Session) -> Result<(), Failure> {
+        let lines = if session.out.is_json() { LAST } else { LAST * LINES_EACH };
+        let (last, _) = last_lines(session, &mut Ours::default(), lines, &self.filter)?;
+        let mut is_all =
+            last.first().and_then(|line| sequence(line)).is_none_or(|first| first <= 1);
+        if session.out.is_json() {
+            exact(&session.out, &last)?;
+        } else {
+            let mut rows = Rows::default();
+            last.iter().for_each(|line| rows.take(value(line)));
+            let rows = rows.rest();
+            let from = rows.len().saturating_sub(LAST);
+            is_all &= from == 0;
+            session.out.text(&audit_rows::text(rows.get(from..).unwrap_or_default(), true))?;
+        }
+        if !is_all {
+            session.out.note(&format!("the last {LAST} operations; --all shows all of them"));
         }
         Ok(())
     }
@@ -167,7 +229,7 @@ impl Tail {
         // A daemon that is started again goes on with the same trail.
         let mut is_away = false;
         loop {
-            let (page, id) = match page(session, after, PAGE, &self.filter) {
+            let (page, id) = match page(session, after, PAGE, (&self.filter, Window::default())) {
                 Err(failure) if failure.may_pass() => {
                     if !std::mem::replace(&mut is_away, true) {
                         session.out.note("the daemon does not answer; waiting for it");
@@ -202,7 +264,7 @@ fn last_lines(
     let mut seen = near_the_end(session, ours, lines, filter);
     let mut after = Some(seen);
     while let Some(from) = after {
-        let (page, id) = page(session, from, PAGE, filter)?;
+        let (page, id) = page(session, from, PAGE, (filter, Window::default()))?;
         ours.remember(id);
         seen = page.lines.iter().filter_map(|line| sequence(line)).fold(seen, u64::max);
         seen = page.next.map_or(seen, |next| seen.max(next));
@@ -258,13 +320,19 @@ pub(super) fn page(
     session: &Session,
     after: u64,
     limit: u64,
-    filter: &Filter,
+    (filter, window): (&Filter, Window),
 ) -> Result<(Page, Option<String>), Failure> {
     let mut path = format!("/v1/audit?after={after}&limit={limit}");
     let resource = filter.resource.as_ref().map(Resource::path);
-    for (name, value) in
-        [("action", &filter.action), ("caller", &filter.caller), ("resource", &resource)]
-    {
+    let [since, until] = [window.since, window.until].map(|time| time.map(|time| time.to_string()));
+    let caller = filter.caller.clone().or_else(|| filter.user.clone());
+    for (name, value) in [
+        ("action", &filter.action),
+        ("caller", &caller),
+        ("resource", &resource),
+        ("since", &since),
+        ("until", &until),
+    ] {
         if let Some(value) = value {
             path += &format!("&{name}={}", client::query(value));
         }
@@ -284,109 +352,33 @@ fn caller(text: &str) -> Result<String, String> {
     }
 }
 
-fn sequence(line: &RawValue) -> Option<u64> {
+pub(super) fn sequence(line: &RawValue) -> Option<u64> {
     let value: Value = serde_json::from_str(line.get()).ok()?;
     value.get("seq")?.as_u64()
 }
 
-/// As wide as what mostly stands below them, so that the pages of a long trail line up.
-const HEADINGS: [&str; 7] = [
-    "SEQ     ",
-    "TIME                ",
-    "WHAT       ",
-    "CALLER      ",
-    "ACTION          ",
-    "RESOURCE                ",
-    "MORE",
-];
-
-/// Prints lines: as they are for programs, in columns for people.
+/// Prints lines as they are for programs, each in columns for people.
 fn print(out: &Output, lines: &[Box<RawValue>], headings: bool) -> Result<(), Failure> {
     if out.is_json() {
-        let text: String = lines.iter().map(|line| format!("{}\n", line.get())).collect();
-        return out.exact(&text);
+        return exact(out, lines);
     }
-    let rows: Vec<Vec<String>> = lines
-        .iter()
-        .filter_map(|line| serde_json::from_str(line.get()).ok())
-        .map(|line: Value| row(&line))
-        .collect();
-    let text = table(&HEADINGS, &rows);
-    match text.split_once('\n') {
-        Some((_, without)) if !headings => out.text(without),
-        _ => out.text(&text),
-    }
+    let rows: Vec<Vec<String>> =
+        lines.iter().flat_map(|line| audit_rows::single(value(line))).collect();
+    out.text(&audit_rows::text(&rows, headings))
 }
 
-/// A line in columns; what has no column of its own stands in the last one.
-fn row(line: &Value) -> Vec<String> {
-    // Of use to a verifier or said in another column.
-    const LEFT_OUT: [&str; 17] = [
-        "seq",
-        "time",
-        "kind",
-        "caller",
-        "action",
-        "resource",
-        "result",
-        "event",
-        "prev",
-        "trail",
-        "request",
-        "uid",
-        "gid",
-        "head",
-        "at",
-        "signer",
-        "signature",
-    ];
-    let member = |name: &str| line.get(name).map(|value| cell(name, value));
-    let what = member("result").or_else(|| member("event")).or_else(|| member("kind"));
-    let more: Vec<String> = line
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(name, value)| !LEFT_OUT.contains(&name.as_str()) && !value.is_null())
-        .map(|(name, value)| format!("{}={}", plain(name), cell(name, value)))
-        .collect();
-    let columns = [
-        member("seq"),
-        member("time"),
-        what,
-        member("caller"),
-        member("action"),
-        member("resource"),
-        Some(more.join(" ")),
-    ];
-    columns.into_iter().map(Option::unwrap_or_default).collect()
+fn exact(out: &Output, lines: &[Box<RawValue>]) -> Result<(), Failure> {
+    let text: String = lines.iter().map(|line| format!("{}\n", line.get())).collect();
+    out.exact(&text)
+}
+
+fn value(line: &RawValue) -> Value {
+    serde_json::from_str(line.get()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_line_says_what_became_of_it() {
-        let outcome = json!({"seq": 7, "time": "2026-01-02T03:04:05.000006Z", "prev": "00",
-            "kind": "outcome", "of": 6, "caller": "unix:0", "action": "key:decrypt",
-            "resource": "key/k", "result": "failed", "code": "decryption-failed"});
-        let expected = [
-            "7",
-            "2026-01-02 03:04:05Z",
-            "failed",
-            "unix:0",
-            "key:decrypt",
-            "key/k",
-            "of=6 code=decryption-failed",
-        ];
-        assert_eq!(row(&outcome), expected);
-        assert_eq!(
-            row(&json!({"kind": "event", "event": "start"})).get(2),
-            Some(&"start".to_owned())
-        );
-        assert_eq!(row(&json!({"kind": "intent"})).get(2), Some(&"intent".to_owned()));
-    }
 
     #[test]
     fn a_tail_leaves_out_its_own_asking() {

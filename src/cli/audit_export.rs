@@ -6,13 +6,15 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Session;
-use super::audit::{Filter, PAGE, page};
+use super::audit::{Filter, PAGE, Window, page, sequence};
 use super::problem::Failure;
+use super::users;
 
 /// Write the whole trail into a file, for an auditor who has no daemon
 #[derive(Args)]
@@ -20,7 +22,9 @@ use super::problem::Failure;
   strongroom audit export --to trail.jsonl --public-key trail.pem
   strongroom audit verify trail.jsonl --public-key trail.pem --in-use
 The export ends where its own asking begins; --in-use says that others' deeds were under way meanwhile.
-Check the public key by another way than the one the trail came.")]
+Check the public key by another way than the one the trail came.
+With --since or --until it has the lines of that time and those up to the next checkpoint, which signs them: verify it
+with --partial --in-use. With --user it has that user's lines alone, which prove nothing without the others.")]
 pub struct Export {
     /// The file to write, or a directory to write trail.jsonl into; nothing is overwritten
     #[arg(long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
@@ -28,6 +32,11 @@ pub struct Export {
     /// Write the public key of the trail's signatures here
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     public_key: Option<PathBuf>,
+    /// Only this user's lines, by name or uid: a list to read, which cannot be verified
+    #[arg(long, value_name = "USER", value_parser = users::user, value_hint = ValueHint::Username)]
+    user: Option<String>,
+    #[command(flatten)]
+    window: Window,
 }
 
 impl Export {
@@ -35,11 +44,21 @@ impl Export {
         let path = if self.to.is_dir() { self.to.join("trail.jsonl") } else { self.to };
         let mut file = BufWriter::new(create(&path)?);
         let mut written = Written::default();
-        let mut after = Some(0);
-        while let Some(from) = after {
-            let (page, id) = page(session, from, PAGE, &Filter::default())?;
+        let filter = Filter { user: self.user.clone(), ..Filter::default() };
+        // Of one user's lines the file has just these; else what is in it must be a chain.
+        let window = if self.user.is_some() { self.window } else { Window::default() };
+        let mut end = End::at(self.window.until.filter(|_| self.user.is_none()));
+        let mut after = match self.window.since {
+            Some(_) if self.user.is_none() => before_the_first(session, self.window)?,
+            _ => Some(0),
+        };
+        while let Some(from) = after.filter(|_| !end.is_reached) {
+            let (page, id) = page(session, from, PAGE, (&filter, window))?;
             written.ours.extend(id);
             for line in &page.lines {
+                if !end.has(line) {
+                    break;
+                }
                 written.note(line);
                 file.write_all(line.get().as_bytes())
                     .and_then(|()| file.write_all(b"\n"))
@@ -62,6 +81,55 @@ impl Export {
             true => session.out.document(&document(&path, lines, self.public_key.as_deref())),
             false => Ok(()),
         }
+    }
+}
+
+/// The number of the line before the first one of this time; `None` where there is none of it.
+fn before_the_first(session: &Session, window: Window) -> Result<Option<u64>, Failure> {
+    let mut after = Some(0);
+    while let Some(from) = after {
+        let (page, _) = page(session, from, 1, (&Filter::default(), window))?;
+        if let Some(first) = page.lines.first().and_then(|line| sequence(line)) {
+            return Ok(Some(first.saturating_sub(1)));
+        }
+        after = page.next.filter(|&next| next > from);
+    }
+    Ok(None)
+}
+
+/// Where a part ends: with the first checkpoint that covers the last line of its time.
+struct End {
+    until: Option<Timestamp>,
+    /// The last line of that time, once a later one was seen.
+    last: Option<u64>,
+    seen: u64,
+    is_reached: bool,
+}
+
+impl End {
+    fn at(until: Option<Timestamp>) -> Self {
+        Self { until, last: None, seen: 0, is_reached: false }
+    }
+
+    /// Whether the line still belongs to it.
+    fn has(&mut self, line: &RawValue) -> bool {
+        #[derive(Deserialize)]
+        struct Of {
+            seq: u64,
+            time: Timestamp,
+            covers: Option<u64>,
+        }
+        let Some(until) = self.until else { return true };
+        if self.is_reached {
+            return false;
+        }
+        let Ok(Of { seq, time, covers }) = serde_json::from_str(line.get()) else { return true };
+        if self.last.is_none() && time > until {
+            self.last = Some(self.seen);
+        }
+        self.seen = seq;
+        self.is_reached = self.last.is_some_and(|last| covers.is_some_and(|covers| covers >= last));
+        true
     }
 }
 

@@ -5,13 +5,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::audit::Window;
+use super::audit_rows::{self, Rows};
 use super::input::Source;
 use super::output::Output;
 use super::problem::Failure;
+use super::users;
 use crate::audit::{
-    Expectations, FindingKind, Head, Judgement, Report, VerifyError, VerifyKey, verify,
-    verify_opened,
+    Expectations, Filter, FindingKind, Head, Judgement, Line, Report, VerifyError, VerifyKey,
+    verify_opened, verify_seen,
 };
 use crate::sandbox::{self, Needs, User, trusted};
 
@@ -26,7 +31,10 @@ use crate::sandbox::{self, Needs, User, trusted};
 #[command(group = ArgGroup::new("trail").required(true).args(["dir", "files"]))]
 #[command(after_help = "Examples:
   strongroom audit verify --dir /var/lib/strongroom/trail --public-key trail.pem --in-use
-  strongroom audit verify trail.jsonl --public-key trail.pem --head 4711:9f86…")]
+  strongroom audit verify trail.jsonl --public-key trail.pem --head 4711:9f86…
+  strongroom audit verify --dir copy --public-key trail.pem --user alice --since 2d
+The first two verify all lines that are given. --user, --since and --until verify them all, too, and show those of one
+user or time as `audit show` does.")]
 pub struct Verify {
     /// The files of the trail, or of an export, in their order
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -50,6 +58,12 @@ pub struct Verify {
     /// called sound
     #[arg(long, value_name = "LINES", default_value_t = Expectations::MOST_UNPROVEN)]
     most_unproven: u64,
+    /// Show the operations of this user, by name or uid, besides: the whole audit log is verified
+    #[arg(long, value_name = "USER", value_parser = users::user, value_hint = ValueHint::Username)]
+    user: Option<String>,
+    /// Show the operations of this time: as `audit show` does, and the whole audit log is verified
+    #[command(flatten)]
+    window: Window,
 }
 
 impl Verify {
@@ -62,22 +76,29 @@ impl Verify {
             partial: self.partial,
             most_unproven: self.most_unproven,
         };
+        let mut selected = Selected::of(self.user, self.window);
+        // Nothing can be looked up once the process is shut in.
+        users::remember();
         let report = match &self.dir {
             Some(dir) => {
                 become_owner(dir)?;
                 shut_in(vec![dir.clone()])?;
-                verify(dir, &keys, &expectations)
+                verify_seen(dir, &keys, &expectations, &mut |line| selected.see(line))
             }
             None => {
                 let files = open_as_owners(&self.files)?;
                 shut_in(Vec::new())?;
-                verify_opened(files, &keys, &expectations)
+                verify_opened(files, &keys, &expectations, &mut |line| selected.see(line))
             }
         };
         let report = report.map_err(|error: VerifyError| {
-            Failure::failed(error.to_string(), "check the path and who may read it")
+            let next = match error {
+                VerifyError::Compressed { .. } => "with -k the compressed file stays beside it",
+                _ => "check the path and who may read it",
+            };
+            Failure::failed(error.to_string(), next)
         })?;
-        tell(out, &report)?;
+        tell(out, &report, &selected)?;
         let only_open = report.findings.iter().all(|finding| {
             matches!(finding.kind, FindingKind::IntentWithoutOutcome | FindingKind::Torn)
         });
@@ -149,18 +170,95 @@ fn unfit(error: impl std::fmt::Display) -> Failure {
     )
 }
 
+/// Lines that are to be shown besides.
+struct Selected {
+    user: Option<String>,
+    window: Window,
+    lines: Vec<Box<RawValue>>,
+    left_out: u64,
+}
+
+impl Selected {
+    /// So many are shown at most.
+    const MOST: usize = 100_000;
+
+    fn of(user: Option<String>, window: Window) -> Self {
+        Self { user, window, lines: Vec::new(), left_out: 0 }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.user.is_some() || !self.window.is_open()
+    }
+
+    fn see(&mut self, line: &[u8]) {
+        if !self.is_wanted() {
+            return;
+        }
+        let filter = Filter {
+            caller: self.user.clone(),
+            since: self.window.since,
+            until: self.window.until,
+            ..Filter::default()
+        };
+        let text = Line::read(line)
+            .filter(|line| filter.takes(line))
+            .and_then(|_| RawValue::from_string(std::str::from_utf8(line).ok()?.to_owned()).ok());
+        match text {
+            Some(text) if self.lines.len() < Self::MOST => self.lines.push(text),
+            Some(_) => self.left_out += 1,
+            None => {}
+        }
+    }
+
+    /// One row per operation.
+    fn text(&self) -> String {
+        let mut rows = Rows::default();
+        for line in &self.lines {
+            rows.take(serde_json::from_str(line.get()).unwrap_or_default());
+        }
+        let rows = rows.rest();
+        let mut text = audit_rows::text(&rows, true);
+        if self.left_out > 0 {
+            text += &format!("{} more lines: narrow it with --since and --until\n", self.left_out);
+        }
+        text + "\n"
+    }
+}
+
 /// A report and what it comes to, for programs.
 #[derive(Serialize)]
 struct Told<'a> {
     verdict: Judgement,
     #[serde(flatten)]
     report: &'a Report,
+    /// The lines that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selected: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selected_left_out: Option<u64>,
 }
 
-fn tell(out: &Output, report: &Report) -> Result<(), Failure> {
+fn tell(out: &Output, report: &Report, selected: &Selected) -> Result<(), Failure> {
     if out.is_json() {
         let verdict = report.judgement();
-        return out.document(&serde_json::json!(Told { verdict, report }));
+        let lines = || {
+            let lines = selected.lines.iter().map(|line| serde_json::from_str(line.get()));
+            lines.map(Result::unwrap_or_default).collect()
+        };
+        let is_wanted = selected.is_wanted();
+        let (selected, selected_left_out) = match is_wanted {
+            true => (Some(lines()), Some(selected.left_out)),
+            false => (None, None),
+        };
+        return out.document(&serde_json::json!(Told {
+            verdict,
+            report,
+            selected,
+            selected_left_out
+        }));
+    }
+    if selected.is_wanted() {
+        out.text(&selected.text())?;
     }
     let text = match &report.last {
         Some(_) => report.to_string(),

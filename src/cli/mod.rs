@@ -6,6 +6,7 @@
 mod appliance;
 mod audit;
 mod audit_export;
+mod audit_rows;
 mod audit_verify;
 mod backup;
 mod client;
@@ -30,6 +31,8 @@ mod report;
 mod secret;
 mod terminal;
 mod usage;
+mod users;
+mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::client::Reply;
 use super::escape::{drives, plain_json, plain_lines};
 use super::problem::Failure;
+use super::users;
 
 pub use super::escape::plain;
 
@@ -206,7 +207,7 @@ pub fn cell(name: &str, value: &Value) -> String {
         Value::Bool(false) => "no".to_owned(),
         Value::String(text) => match time(name, text) {
             Some(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
-            None => plain(text),
+            None => users::with_name(text).as_deref().map_or_else(|| plain(text), plain),
         },
         Value::Array(items) => {
             let items: Vec<String> = items.iter().map(|item| cell("", item)).collect();

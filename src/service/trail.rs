@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -27,6 +28,12 @@ pub struct ReadAudit {
     pub caller: Option<String>,
     /// Only lines about this, like `key/payments`.
     pub resource: Option<String>,
+    /// Only lines written at this time or later, RFC 3339 like `2026-01-02T03:04:05Z`.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// Only lines written at this time or earlier, RFC 3339 like `2026-01-02T03:04:05Z`.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -60,6 +67,8 @@ impl Request for ReadAudit {
             action: self.action,
             caller: self.caller,
             resource: self.resource,
+            since: self.since,
+            until: self.until,
             ..Filter::default()
         };
         let limit = self.limit.unwrap_or(100).clamp(1, 1000);

@@ -24,6 +24,7 @@ mod attacks;
 mod acts;
 mod apart;
 mod appliance_routes;
+mod audit_parts;
 mod backup;
 mod bad_input;
 mod brown_out;

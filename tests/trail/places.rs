@@ -140,7 +140,10 @@ async fn what_is_missing_is_said_to_be_missing_before_a_row() {
     write_lines(&bench, &dropped);
     let found = bench.verify(&[bench.head]).findings;
     let text = found[0].to_string();
-    assert!(text.starts_with("lines 6 to 9 are missing") && text.contains("before row 6"), "{text}");
+    assert!(
+        text.starts_with("lines 6 to 9 are missing") && text.contains("before row 6"),
+        "{text}"
+    );
 }
 
 /// Cut at the end of an older file, it is not a file that is missing.
