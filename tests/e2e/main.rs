@@ -35,6 +35,7 @@ mod config_check;
 mod custody_verbs;
 mod daemon;
 mod doctor_offline;
+mod documents;
 mod edited_appliance;
 mod edited_store;
 mod files_people_have;
