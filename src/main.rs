@@ -35,6 +35,7 @@ fn keep(global: &Global, house: House) -> ExitCode {
         House::Serve(serve) => return daemon::ended(global, daemon::serve(&serve)),
         House::Custody(custody) => return daemon::ended(global, daemon::custody(&custody)),
         House::Doctor(doctor) => daemon::doctor(&doctor),
+        House::Reload(reload) => daemon::reload_daemon(&reload),
         House::AcceptRollback(accept) => daemon::accept_rollback(&accept),
         House::Backup(Backup::Create(create)) => daemon::verify_backup(&create.verification()),
         House::Backup(Backup::Verify(verify)) => daemon::verify_backup(&verify),

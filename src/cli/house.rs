@@ -15,6 +15,7 @@ use crate::policy::{Action, Resource};
 pub enum House {
     Serve(Serve),
     Custody(Custody),
+    Reload(Reload),
     Doctor(Doctor),
     AcceptRollback(AcceptRollback),
     #[command(subcommand)]
@@ -56,6 +57,22 @@ pub struct Custody {
     /// The one process that may connect, by its number; else every process of the front's user may
     #[arg(long, value_name = "PID", hide = true)]
     pub front_pid: Option<i32>,
+}
+
+/// Have the running daemon read configuration and policy again, and report what came of it
+///
+/// Sends SIGHUP and waits for the verdict. Exits with 1 where the daemon refuses its files, and what was in force
+/// stays in force; or where it takes them and its next start would be refused all the same. For root and the
+/// daemon's own user, like the signal; `systemctl reload strongroom` runs it.
+#[derive(Args)]
+#[command(after_help = "Example:\n  strongroom reload --config /etc/strongroom/strongroom.toml")]
+pub struct Reload {
+    /// The configuration that the daemon runs with
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The daemon's process, where it must be this one
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
 }
 
 /// Accept a store and an audit log that do not end as custody remembers

@@ -47,7 +47,7 @@ pub use backup::{By, Created, Made};
 pub use escape::plain;
 pub use house::{
     AcceptRollback, Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy,
-    PolicyFrom, Restore, Serve, Verify,
+    PolicyFrom, Reload, Restore, Serve, Verify,
 };
 pub use input::Source as RecoverySource;
 pub use output::Format;

@@ -7,20 +7,22 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::custodian::OpenToken;
 use super::protocol::{Check, Verdict};
+use super::state::check_directory;
 use super::{masters, rsa};
 use crate::sandbox;
 use crate::secret::{self, ArenaKind, Pin};
 use crate::token::pkcs11::{self, Seen};
-use crate::token::{self, PinError, Token, read_pin};
+use crate::token::{self, PinError, Token, check_pin_file, read_pin};
 
 /// Makes all of them in custody itself. `token` is the open one, or why it is not open.
 pub fn examine(
     settings: &token::Settings,
     credentials: Option<&Path>,
+    state: &Path,
     arena: &crate::secret::ArenaReport,
     token: Result<OpenToken<'_>, &str>,
 ) -> Vec<Check> {
-    let mut checks = vec![module(settings), pin(settings, credentials)];
+    let mut checks = vec![module(settings), pin(settings, credentials), state_directory(state)];
     match token {
         Ok((token, generation)) => checks.extend(open_token(token, generation)),
         Err(why) => checks.push(fail("token", why.to_owned(), "[token], or `strongroom unlock`")),
@@ -118,7 +120,24 @@ fn pin(settings: &token::Settings, credentials: Option<&Path>) -> Check {
             ),
             None => ok("pin", who_reads(settings)),
         },
+        Err(PinError::Unreadable { path, .. }) if sandbox::hides(&path) => {
+            match check_pin_file(&path) {
+                Ok(()) => {
+                    let found =
+                        "was replaced since custody started, which reads it when it starts again";
+                    warn("pin", found.to_owned(), "`systemctl restart strongroom-custody`")
+                }
+                Err(error) => fail("pin", error.to_string(), "[token] pin_file"),
+            }
+        }
         Err(error) => fail("pin", error.to_string(), "[token] pin_file or pin_credential"),
+    }
+}
+
+fn state_directory(path: &Path) -> Check {
+    match check_directory(path) {
+        Ok(()) => ok("state directory", format!("{}, custody's alone", path.display())),
+        Err(error) => fail("state directory", error.to_string(), "[custody] state_directory"),
     }
 }
 

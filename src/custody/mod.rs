@@ -55,7 +55,9 @@ pub use client::{Client, CustodyError, LinkSettings, Wanted};
 pub use dial::Dialer;
 pub use doctor::{examine_locked, sandboxed};
 pub use link_state::LinkState;
-pub use needs::{Settings as SandboxSettings, Surroundings, needs, private_files};
+pub use needs::{
+    Settings as SandboxSettings, Surroundings, needs, private_files, softhsm_configuration,
+};
 pub use outage::{Outage, Reason};
 pub use probe::Probe;
 pub use process::{Settings, Spawn, StartError};

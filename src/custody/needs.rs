@@ -42,8 +42,21 @@ pub struct Surroundings {
 const MODULES_OWN: [&str; 5] =
     ["/etc/softhsm", "/etc/pkcs11", "/etc/opensc", "/etc/ssl/openssl.cnf", "/usr/share/p11-kit"];
 
-/// SoftHSM's configuration, unless its environment names another.
+/// SoftHSM's configuration, unless its environment or its user's home has another.
 const SOFTHSM: &str = "/etc/softhsm/softhsm2.conf";
+
+/// Where SoftHSM will look for its configuration, in its own order: its environment, the home of the process's
+/// user; `None` for the system's.
+pub fn softhsm_configuration() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("SOFTHSM2_CONF") {
+        return Some(PathBuf::from(named));
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from).or_else(|| {
+        nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir)
+    });
+    let own = home?.join(".config/softhsm2/softhsm2.conf");
+    own.exists().then_some(own)
+}
 
 /// The longest configuration of SoftHSM's that is read, in bytes.
 const LONGEST: u64 = 64 * 1024;

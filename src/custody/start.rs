@@ -72,7 +72,8 @@ impl Ready {
         let mut needs = needs(&settings.sandbox, &token, around);
         needs.write.push(settings.state_directory.clone());
         sandbox::enter(sandbox, &needs)?;
-        let examiner = examiner(token.clone(), around.credentials.clone(), arena);
+        let places = (around.credentials.clone(), settings.state_directory.clone());
+        let examiner = examiner(token.clone(), places, arena);
         let budget = PinBudget::new(state.load()?, settings.max_wrong_pins);
         let generations = Generations::new(state.load()?, settings.master_destroy_wait_days);
         let history = History::open(state, around.accepts_history)?;
@@ -148,10 +149,10 @@ fn opener(
 
 fn examiner(
     settings: token::Settings,
-    credentials: Option<PathBuf>,
+    (credentials, state): (Option<PathBuf>, PathBuf),
     arena: &'static ArenaReport,
 ) -> Examiner {
-    Box::new(move |token| doctor::examine(&settings, credentials.as_deref(), arena, token))
+    Box::new(move |token| doctor::examine(&settings, credentials.as_deref(), &state, arena, token))
 }
 
 /// Takes over a socket that the supervisor listens on. Whoever connects is told the credentials of the

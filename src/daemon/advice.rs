@@ -83,6 +83,7 @@ impl DaemonError {
     pub(super) fn next(&self) -> String {
         let own = match self {
             Self::Config(error) => return of_config(error),
+            Self::Refused { next, .. } => return next.clone(),
             Self::Said { next, .. } | Self::WrongUse { next, .. } => next,
             Self::Backup(error) => return of_backup(error),
             Self::Store(error) => of_store(error),

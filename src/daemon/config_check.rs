@@ -1,19 +1,25 @@
 //! `strongroom config check`: all that keeps a daemon with this configuration from its work, as far as it
-//! can be seen without a daemon, and without the token. What `serve` refuses is found by the same code.
+//! can be seen without a daemon, and without the token. What `serve` refuses is found by the same code, under the
+//! same restrictions: as the front's user, in its sandbox. The running front makes the same checks (`next_start`).
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use nix::unistd::{AccessFlags, eaccess, geteuid};
+use serde::{Deserialize, Serialize};
 
 use super::backup::unfinished_restore;
 use super::config::Config;
+use super::offline::{as_front, in_child, must_be_own};
 use super::{DaemonError, house, needs};
 use crate::cli::Report;
 use crate::custody;
 use crate::custody::protocol::Verdict;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyError};
+use crate::sandbox::{self, User};
 use crate::token;
 
 /// How a recovery key is made that is accepted.
@@ -32,19 +38,19 @@ struct Checked<'a> {
 }
 
 /// Something wrong, or worth a look.
-#[derive(Debug, Serialize)]
-struct Finding {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Finding {
     level: Level,
     /// As it stands in the file: `[token] module`.
-    setting: &'static str,
+    setting: Cow<'static, str>,
     /// The file, directory or socket that it is about, where it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
-    what: String,
-    next: String,
+    pub(super) what: String,
+    pub(super) next: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     Error,
@@ -57,23 +63,62 @@ struct Findings(Vec<Finding>);
 /// Reads and checks a configuration with its policy and what it names.
 pub fn check_config(path: &Path) -> Result<Report, DaemonError> {
     let config = Config::load(path)?.config;
+    let custody =
+        match config.custody.custody_user.as_deref().map(|user| custody::resolve(Some(user))) {
+            Some(Ok(uid)) if User::current().uid == 0 => User::of_uid(uid),
+            _ => User::current(),
+        };
+    let mut found = Findings(in_child(&custody, || of_custody(&config))?);
+    let of_front = || (of_front(&config, false), needs::in_the_way(path, &config));
+    let policies = match as_front(path, &config, of_front) {
+        Ok(((of_front, policies), in_the_way)) => {
+            found.0.extend(of_front);
+            if let Some(what) = in_the_way {
+                let next =
+                    "put it into a directory of custody's own, such as /var/lib/strongroom-custody";
+                let pin = config.token.pin_file.as_deref();
+                found.warning("[token] pin_file", pin, what, next);
+            }
+            policies
+        }
+        Err(error) => {
+            found.error("[sandbox]", None, error.to_string(), error.next());
+            None
+        }
+    };
+    found.about_relative_paths(&config);
+    Ok(found.report(path, policies))
+}
+
+/// What is checked as custody's user.
+fn of_custody(config: &Config) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
     found.about_token(&config.token);
     found.about_recovery_key(config.custody.recovery_key.as_deref());
-    found.about_users(&config);
+    found.0
+}
+
+/// What is checked under the front's restrictions, and how many policies there are. Where the sandbox is that of a
+/// front that was started to read other places (`is_of_another`), what it hides says nothing.
+pub(super) fn of_front(config: &Config, is_of_another: bool) -> (Vec<Finding>, Option<usize>) {
+    let mut found = Findings(Vec::new());
+    found.about_users(config);
     found.about_directory("[store] path", &config.store.path);
     found.about_directory("[audit] directory", &config.audit.directory);
+    found.about_owners(config);
     if let Err(error) = unfinished_restore(&config.store.path, &config.audit.directory) {
         let error = DaemonError::from(error);
         found.error("[store] path", Some(&config.store.path), error.to_string(), error.next());
     }
-    let policies = found.about_policy(&config);
-    found.about_relative_paths(&config);
-    if let Some(what) = needs::in_the_way(path, &config) {
-        let next = "put it into a directory of custody's own, such as /var/lib/strongroom-custody";
-        found.warning("[token] pin_file", config.token.pin_file.as_deref(), what, next);
+    let policies = found.about_policy(config, is_of_another);
+    (found.0, policies)
+}
+
+impl Finding {
+    /// Whether a start is refused for it.
+    pub(super) fn refuses(&self) -> bool {
+        self.level == Level::Error
     }
-    Ok(found.report(path, policies))
 }
 
 impl Findings {
@@ -106,6 +151,7 @@ impl Findings {
         next: String,
     ) {
         let path = path.map(Path::to_owned);
+        let setting = Cow::Borrowed(setting);
         self.0.push(Finding { level, setting, path, what, next });
     }
 
@@ -190,6 +236,13 @@ impl Findings {
         let shown = path.display();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         match (path.metadata(), parent.map(Path::metadata)) {
+            (Ok(found), _) if found.is_dir() && found.uid() != geteuid().as_raw() => {
+                let (owner, own) = (found.uid(), geteuid());
+                let what =
+                    format!("{shown} belongs to uid {owner}, and the daemon runs as uid {own}");
+                let next = format!("give it to the daemon's user: chown -R USER: {shown}");
+                self.error(setting, Some(path), what, next);
+            }
             (Ok(_), _) => {
                 let check = house::directory(setting, path, setting);
                 if check.verdict == Verdict::Fail {
@@ -213,12 +266,37 @@ impl Findings {
                 let what = format!("{shown} cannot be made: what it is to lie in is no directory");
                 self.error(setting, Some(path), what, "name a place in a directory");
             }
-            (Err(_), _) => {}
+            (Err(_), _) => {
+                let parent = parent.unwrap_or(Path::new("."));
+                if let Err(errno) = eaccess(parent, AccessFlags::W_OK | AccessFlags::X_OK) {
+                    let (parent, user) = (parent.display(), geteuid());
+                    let what = format!("{shown} cannot be made in {parent} by uid {user}: {errno}");
+                    let next =
+                        format!("mkdir -m 700 {shown}, and give it to the daemon's user: chown");
+                    self.error(setting, Some(path), what, next);
+                }
+            }
+        }
+    }
+
+    /// Root does not work in directories of lesser users.
+    fn about_owners(&mut self, config: &Config) {
+        let socket = config.listen.socket.parent();
+        for (setting, path) in [
+            ("[store] path", Some(config.store.path.as_path())),
+            ("[audit] directory", Some(&config.audit.directory)),
+            ("[listen] socket", socket),
+        ] {
+            if let Some(path) = path
+                && let Err(error) = must_be_own(path)
+            {
+                self.error(setting, Some(path), error.to_string(), error.next());
+            }
         }
     }
 
     /// Policy files and roles; how many policies there are.
-    fn about_policy(&mut self, config: &Config) -> Option<usize> {
+    fn about_policy(&mut self, config: &Config, is_of_another: bool) -> Option<usize> {
         let directory = Some(config.policy.directory.as_path());
         let policy = Policy::load(&config.policy);
         match &policy {
@@ -233,6 +311,7 @@ impl Findings {
                     self.warning("[policy] directory", directory, what, next);
                 }
             }
+            Err(error) if is_of_another && is_hidden(error) => {}
             Err(error) => {
                 let what = error.to_string();
                 let next = super::advice::of_policy(error);
@@ -291,7 +370,11 @@ impl Findings {
         };
         for Finding { level, setting, what, next, .. } in &self.0 {
             let level = if *level == Level::Error { "error" } else { "warning" };
-            let named = if what.contains(setting) { String::new() } else { format!("{setting}: ") };
+            let named = if what.contains(setting.as_ref()) {
+                String::new()
+            } else {
+                format!("{setting}: ")
+            };
             let what = what.replace('\n', "\n  ");
             // Writing to a string does not fail.
             let _ = writeln!(text, "{level}: {named}{what}\n  next: {next}");
@@ -299,5 +382,15 @@ impl Findings {
         let verdict = if errors == 0 { "sound" } else { "not-sound" };
         let checked = Checked { config: path, verdict, policies, findings: &self.0 };
         Report::new(text, &checked, errors == 0)
+    }
+}
+
+/// Whether files of policy could not be read for this process's sandbox alone.
+fn is_hidden(error: &PolicyError) -> bool {
+    match error {
+        PolicyError::Directory { path, error } | PolicyError::File { path, error } => {
+            error.kind() == ErrorKind::PermissionDenied && sandbox::hides(path)
+        }
+        _ => false,
     }
 }

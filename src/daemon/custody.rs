@@ -15,7 +15,7 @@ use super::start::passed_descriptors;
 use super::{DaemonError, process_state, threads};
 use crate::audit::OnBreak;
 use crate::cli::Custody;
-use crate::custody::{self as boundary, Probe, Ready, Surroundings};
+use crate::custody::{self as boundary, Probe, Ready, Surroundings, softhsm_configuration};
 use crate::{sandbox, token};
 
 /// Runs custody until it is told to end; it ends from within, so it only returns with an error.
@@ -30,7 +30,7 @@ pub fn custody(arguments: &Custody) -> Result<(), DaemonError> {
     let mut around = Surroundings {
         credentials: named("CREDENTIALS_DIRECTORY"),
         state: named("STATE_DIRECTORY"),
-        softhsm: named("SOFTHSM2_CONF"),
+        softhsm: softhsm_configuration(),
         accepts_history: audit.on_break == OnBreak::Record,
         journal: false,
     };

@@ -1,20 +1,19 @@
 //! The front, put together: store, custody's link, trail, records, policy, and the service over them.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{Config, ConfigError, Loaded};
+use super::config::{Config, Loaded};
 use super::store_check::StoreCheck;
 use super::token_watch::watch_token;
 use super::trail_keeping::{CustodySigner, InStore};
-use super::{DaemonError, house};
+use super::{DaemonError, house, next_start};
 use crate::audit::{AuditError, Code, Event, EventNote, OnBreak, Trail};
 use crate::custody::{self, Client, Dialer, LinkSettings, Wanted};
 use crate::policy::Policy;
 use crate::records::{self, Records};
-use crate::service::{Appliance, Clock, ConfigRefused, Parts, Seen};
+use crate::service::{Appliance, Clock, Parts, Seen};
 use crate::store::{Store, StoreError};
 
 /// The parts that the start, the reload and the stop have to reach.
@@ -75,7 +74,7 @@ impl Front {
             clock,
             house: house::checks(path, config),
             config_file: path.display().to_string(),
-            config_refused: config_refused(path),
+            next_start: next_start::check(path, config),
         }));
         check.newest(&appliance).await?;
         tokio::spawn(check.rest(Arc::clone(&appliance)));
@@ -96,6 +95,8 @@ impl Front {
         tokio::spawn(async move { appliance.keep_owed_lock().await });
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.keep_history().await });
+        let appliance = Arc::clone(&self.appliance);
+        tokio::spawn(async move { appliance.keep_checking_next_start().await });
         let appliance = Arc::clone(&self.appliance);
         tokio::spawn(async move { appliance.after_start().await });
         tokio::spawn(watch_token(Arc::clone(&self.appliance), self.custody.clone()));
@@ -193,41 +194,6 @@ async fn tend_clock(appliance: Arc<Appliance>) {
         appliance.tend_clock().await;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
-}
-
-/// Looks at the configuration on the disk: custody reads it whenever it starts anew, reloaded or not. One
-/// that only this process cannot read says nothing.
-fn config_refused(path: &Path) -> ConfigRefused {
-    let path = path.to_owned();
-    let known = Mutex::new(None::<(_, Option<String>)>);
-    Box::new(move || {
-        // Read again only where it is another file, or was written to.
-        let stamp = path.metadata().ok().map(|found| {
-            (found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec())
-        });
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((of, refused)) if *of == stamp => refused.clone(),
-            _ => known.insert((stamp, refused_by(&path))).1.clone(),
-        }
-    })
-}
-
-/// Why the configuration on the disk is refused, where it is and can be read.
-fn refused_by(path: &Path) -> Option<String> {
-    let error = Config::load(path).err()?;
-    if let ConfigError::Unreadable { error, .. } = &error
-        && error.kind() == std::io::ErrorKind::PermissionDenied
-    {
-        return None;
-    }
-    let text = error.to_string();
-    let lines = text.lines().filter(|line| !line.contains(" |")).map(str::trim);
-    let why = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    Some(format!(
-        "the configuration on the disk is refused, and custody cannot start anew with it: {why}; what was \
-         in force at the start stays so until then"
-    ))
 }
 
 #[cfg(test)]

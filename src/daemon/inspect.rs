@@ -4,9 +4,11 @@ use std::path::Path;
 
 use nix::unistd::{User, getgrouplist};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::DaemonError::Refused;
 use super::config::Config;
-use super::offline::{Users, around, become_custody, in_child, pin_of_root};
+use super::offline::{Users, around, as_front, become_custody, in_child, pin_of_root};
 use super::{DaemonError, house};
 use crate::cli::{self, Doctor, Explain, PolicyFrom, Report};
 use crate::custody::examine_locked;
@@ -42,22 +44,41 @@ struct PolicyChecked<'a> {
 
 /// Reads and checks policy files.
 pub fn check_policy(from: &PolicyFrom) -> Result<Report, DaemonError> {
-    let settings = match (&from.config, &from.dir) {
-        (Some(config), _) => Config::load(config)?.config.policy,
-        (None, Some(directory)) => {
-            policy::Settings { directory: directory.clone(), ..policy::Settings::default() }
+    let (directory, policies, warnings) = match &from.config {
+        Some(path) => {
+            let config = Config::load(path)?.config;
+            let settings = &config.policy;
+            let found = as_front(path, &config, || sound(settings))?;
+            let (policies, warnings) = found.map_err(|(what, next)| Refused { what, next })?;
+            (config.policy.directory, policies, warnings)
         }
-        (None, None) => policy::Settings::default(),
+        None => {
+            let directory = from.dir.clone();
+            let directory = directory.unwrap_or_else(|| policy::Settings::default().directory);
+            let settings =
+                policy::Settings { directory: directory.clone(), ..policy::Settings::default() };
+            let policy = Policy::load(&settings)?;
+            (directory, policy.count(), policy.warnings().to_vec())
+        }
     };
-    let policy = Policy::load(&settings)?;
-    let (directory, policies, warnings) =
-        (settings.directory.as_path(), policy.count(), policy.warnings());
+    let (directory, warnings) = (directory.as_path(), warnings.as_slice());
     let mut text = format!("{}: {policies} policies, sound\n", directory.display());
     for warning in warnings {
         text.push_str(&format!("warning: {warning}\n"));
     }
     let checked = PolicyChecked { directory, verdict: "sound", policies, warnings };
     Ok(Report::new(text, &checked, true))
+}
+
+/// How many policies there are and what they warn of; else what is wrong and what to do.
+fn sound(settings: &policy::Settings) -> Result<(usize, Vec<policy::Finding>), (String, String)> {
+    match Policy::load(settings) {
+        Ok(policy) => Ok((policy.count(), policy.warnings().to_vec())),
+        Err(error) => {
+            let error = DaemonError::from(error);
+            Err((error.to_string(), error.next()))
+        }
+    }
 }
 
 /// An answer, and what has to be known to read it.
@@ -72,8 +93,23 @@ struct Explained<'a> {
 /// Would this user be permitted, and by what? The exit code says it, too.
 pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
     let config = Config::load(&asked.config)?.config;
-    let policy = Policy::load(&config.policy)?;
     let caller = Caller::Unix(peer(&asked.user)?);
+    let explained = as_front(&asked.config, &config, || {
+        let explained = Policy::load(&config.policy)
+            .map_err(DaemonError::from)
+            .and_then(|policy| explained(asked, &policy, &caller));
+        explained.map_err(|error| (error.to_string(), error.next()))
+    })?;
+    let (text, document, permitted) = explained.map_err(|(what, next)| Refused { what, next })?;
+    Ok(Report::new(text, &document, permitted))
+}
+
+/// The answer in words and for programs, and whether it is yes.
+fn explained(
+    asked: &Explain,
+    policy: &Policy,
+    caller: &Caller,
+) -> Result<(String, Value, bool), DaemonError> {
     let said = |what, next| DaemonError::Said { what, next };
     let unknown = || said(format!("there is no action {}", asked.action), "--help lists them");
     let action = asked.action().ok_or_else(unknown)?;
@@ -85,7 +121,7 @@ pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
     let is_key = matches!(asked.resource, Resource::Key(_));
     let owner = asked.owner.as_deref().map(owner).transpose()?;
     let facts = Facts::Known { owner: owner.as_ref(), labels: is_key.then_some(&labels) };
-    let explanation = policy.explain(&caller, action, &asked.resource, facts);
+    let explanation = policy.explain(caller, action, &asked.resource, facts);
     let says_nothing = owner.is_none() && asked.labels.is_empty();
     let remark = (policy.reads_facts(&asked.resource) && says_nothing).then_some(match is_key {
         true => {
@@ -99,7 +135,7 @@ pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
     if let Some(remark) = remark {
         text.push_str(&format!("{remark}\n"));
     }
-    Ok(Report::new(text, &Explained { explanation: &explanation, remark }, permitted))
+    Ok((text, json!(Explained { explanation: &explanation, remark }), permitted))
 }
 
 /// An owner: a user of this machine, or an id as policy writes it.
@@ -145,7 +181,7 @@ pub fn doctor(asked: &Doctor) -> Result<Report, DaemonError> {
     let users = Users::of(&config)?;
     // As the owner of the directories: in a process of its own, for this one becomes custody's user.
     let of_house = in_child(&users.front, house::checks(path, &config))?;
-    let policy = Policy::load(&config.policy);
+    let policy = as_front(path, &config, || sound(&config.policy))?;
     let arena = secret::start(&config.custody.arena, Use::Custody)?;
     let pin = if users.custody.is_current() { None } else { pin_of_root(&config)? };
     become_custody(&config, &users.custody)?;
@@ -153,9 +189,9 @@ pub fn doctor(asked: &Doctor) -> Result<Report, DaemonError> {
     let mut checks =
         examine_locked(&config.token, credentials.as_deref(), arena, asked.login, pin.as_ref());
     checks.extend(of_house);
-    if let Err(error) = policy {
+    if let Err((found, _)) = policy {
         let remedy = "[policy] directory; `strongroom policy check`".to_owned();
-        let (name, found) = ("policy".to_owned(), error.to_string());
+        let name = "policy".to_owned();
         checks.push(Check { name, verdict: Verdict::Fail, found, remedy });
     }
     let well = checks.iter().all(|check| check.verdict != Verdict::Fail);

@@ -17,12 +17,14 @@ mod house;
 mod inspect;
 pub mod logging;
 mod needs;
+mod next_start;
 mod notify;
 mod offline;
 mod offline_store;
 mod overlaps;
 mod process_state;
 mod recovery;
+mod reload;
 mod start;
 mod store_check;
 mod supervisor;
@@ -37,6 +39,7 @@ pub use config_check::check_config;
 pub use custody::custody;
 pub use inspect::{check_policy, doctor, explain, return_values, show_config};
 pub use recovery::recover;
+pub use reload::reload_daemon;
 pub use start::serve;
 
 use config::ConfigError;
@@ -98,6 +101,9 @@ pub enum DaemonError {
     WrongUse { what: String, next: &'static str },
     #[error("{what}")]
     Said { what: String, next: &'static str },
+    /// What a running daemon refused, with its own next step.
+    #[error("{what}")]
+    Refused { what: String, next: String },
     #[error("{during}: {cause}")]
     Io { during: &'static str, cause: std::io::Error },
 }
@@ -105,4 +111,9 @@ pub enum DaemonError {
 /// Turns an I/O error into ours.
 fn io(during: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
     move |cause| DaemonError::Io { during, cause }
+}
+
+/// Whether this process is a unit's main process.
+fn under_systemd() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
 }

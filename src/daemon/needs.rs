@@ -7,23 +7,34 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
-use super::logging::{Logs, Target};
-use crate::custody::{self, Surroundings};
+use super::logging::Target;
+use crate::custody::{self, Surroundings, softhsm_configuration};
 use crate::sandbox::{Mode, Needs, Sockets};
 
-/// Where the system keeps users and groups besides `/etc`; policy names some.
-const USERS: [&str; 2] = ["/run/systemd/userdb", "/var/lib/sss"];
+/// Where modules of the name service (nsswitch.conf) read users and groups besides `/etc`; policy names some.
+const USERS: [&str; 6] = [
+    "/run/systemd/userdb",
+    "/run/userdb",
+    "/run/host/userdb",
+    "/var/lib/sss",
+    "/var/lib/extrausers",
+    "/var/lib/misc",
+];
 
-/// Puts it together. What is to be written in is made first: only what is there can be granted.
-pub fn needs(path: &Path, config: &Config, logs: &Logs) -> Needs {
-    let (store, trail) = (&config.store.path, &config.audit.directory);
-    let socket_in = config.listen.socket.parent().map(Path::to_owned);
-    // Where this fails, whoever opens it says why.
-    let _ = make_private(store);
-    let _ = make_private(trail);
-    if let Some(directory) = &socket_in {
+/// Makes what is to be written in: only what is there can be granted. Where this fails, whoever opens it says
+/// why.
+pub fn make_places(config: &Config) {
+    let _ = make_private(&config.store.path);
+    let _ = make_private(&config.audit.directory);
+    if let Some(directory) = config.listen.socket.parent() {
         let _ = DirBuilder::new().recursive(true).mode(0o755).create(directory);
     }
+}
+
+/// Puts it together.
+pub fn needs(path: &Path, config: &Config, target: Target) -> Needs {
+    let (store, trail) = (&config.store.path, &config.audit.directory);
+    let socket_in = config.listen.socket.parent().map(Path::to_owned);
     Needs {
         read: read_again(path, config),
         write: vec![store.clone(), trail.clone()],
@@ -35,7 +46,7 @@ pub fn needs(path: &Path, config: &Config, logs: &Logs) -> Needs {
             false => Sockets::None,
         },
         listens: true,
-        journal: logs.target() == Target::Journal,
+        journal: target == Target::Journal,
         ipc: false,
         modes: true, // of its socket, once it listens
     }
@@ -47,14 +58,12 @@ fn read_again(path: &Path, config: &Config) -> Vec<PathBuf> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     read.extend(path.parent().map(Path::to_owned));
     read.extend(USERS.map(PathBuf::from));
+    read.extend(config.sandbox.read.clone());
     read
 }
 
 fn hidden(config: &Config) -> Vec<PathBuf> {
-    let around = Surroundings {
-        softhsm: std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from),
-        ..Surroundings::default()
-    };
+    let around = Surroundings { softhsm: softhsm_configuration(), ..Surroundings::default() };
     custody::private_files(&config.custody, &config.token, &around)
 }
 

@@ -12,8 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::config::Config;
+use super::logging::Target;
+use super::needs::needs;
 use super::{DaemonError, io};
-use crate::custody::{self, Surroundings};
+use crate::custody::{self, Surroundings, softhsm_configuration};
 use crate::sandbox::{self, Needs, Sockets, User, trusted};
 use crate::secret::Pin;
 use crate::token::{self, PinError, read_pin};
@@ -104,7 +106,7 @@ pub fn around() -> Surroundings {
     Surroundings {
         credentials: named("CREDENTIALS_DIRECTORY"),
         state: None,
-        softhsm: named("SOFTHSM2_CONF"),
+        softhsm: softhsm_configuration(),
         accepts_history: false,
         journal: false,
     }
@@ -112,17 +114,45 @@ pub fn around() -> Surroundings {
 
 /// Has something looked at as another user, in a process of its own that ends with it, and returns what it
 /// found; as this user, at once. This process must have one thread.
-#[allow(unsafe_code)] // fork(2)
 pub fn in_child<T: Serialize + DeserializeOwned>(
     user: &User,
     look: impl FnOnce() -> T,
 ) -> Result<T, DaemonError> {
+    match user.is_current() {
+        true => Ok(look()),
+        false => apart(user, || Ok(look())),
+    }
+}
+
+/// The same under the restrictions of a front with this configuration: as its user, in its sandbox. What is
+/// found there is what the front will find, users and groups of the name service included. This process must
+/// have one thread.
+pub fn as_front<T: Serialize + DeserializeOwned>(
+    path: &Path,
+    config: &Config,
+    look: impl FnOnce() -> T,
+) -> Result<T, DaemonError> {
+    let named = config.custody.front_user.as_deref().filter(|_| User::current().uid == 0);
+    let user = match named.map(|name| custody::resolve(Some(name))) {
+        Some(Ok(uid)) => User::of_uid(uid),
+        _ => user_of(&config.store.path)?,
+    };
+    apart(&user, || {
+        let needs = needs(path, config, Target::Stderr);
+        sandbox::enter(&config.sandbox, &needs).map_err(|error| error.to_string())?;
+        Ok(look())
+    })
+}
+
+/// In a process of its own, which becomes this user first.
+#[allow(unsafe_code)] // fork(2)
+fn apart<T: Serialize + DeserializeOwned>(
+    user: &User,
+    look: impl FnOnce() -> Result<T, String>,
+) -> Result<T, DaemonError> {
     /// The longest account that is taken, in bytes.
     const LONGEST: u64 = 1 << 20;
-    if user.is_current() {
-        return Ok(look());
-    }
-    let failed = io("looking as another user");
+    let failed = io("looking under the daemon's restrictions");
     let (mut reader, writer) = std::io::pipe().map_err(&failed)?;
     // SAFETY: there is one thread, so the child finds every lock as it should be.
     match unsafe { fork() }.map_err(|errno| failed(errno.into()))? {
@@ -133,14 +163,18 @@ pub fn in_child<T: Serialize + DeserializeOwned>(
             drop(reader);
             let _ = waitpid(child, None);
             read.map_err(&failed)?;
-            serde_json::from_slice(&text).map_err(|error| failed(std::io::Error::other(error)))
+            let found: Result<T, String> = serde_json::from_slice(&text)
+                .map_err(|error| failed(std::io::Error::other(error)))?;
+            found.map_err(|what| DaemonError::Said {
+                what,
+                next: "see [sandbox] of the configuration, and run it as root or as the daemon's user",
+            })
         }
         ForkResult::Child => {
             drop(reader);
-            let told = user.assume().map_err(std::io::Error::other).and_then(|()| {
-                let text = serde_json::to_vec(&look())?;
-                (&writer).write_all(&text)
-            });
+            let found = user.assume().map_err(|error| error.to_string()).and_then(|()| look());
+            let told = serde_json::to_vec(&found).map_err(std::io::Error::other);
+            let told = told.and_then(|text| (&writer).write_all(&text));
             std::process::exit(i32::from(told.is_err()))
         }
     }

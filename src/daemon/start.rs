@@ -15,17 +15,16 @@ use super::backup::unfinished_restore;
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
 use super::footprint::Footprint;
-use super::front::{Front, lost, policy_digest, waits};
+use super::front::{Front, lost, waits};
 use super::logging::{self, Logs};
-use super::needs::needs;
+use super::needs::{make_places, needs};
 use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
-use super::{DaemonError, descriptors, io, process_state, threads};
-use crate::audit::{Event, EventNote};
+use super::reload::{Verdict, reload};
+use super::{DaemonError, descriptors, io, process_state, threads, under_systemd};
 use crate::cli::Serve;
 use crate::custody::{Client, Dialer, LinkState, Spawn};
 use crate::http::{self, Server};
-use crate::policy::Policy;
 use crate::secret::{self, Use, arena};
 use crate::store::Store;
 use crate::store::sled_store::SledStore;
@@ -80,8 +79,9 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     secret::harden_process()?;
     descriptors::raise(&loaded.config.limits);
     let footprint = Footprint::of_this_program();
-    let sandbox =
-        sandbox::enter(&loaded.config.sandbox, &needs(&arguments.config, &loaded.config, &logs))?;
+    make_places(&loaded.config);
+    let needs = needs(&arguments.config, &loaded.config, logs.target());
+    let sandbox = sandbox::enter(&loaded.config.sandbox, &needs)?;
     logs.write();
     inherited.report();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
@@ -120,11 +120,6 @@ fn front_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4))
 }
 
-/// Whether this process is a unit's main process.
-fn under_systemd() -> bool {
-    std::env::var_os("INVOCATION_ID").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
-}
-
 /// What was begun while there was one thread.
 struct Started<'a> {
     child: Option<&'a CustodyChild>,
@@ -150,6 +145,7 @@ async fn run(
     }
     let front = Front::open(path, loaded, store, dialer.clone()).await?;
     front.tend(config);
+    Verdict::of_start().leave(&config.store.path);
     if let Some(child) = child {
         tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
     }
@@ -242,56 +238,6 @@ async fn end_hung(mut guard: HangGuard, custody: Client) {
         if silent > HUNG && guard.end_custody().await {
             tracing::error!("custody has not answered {HUNG} times; it is ended and started anew");
             silent = 0;
-        }
-    }
-}
-
-/// Takes over what can be changed while running; a file that is not sound changes nothing.
-async fn reload(path: &Path, running: &Config, front: &Front, logs: &Logs) {
-    let loaded = Config::load(path).map_err(DaemonError::from);
-    let loaded = loaded.and_then(|loaded| {
-        let policy = Policy::load(&loaded.config.policy)?;
-        Ok((loaded, policy))
-    });
-    let events = match loaded {
-        Ok((Loaded { config, digest }, policy)) => {
-            let events = [
-                EventNote::of(Event::ConfigLoaded, digest),
-                EventNote::of(Event::PolicyLoaded, policy_digest(&policy)),
-            ];
-            tracing::info!(policies = policy.count(), "configuration and policy are loaded anew");
-            front.appliance.replace_policy(policy);
-            front.appliance.replace_settings(config.keys.clone(), config.secrets);
-            logs.change_level(config.log.level);
-            tell_what_waits(running, &config);
-            events.to_vec()
-        }
-        Err(error) => {
-            let next = error.next_of_reload();
-            tracing::error!(%error, next, "nothing is loaded; what was in force stays in force");
-            vec![EventNote::new(match error {
-                DaemonError::Policy(_) => Event::PolicyRefused,
-                _ => Event::ConfigRefused,
-            })]
-        }
-    };
-    for event in events {
-        if let Err(error) = front.appliance.trail().event(event).await {
-            tracing::warn!(%error, "the trail could not be told of the reload");
-        }
-    }
-}
-
-/// Names the sections that changed and take effect only at the next start.
-fn tell_what_waits(running: &Config, new: &Config) {
-    let (Ok(running), Ok(new)) = (toml::Table::try_from(running), toml::Table::try_from(new))
-    else {
-        return;
-    };
-    for (section, value) in &new {
-        let live = matches!(section.as_str(), "policy" | "keys" | "secrets" | "log");
-        if !live && running.get(section) != Some(value) {
-            tracing::warn!(section, "changed, and takes effect at the next start");
         }
     }
 }

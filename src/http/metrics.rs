@@ -52,6 +52,9 @@ pub fn render(view: &MetricsView) -> String {
     gauge("trail_lines", "Sequence number of the trail's newest line", view.trail_lines);
     let help = "1 while the store refuses changes";
     gauge("changes_refused", help, u64::from(view.changes_refused));
+    let help = "How many things would keep the daemon's next start, or custody's; see `status`";
+    let refused = u64::try_from(view.next_start_refused).unwrap_or(u64::MAX);
+    gauge("next_start_refused", help, refused);
     let free =
         [("store_free_bytes", view.store_free_bytes), ("trail_free_bytes", view.trail_free_bytes)];
     for (name, bytes) in free {

@@ -179,11 +179,13 @@ async fn health(
     let reply = |appliance: &Appliance| {
         let mut body = serde_json::json!({ "ready": true });
         let changes_refused = !appliance.takes_changes();
-        let state = appliance.state().0;
+        let (state, start_refused) =
+            (appliance.state().0, !appliance.next_start_refused().is_empty());
         for (name, holds) in [
-            ("degraded", state != "ready" || changes_refused),
+            ("degraded", state != "ready" || changes_refused || start_refused),
             ("brown_out", state == "brown-out"),
             ("changes_refused", changes_refused),
+            ("next_start_refused", start_refused),
         ] {
             if holds {
                 body[name] = true.into();

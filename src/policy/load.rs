@@ -56,7 +56,7 @@ pub enum PolicyError {
 }
 
 /// Something wrong, or worth a look, at one place of the policy files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The file's name within the directory.
     pub file: String,

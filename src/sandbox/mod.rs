@@ -43,6 +43,9 @@ pub struct Settings {
     /// Whether the front may ask daemons of this machine for users and groups that policy names: sssd, LDAP,
     /// systemd-homed. It may then connect to any Unix socket that is open to its user.
     pub directory_services: bool,
+    /// Files and directories that the front reads besides, such as those of a module of the name service that
+    /// policy's users and groups come from.
+    pub read: Vec<PathBuf>,
 }
 
 /// Which sockets may still be made.
@@ -138,6 +141,12 @@ static ENTERED: OnceLock<Report> = OnceLock::new();
 /// What this process has entered; nothing before [`enter`].
 pub fn entered() -> Option<&'static Report> {
     ENTERED.get()
+}
+
+/// Whether it is this process's sandbox alone that keeps it from reading a file or directory: its user may.
+pub fn hides(path: &std::path::Path) -> bool {
+    let may = nix::unistd::eaccess(path, nix::unistd::AccessFlags::R_OK);
+    entered().is_some_and(|report| report.landlock > 0) && may.is_ok()
 }
 
 /// Shuts this process in. The process must have one thread, and does not come out again.

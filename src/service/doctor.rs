@@ -7,6 +7,7 @@ use super::cause::Cause;
 use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::next_start::StartRefusal;
 use crate::custody::protocol::{Check, Verdict};
 use crate::policy::{Action, Permit, Resource};
 
@@ -50,6 +51,7 @@ impl Request for Doctor {
                 remedy: "[custody] socket; `systemctl status strongroom-custody`".to_owned(),
             }],
         };
+        appliance.note_custodys_checks(&checks);
         let (state, detail) = appliance.state();
         let (cause, _) = appliance.trouble(&appliance.custody.state());
         if !matches!(state, "ready" | "locked") {
@@ -57,15 +59,7 @@ impl Request for Doctor {
             checks.retain(|check| check.name != "token" || check.verdict == Verdict::Ok);
         }
         checks.extend(check_of_state(state, detail, cause));
-        checks.extend((appliance.config_refused)().map(|found| Check {
-            name: "configuration".to_owned(),
-            verdict: Verdict::Fail,
-            found,
-            remedy: format!(
-                "correct {}, then `systemctl reload strongroom`",
-                appliance.config_file
-            ),
-        }));
+        checks.extend(appliance.check_of_next_start().await);
         checks.push(check_of_clock(&appliance.clock_view()));
         checks.push(appliance.socket().check());
         checks.extend((appliance.house)());
@@ -100,6 +94,25 @@ fn check_of_clock(clock: &ClockView) -> Check {
 }
 
 impl Appliance {
+    /// One line for each thing that keeps the next start.
+    async fn check_of_next_start(&self) -> Vec<Check> {
+        let refusals = self.check_next_start(true).await;
+        let check = |verdict, found: String, remedy| Check {
+            name: "next start".to_owned(),
+            verdict,
+            found,
+            remedy,
+        };
+        if refusals.is_empty() {
+            let found = "configuration, policy and directories are as a start needs them";
+            return vec![check(Verdict::Ok, found.to_owned(), String::new())];
+        }
+        let refused = |StartRefusal { what, next }| {
+            check(Verdict::Fail, format!("it would be refused: {what}"), next)
+        };
+        refusals.into_iter().map(refused).collect()
+    }
+
     fn view_of(&self, check: Check) -> CheckView {
         CheckView::of(check, &self.config_file)
     }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::clock::Clock;
 use super::cursor::Cursors;
 use super::error::Error;
+use super::next_start::{NextStart, NextStartCheck};
 use super::quiet::Quiet;
 use super::refusals::{About, Refusals};
 use super::retirement::Retiring;
@@ -107,7 +108,7 @@ pub struct Appliance {
     pub(super) clock: Clock,
     pub(super) house: HouseChecks,
     pub(super) config_file: String,
-    pub(super) config_refused: ConfigRefused,
+    pub(super) next_start: NextStart,
     /// Held while the appliance is initialised or its masters change: two must not make one.
     pub(super) founding: tokio::sync::Mutex<()>,
     /// Held while the appliance is locked, and while the record of it is taken away; never for long.
@@ -138,11 +139,8 @@ pub struct Parts {
     pub house: HouseChecks,
     /// The file that settings stand in, to be named to operators.
     pub config_file: String,
-    pub config_refused: ConfigRefused,
+    pub next_start: NextStartCheck,
 }
-
-/// Reads the configuration that lies on the disk now, and says why no process could start with it, if so.
-pub type ConfigRefused = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Makes those checks of `doctor` that only the floor above can make: directories, clock, limits.
 pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
@@ -175,7 +173,7 @@ impl Appliance {
             clock: parts.clock,
             house: parts.house,
             config_file: parts.config_file,
-            config_refused: parts.config_refused,
+            next_start: NextStart::new(parts.next_start),
             founding: tokio::sync::Mutex::default(),
             locking: tokio::sync::Mutex::default(),
             rotating: Rotating::default(),

@@ -26,6 +26,8 @@ pub struct MetricsView {
     pub trail_free_bytes: Option<u64>,
     /// Whether the store refuses changes.
     pub changes_refused: bool,
+    /// How many things keep the next start.
+    pub next_start_refused: usize,
 }
 
 impl Request for ReadMetrics {
@@ -51,6 +53,7 @@ impl Request for ReadMetrics {
             store_free_bytes: appliance.store.room().map(|room| room.free_bytes),
             trail_free_bytes: appliance.trail.free_bytes(),
             changes_refused: !appliance.takes_changes(),
+            next_start_refused: appliance.next_start_refused().len(),
         })
     }
 }

@@ -25,6 +25,7 @@ mod lifecycle;
 mod lock;
 mod master;
 mod metrics;
+mod next_start;
 mod page;
 mod precondition;
 mod quiet;
@@ -52,7 +53,7 @@ pub use crypt::{
 };
 pub use doctor::{CheckView, Doctor, DoctorView};
 pub use error::Error;
-pub use gate::{Appliance, Call, ConfigRefused, HouseChecks, Parts, Request, Trace, Traced};
+pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
 pub use init::{Init, InitView};
 pub use key_lists::{Jwks, JwksQuery, JwksView, KeyPage, ListKeys};
 pub use key_update::{UpdateBody, UpdateKey};
@@ -67,6 +68,7 @@ pub use lifecycle::{
 pub use lock::{Lock, Unlock};
 pub use master::{GenerationView, MasterView, RotateMaster, RotationView, ShowMaster};
 pub use metrics::{MetricsView, ReadMetrics};
+pub use next_start::{NextStartCheck, StartRefusal};
 pub use precondition::{Preconditions, Tags};
 pub use quiet::{Quiet, Sparing};
 pub use recovery::{ForgetRecovery, RecoveryCounts, RecoveryView, SetRecovery, ShowRecovery};

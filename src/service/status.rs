@@ -8,6 +8,7 @@ use super::cause::Cause;
 use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::next_start::StartRefusal;
 use super::socket::{SocketState, SocketView};
 use crate::custody::LinkState;
 use crate::policy::{Action, Permit, Resource};
@@ -35,9 +36,13 @@ pub struct StatusView {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
     /// What to do about it; absent when ready.
-    #[serde(skip_serializing_if = "str::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     #[schema(required = false)]
-    pub next: &'static str,
+    pub next: String,
+    /// What keeps the next start, or custody's: it goes on as it is until then. Absent where nothing does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub next_start_refused: Vec<StartRefusal>,
     /// Since when service by the token has stopped, and why; absent while it serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_away: Option<AwayView>,
@@ -280,7 +285,9 @@ impl Appliance {
     pub(super) async fn status(&self) -> StatusView {
         let link = self.custody.state();
         let (state, mut detail) = self.state_at(&link);
-        if let Some(why) = (self.config_refused)() {
+        let next_start_refused = self.check_next_start(false).await;
+        for refusal in &next_start_refused {
+            let why = format!("the next start would be refused: {}", refusal.what);
             detail = if detail.is_empty() { why } else { format!("{detail}; {why}") };
         }
         let away = || link.outage().map(|outage| Cause::Token(outage.reason));
@@ -291,7 +298,11 @@ impl Appliance {
             }
             cause => cause.or_else(away),
         };
-        let next = cause.map_or("", |cause| cause.row().next);
+        let next = match (cause, next_start_refused.first()) {
+            (Some(cause), _) => cause.row().next.to_owned(),
+            (None, Some(refusal)) => refusal.next.clone(),
+            (None, None) => String::new(),
+        };
         let token_away = self.token_away_at(&link);
         let custody = match link {
             LinkState::Unlocked { .. } | LinkState::BrownOut { .. } => self.custody.glance().await,
@@ -307,6 +318,7 @@ impl Appliance {
             state,
             detail,
             next,
+            next_start_refused,
             token_away,
             uptime_seconds: self.standing.uptime_seconds(),
             appliance: home.as_ref().map(|home| home.appliance.clone()),

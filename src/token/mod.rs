@@ -19,7 +19,7 @@ use crate::secret::DataKey;
 
 pub use error::{Cause, Fault, KeyName, Place, TokenError};
 pub use module::{ModuleFault, check_module, look_at_module, refuse_loose_module};
-pub use pin::{PinError, pin_in, read_pin};
+pub use pin::{PinError, check_pin_file, pin_in, read_pin};
 pub use settings::Settings;
 
 /// The keys of one token, by generation (1 is the first).

@@ -3,7 +3,7 @@
 //! A path may lead through symbolic links, as secrets of Kubernetes do: the file that was opened is checked.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::Read,
     num::NonZeroUsize,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -123,6 +123,24 @@ fn open_checked(path: &Path, allowed: u32, custody_user: Option<u32>) -> Result<
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
     let meta = file.metadata().map_err(unreadable)?;
+    judge(path, &meta, allowed, custody_user)?;
+    Ok(file)
+}
+
+/// Whether the PIN file that is there now can be read by a process that starts now, as far as owner and mode say:
+/// this one may not open a file that was put there since it started.
+pub fn check_pin_file(path: &Path) -> Result<(), PinError> {
+    let unreadable = |source| PinError::Unreadable { path: path.into(), source };
+    judge(path, &path.metadata().map_err(unreadable)?, 0o600, None)
+}
+
+/// Whether owner and mode of the file are those of a PIN's.
+fn judge(
+    path: &Path,
+    meta: &Metadata,
+    allowed: u32,
+    custody_user: Option<u32>,
+) -> Result<(), PinError> {
     // What is wrong is said of the file itself, not of a link to it.
     let path = || path.canonicalize().unwrap_or_else(|_| path.into());
     if !meta.is_file() {
@@ -140,7 +158,7 @@ fn open_checked(path: &Path, allowed: u32, custody_user: Option<u32>) -> Result<
     if mode & !allowed != 0 && !given_to_group {
         return Err(PinError::Mode { path: path(), mode, group });
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Whether it is a group of this process, or of custody's user.

@@ -55,6 +55,7 @@ mod memory;
 mod misplaced;
 mod module_faults;
 mod neighbours;
+mod next_start;
 mod older_records;
 mod outages;
 mod passes;

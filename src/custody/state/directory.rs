@@ -1,6 +1,6 @@
 //! The directory itself: opened once, never left by a link, and nobody else's.
 
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -46,13 +46,47 @@ const PAUSE: Duration = Duration::from_millis(50);
 const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
+/// Whether the next custody could take the directory as it is now. Nothing is opened: this one may not open a
+/// directory that was put in the place of its own.
+pub fn check_directory(path: &Path) -> Result<(), StateError> {
+    let looked =
+        |path: &Path| path.symlink_metadata().map_err(|cause| of_io(path, "looking at it", cause));
+    let parent = parent_of(path);
+    judge_parent(
+        parent,
+        &parent.metadata().map_err(|cause| of_io(parent, "looking at it", cause))?,
+    )?;
+    let found = looked(path)?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if !found.is_dir() || owner != geteuid().as_raw() || mode & 0o077 != 0 {
+        let why = format!("belongs to user {owner}, mode {mode:03o}, or is no directory");
+        return Err(StateError::Unsafe { path: path.to_owned(), why, mode: 0o700 });
+    }
+    Ok(())
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Whoever may rename the directory away has custody forget.
+fn judge_parent(parent: &Path, found: &Metadata) -> Result<(), StateError> {
+    let is_sticky = found.mode() & 0o1000 != 0;
+    let is_ours = found.uid() == 0 || found.uid() == geteuid().as_raw();
+    if !is_ours || (found.mode() & 0o022 != 0 && !is_sticky) {
+        let why = format!("belongs to user {}, mode {:03o}", found.uid(), found.mode() & 0o777);
+        return Err(StateError::Unsafe { path: parent.to_owned(), why, mode: 0o755 });
+    }
+    Ok(())
+}
+
 impl Directory {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |during| move |cause| of_io(path, during, cause);
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(path);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -60,13 +94,7 @@ impl Directory {
             .map_err(failed("making what it lies in"))?;
         let parent_file = File::open(parent).map_err(failed("opening what it lies in"))?;
         let found = parent_file.metadata().map_err(failed("opening what it lies in"))?;
-        // Whoever may rename it away has custody forget.
-        let is_sticky = found.mode() & 0o1000 != 0;
-        let is_ours = found.uid() == 0 || found.uid() == geteuid().as_raw();
-        if !is_ours || (found.mode() & 0o022 != 0 && !is_sticky) {
-            let why = format!("belongs to user {}, mode {:03o}", found.uid(), found.mode() & 0o777);
-            return Err(StateError::Unsafe { path: parent.to_owned(), why, mode: 0o755 });
-        }
+        judge_parent(parent, &found)?;
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => parent_file.sync_all().map_err(failed("making it"))?,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

@@ -26,7 +26,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use directory::Directory;
-pub use directory::{StateError, leave_order, prepare_order};
+pub use directory::{StateError, check_directory, leave_order, prepare_order};
 
 /// A part of the state with a file of its own.
 ///
