@@ -212,6 +212,9 @@ pub enum Event {
     /// A key's record does not open, and an operator said that it may be lost with the master key of the
     /// generation, which is destroyed next.
     KeyLeft,
+    /// The master key of the generation is gone from the token: of its destruction, which was begun, the end had
+    /// no line.
+    MasterDestroyed,
     /// Lines behind the newest signature were taken as they stand: a crash left them without one.
     LinesAdopted,
     /// Custody remembered no checkpoint, and took the one of this line for the newest.
@@ -255,6 +258,7 @@ impl Event {
             Event::Restored => "restored",
             Event::LeftBehind => "left-behind",
             Event::KeyLeft => "key-left",
+            Event::MasterDestroyed => "master-destroyed",
             Event::LinesAdopted => "lines-adopted",
             Event::CheckpointAdopted => "checkpoint-adopted",
             Event::CustodyStateLost => "custody-state-lost",

@@ -37,7 +37,7 @@ const PROBLEMS: [(&str, &str); 18] = [
     (
         "409",
         "exists, conflict, key-state, already-initialised, not-locked, \
-         rotation-running, rotated-recently, master-needed, master-state, recovery-key, \
+         rotation-running, rotated-recently, too-many-masters, master-needed, master-state, recovery-key, \
          custody-refused, clock-doubted",
     ),
     ("412", "revision-mismatch, precondition-failed"),
@@ -47,7 +47,11 @@ const PROBLEMS: [(&str, &str); 18] = [
     ("417", "expectation-failed"),
     ("422", "decryption-failed, plaintext-too-long, bad-key"),
     ("428", "precondition-required, where the configuration says so"),
-    ("429", "too-many-requests, too-many-refusals, audit-budget, record-budget; with Retry-After"),
+    (
+        "429",
+        "too-many-requests, too-many-refusals, audit-budget, record-budget, rotated-often; with \
+         Retry-After",
+    ),
     ("431", "headers-too-large"),
     ("500", "internal, record-broken, outcome-unrecorded, outcome-unknown"),
     (

@@ -266,6 +266,7 @@ impl From<&Error> for Problem {
             }
             Error::TooManyRefusals { seconds }
             | Error::AuditBudget { seconds }
+            | Error::RotatedOften { seconds, .. }
             | Error::RecordBudget { seconds } => problem.retry(*seconds),
             // It may be over soon, or needs somebody who acts.
             _ if status == StatusCode::SERVICE_UNAVAILABLE => {
@@ -342,6 +343,14 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
             "nothing has to be done; `strongroom master rotate --force`, or \"force\": true, makes another \
              one all the same",
         ),
+        "rotated-often" => {
+            (S::TOO_MANY_REQUESTS, "no more master keys are needed in a day; rotate again tomorrow")
+        }
+        "too-many-masters" => (
+            S::CONFLICT,
+            "retire those that nothing needs: `strongroom master status` shows what lies under each, \
+             `strongroom master retire GENERATION` has one destroyed",
+        ),
         "master-needed" => (S::CONFLICT, "rotate first, or wait for the rotation to end"),
         "master-state" => (
             S::CONFLICT,
@@ -376,6 +385,11 @@ fn status_and_next(error: &Error) -> (StatusCode, &'static str) {
         "outcome-unrecorded" => (
             S::INTERNAL_SERVER_ERROR,
             "do not repeat it; show what it was about to see it as it is now",
+        ),
+        "outcome-unknown" if matches!(error, Error::Destroying(_)) => (
+            S::INTERNAL_SERVER_ERROR,
+            "the token is asked again within minutes: `strongroom master status` shows the generation as retired \
+             then, or as it was before",
         ),
         "outcome-unknown" => (
             S::INTERNAL_SERVER_ERROR,

@@ -15,6 +15,8 @@ use crate::store::{Batch, Expect, Store, Table};
 pub(super) const HOME: &str = "home";
 /// Each store key has a record of its own behind this, so that they may become many.
 const STORE_KEY: &str = "store-key/";
+/// And each master key one behind this.
+const MASTER: &str = "master/";
 const LOCKED: &str = "locked";
 const HEAD: &str = "head";
 /// Put with every change, so that its revision counts them.
@@ -34,9 +36,13 @@ pub struct HomeRecord {
     pub signer_point: Vec<u8>,
     pub signer_generation: u32,
     pub created_at: jiff::Timestamp,
-    /// The master keys of this appliance, oldest first; read it with [`HomeRecord::masters`].
-    #[serde(default)]
+    /// The master keys of this appliance, oldest first; read it with [`HomeRecord::masters`]. Each has a record
+    /// of its own. Until 0.1.0 they were written here, which ends at the longest value that the store takes.
+    #[serde(default, skip_serializing)]
     pub generations: Vec<MasterRecord>,
+    /// Whether they have records of their own already.
+    #[serde(skip)]
+    pub masters_apart: bool,
 }
 
 /// A master key that this appliance made.
@@ -50,6 +56,19 @@ pub struct MasterRecord {
     /// That it is to be destroyed, and when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retirement: Option<Retirement>,
+    /// That its destruction in the token was begun: the token alone knows whether it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroying: Option<Destroying>,
+}
+
+/// A destruction of a master key that was begun, and of which the end is not on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destroying {
+    pub since: jiff::Timestamp,
+    /// By which principal: `unix:1000`, or `system:sweep`.
+    pub by: String,
+    /// Whether the token's PIN took the place of the waiting period.
+    pub with_pin: bool,
 }
 
 /// A destruction of a master key that waits, as an operator asked for it.
@@ -64,12 +83,17 @@ pub struct Retirement {
 impl MasterRecord {
     /// One that was made at this time.
     pub(super) fn made(generation: u32, created_at: jiff::Timestamp) -> Self {
-        Self { generation, created_at, retired_at: None, retirement: None }
+        Self { generation, created_at, retired_at: None, retirement: None, destroying: None }
     }
 
     /// Its destruction, while it waits.
     pub fn waits(&self) -> Option<&Retirement> {
         self.retirement.as_ref().filter(|_| self.retired_at.is_none())
+    }
+
+    /// Its destruction, while it is not on record whether it was done.
+    pub fn is_destroying(&self) -> Option<&Destroying> {
+        self.destroying.as_ref().filter(|_| self.retired_at.is_none())
     }
 }
 
@@ -151,6 +175,10 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
     let Some(mut home) = plain::<HomeRecord>(store, HOME)? else {
         return must_be_new(store).map(|()| None);
     };
+    let masters = read_masters(store)?;
+    if !masters.is_empty() {
+        (home.generations, home.masters_apart) = (masters, true);
+    }
     // The newest master key is the one in use, and that one is there.
     let newest = home.masters().pop();
     if !newest.is_some_and(|it| it.generation == home.generation && it.retired_at.is_none()) {
@@ -178,10 +206,53 @@ pub fn read_home(store: &dyn Store) -> Result<Option<HomeRecord>, RecordError> {
     }
 }
 
+/// The master keys that have records of their own, oldest first.
+fn read_masters(store: &dyn Store) -> Result<Vec<MasterRecord>, RecordError> {
+    let (mut masters, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = store.scan(Table::Appliance, MASTER, after.as_deref(), PAGE)?;
+        for (key, stored) in &page {
+            let broken = || RecordError::Broken(format!("appliance/{key}"));
+            let master: MasterRecord =
+                serde_json::from_slice(&stored.value).map_err(|_| broken())?;
+            if master_at(master.generation) != *key {
+                return Err(broken());
+            }
+            masters.push(master);
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == PAGE => after = Some(key.clone()),
+            _ => return Ok(masters),
+        }
+    }
+}
+
+/// Where a master key's record lies; they are found in the order of their generations.
+fn master_at(generation: u32) -> String {
+    format!("{MASTER}{generation:010}")
+}
+
+/// Adds to `batch` what the appliance becomes: its home record, and those of master keys that are not as `old`
+/// has them.
+pub(super) fn put_home(
+    mut batch: Batch,
+    old: &HomeRecord,
+    next: &mut HomeRecord,
+) -> Result<Batch, RecordError> {
+    let before = if old.masters_apart { old.generations.as_slice() } else { &[] };
+    for master in next.generations.iter().filter(|master| !before.contains(master)) {
+        let at = master_at(master.generation);
+        batch = batch.put(Table::Appliance, &at, Expect::Any, encode(&at, master)?);
+    }
+    next.masters_apart |= !next.generations.is_empty();
+    Ok(batch.put(Table::Appliance, HOME, Expect::Any, encode(HOME, next)?))
+}
+
 /// Without a home there is nothing that could have been sealed: what lies there lost its home.
 fn must_be_new(store: &dyn Store) -> Result<(), RecordError> {
     let sealed = [Table::Key, Table::KeyVersion, Table::Secret].map(|table| (table, ""));
-    for (table, prefix) in [(Table::Appliance, STORE_KEY)].into_iter().chain(sealed) {
+    let open = [STORE_KEY, MASTER].map(|prefix| (Table::Appliance, prefix));
+    for (table, prefix) in open.into_iter().chain(sealed) {
         if !store.scan(table, prefix, None, 1)?.is_empty() {
             return Err(RecordError::Broken(format!("appliance/{HOME}")));
         }
@@ -275,4 +346,53 @@ impl Records {
 
 pub(super) fn encode<T: Serialize + ?Sized>(key: &str, record: &T) -> Result<Vec<u8>, RecordError> {
     serde_json::to_vec(record).map_err(|_| RecordError::Broken(format!("appliance/{key}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn home(generations: Vec<MasterRecord>) -> HomeRecord {
+        HomeRecord {
+            appliance: "0".repeat(32),
+            generation: generations.last().map_or(1, |newest| newest.generation),
+            store_keys: vec![StoreKey { id: 1, first: 1, wrapped: vec![1] }],
+            signer_point: vec![4; 65],
+            signer_generation: 1,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            generations,
+            masters_apart: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn there_may_be_any_number_of_generations_also_after_an_older_form() {
+        let store = MemoryStore::default();
+        let at = jiff::Timestamp::now();
+        let old: Vec<MasterRecord> = (1..=150).map(|it| MasterRecord::made(it, at)).collect();
+        let first = home(old.clone());
+        // As it was written until 0.1.0.
+        let mut written = serde_json::to_value(&first).unwrap();
+        written["generations"] = serde_json::to_value(&old).unwrap();
+        let batch = Batch::new().put(
+            Table::Appliance,
+            HOME,
+            Expect::Any,
+            serde_json::to_vec(&written).unwrap(),
+        );
+        let batch = put_store_key(batch, &first.store_keys[0]).unwrap();
+        store.commit(batch).await.unwrap();
+        for generation in 151..=1000 {
+            let known = read_home(&store).unwrap().unwrap();
+            let mut next = HomeRecord { generation, ..known.clone() };
+            next.generations.push(MasterRecord::made(generation, at));
+            next.generations[0].retired_at = Some(at);
+            store.commit(put_home(Batch::new(), &known, &mut next).unwrap()).await.unwrap();
+        }
+        let now = read_home(&store).unwrap().unwrap();
+        assert_eq!(now.masters().len(), 1000);
+        assert!(now.is_gone(Some(1)) && !now.is_gone(Some(2)));
+        assert!(encode(HOME, &now).unwrap().len() < 1000);
+    }
 }

@@ -28,6 +28,7 @@ async fn records(store: &Arc<MemoryStore>) -> (Records, HomeRecord) {
         signer_generation: 1,
         created_at: jiff::Timestamp::UNIX_EPOCH,
         generations: Vec::new(),
+        masters_apart: false,
     };
     records.found(home.clone()).await.unwrap();
     (records, home)

@@ -44,7 +44,8 @@ pub use census::{Census, Dependents};
 pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
-    HomeRecord, LockRecord, MasterRecord, Retirement, keep_head, read_head, read_home, read_locked,
+    Destroying, HomeRecord, LockRecord, MasterRecord, Retirement, keep_head, read_head, read_home,
+    read_locked,
 };
 pub use keys::{KeyRecord, VersionRecord};
 pub use notes::{Note, ResealedRecord, RestoredRecord};

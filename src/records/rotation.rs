@@ -14,10 +14,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::home::{HOME, encode, read_home, store_key_at};
+use super::home::{encode, put_home, read_home, store_key_at};
 use super::{
-    At, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, Retirement, VersionRecord,
-    behind,
+    At, Destroying, HomeRecord, KeyRecord, MasterRecord, RecordError, Records, Retirement,
+    VersionRecord, behind,
 };
 use crate::custody::protocol::KeyAddress;
 use crate::custody::{Fingerprint, generation_of, recovery_of};
@@ -184,7 +184,7 @@ impl Records {
         let mut next = HomeRecord { generation: record.generation, ..home.as_ref().clone() };
         next.generations = home.masters();
         next.generations.push(MasterRecord::made(record.generation, now));
-        let batch = batch.put(Table::Appliance, HOME, Expect::Any, encode(HOME, &next)?);
+        let batch = put_home(batch, &home, &mut next)?;
         let (batch, _) = self.rewrap_store_keys(batch, &mut next).await?;
         self.work_with(batch, next).await?;
         at.revision += 1;
@@ -232,7 +232,19 @@ impl Records {
 
     /// Notes that the master key of a generation is destroyed.
     pub async fn note_retired(&self, generation: u32, now: Timestamp) -> Result<(), RecordError> {
-        self.note_of_master(generation, |known| known.retired_at = Some(now)).await
+        // It is done in the token, and is written down whatever room there is.
+        let batch = Batch::new().from_reserve();
+        self.note_of_master(batch, generation, |known| known.retired_at = Some(now)).await
+    }
+
+    /// Notes that the destruction of a master key in the token begins, or that it has not been done.
+    pub async fn note_destroying(
+        &self,
+        generation: u32,
+        destroying: Option<Destroying>,
+    ) -> Result<(), RecordError> {
+        let note = |known: &mut MasterRecord| known.destroying = destroying;
+        self.note_of_master(Batch::new(), generation, note).await
     }
 
     /// Notes that the master key of a generation is to be destroyed, or no longer is.
@@ -241,11 +253,16 @@ impl Records {
         generation: u32,
         retirement: Option<Retirement>,
     ) -> Result<(), RecordError> {
-        self.note_of_master(generation, |known| known.retirement = retirement).await
+        let note = |known: &mut MasterRecord| {
+            known.retirement = retirement;
+            known.destroying = None;
+        };
+        self.note_of_master(Batch::new(), generation, note).await
     }
 
     async fn note_of_master(
         &self,
+        batch: Batch,
         generation: u32,
         note: impl FnOnce(&mut MasterRecord),
     ) -> Result<(), RecordError> {
@@ -256,8 +273,8 @@ impl Records {
         if let Some(known) = known {
             note(known);
         }
-        let value = encode(HOME, &next)?;
-        self.commit(Batch::new().put(Table::Appliance, HOME, Expect::Any, value)).await?;
+        let batch = put_home(batch, &home, &mut next)?;
+        self.commit(batch).await?;
         self.replace_home(next);
         Ok(())
     }

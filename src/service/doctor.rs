@@ -60,6 +60,7 @@ impl Request for Doctor {
         }
         checks.extend(check_of_state(state, detail, cause));
         checks.extend(appliance.check_of_next_start().await);
+        checks.extend(appliance.check_of_masters().await);
         checks.push(check_of_clock(&appliance.clock_view()));
         checks.push(appliance.socket().check());
         checks.extend((appliance.house)());

@@ -101,6 +101,16 @@ pub enum Error {
     NotRetiring(u32),
     #[error("the master key of generation {0} is destroyed already")]
     Retired(u32),
+    /// The token was asked to destroy it, and has not said what came of it.
+    #[error(
+        "the destruction of the master key of generation {0} was begun, and it is not known yet whether the token \
+         has done it"
+    )]
+    Destroying(u32),
+    #[error("{count} master keys are not retired, and no more than {most} may be")]
+    TooManyMasters { count: usize, most: usize },
+    #[error("{count} master keys were made within a day, in which no more are made")]
+    RotatedOften { count: usize, seconds: u32 },
     /// Something still lies under the generation that was to be retired, or might.
     #[error("master generation {generation} is still needed: {what}")]
     StillNeeded { generation: u32, what: String },
@@ -226,6 +236,8 @@ impl Error {
             Error::Refused(_) => "custody-refused",
             Error::Rotating(_) => "rotation-running",
             Error::RotatedRecently { .. } => "rotated-recently",
+            Error::RotatedOften { .. } => "rotated-often",
+            Error::TooManyMasters { .. } => "too-many-masters",
             Error::StillNeeded { .. } => "master-needed",
             Error::Retiring { .. } | Error::NotRetiring(_) | Error::Retired(_) => "master-state",
             Error::ClockDoubted(_) => "clock-doubted",
@@ -256,6 +268,7 @@ impl Error {
                                            yet, and is told as soon as it can be written"
                     .to_owned()
             }
+            (Error::Destroying(_), _) => self.to_string(),
             _ if self.is_open() => {
                 "the store failed while this was done: it is done, or it is not, which shows when the \
                  store works again"
@@ -273,7 +286,10 @@ impl Error {
 
     /// Whether nobody knows yet if it was done.
     pub fn is_open(&self) -> bool {
-        matches!(self, Error::Record(RecordError::Store(StoreError::Unsettled(_))))
+        matches!(
+            self,
+            Error::Record(RecordError::Store(StoreError::Unsettled(_))) | Error::Destroying(_)
+        )
     }
 
     /// Whether it was refused (by rule) rather than failed (by circumstance).

@@ -80,6 +80,7 @@ impl Request for Init {
             signer_generation: generation,
             created_at: appliance.now(),
             generations: Vec::new(),
+            masters_apart: false,
         };
         appliance.records.found(home).await?;
         appliance.check_history().await;

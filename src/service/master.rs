@@ -6,6 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::master_destruction::MOST_UNRETIRED;
 use crate::audit::Details;
 use crate::custody::protocol::MasterFound;
 use crate::policy::{Action, Permit, Resource};
@@ -53,7 +54,8 @@ pub struct MasterView {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct GenerationView {
     pub generation: u32,
-    /// `in-use`, `old`, `destruction-pending` or `retired`.
+    /// `in-use`, `old`, `destruction-pending`, `destroying` (it was begun, and its end is not on record yet) or
+    /// `retired`.
     pub state: &'static str,
     /// When it is to be destroyed; `POST /v1/master/cancel-retirement` keeps it until then.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +107,13 @@ pub struct RotationView {
 /// So long after a master key was made no other is, unless it is forced.
 const ROTATED_RECENTLY: SignedDuration = SignedDuration::from_hours(1);
 
+/// Master keys that custody is asked about in one request.
+const ASKED_AT_ONCE: usize = 512;
+
+/// Rotations that are begun within a day, forced ones among them.
+const MOST_A_DAY: usize = 24;
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
 impl Request for RotateMaster {
     const ACTION: Action = Action::MasterRotate;
     const TRACE: Trace = Trace::Before;
@@ -121,6 +130,7 @@ impl Request for RotateMaster {
         if !self.force {
             appliance.must_not_have_rotated(&home).await?;
         }
+        appliance.must_not_be_many(&home)?;
         let record = PassRecord {
             generation: appliance.free_generation(&home).await?,
             purpose: Purpose::Rotation,
@@ -183,6 +193,22 @@ impl Appliance {
         Err(Error::RotatedRecently { generation: newest.generation, at })
     }
 
+    /// Each rotation, forced or not, makes a key in the token, which has no room for any number of them.
+    fn must_not_be_many(&self, home: &HomeRecord) -> Result<(), Error> {
+        let masters = home.masters();
+        let count = masters.iter().filter(|known| known.retired_at.is_none()).count();
+        if count >= MOST_UNRETIRED {
+            return Err(Error::TooManyMasters { count, most: MOST_UNRETIRED });
+        }
+        let since = self.now().checked_sub(DAY).unwrap_or(Timestamp::MIN);
+        let of_today: Vec<Timestamp> =
+            masters.iter().map(|known| known.created_at).filter(|at| *at > since).collect();
+        let count = of_today.len();
+        let Some(next) = of_today.first().filter(|_| count > MOST_A_DAY) else { return Ok(()) };
+        let seconds = next.duration_since(since).as_secs();
+        Err(Error::RotatedOften { count, seconds: u32::try_from(seconds).unwrap_or(u32::MAX) })
+    }
+
     /// The next generation whose place in the token is free. A key that this appliance has not on record
     /// (one of a later state of a store that was restored, perhaps) is passed over, never taken.
     async fn free_generation(&self, home: &HomeRecord) -> Result<u32, Error> {
@@ -211,9 +237,13 @@ impl Appliance {
         census: Option<Census>,
     ) -> Result<MasterView, Error> {
         let masters = home.masters();
-        let wanted = masters.iter().map(|known| known.generation).collect();
-        // How far a rotation is, is told without the token, too.
-        let facts = self.custody.masters(wanted).await.unwrap_or_default();
+        let wanted: Vec<u32> = masters.iter().map(|known| known.generation).collect();
+        let mut facts = Vec::new();
+        for some in wanted.chunks(ASKED_AT_ONCE) {
+            // How far a rotation is, is told without the token, too.
+            let Ok(found) = self.custody.masters(some.to_vec()).await else { break };
+            facts.extend(found);
+        }
         let view = |known: &MasterRecord| {
             let found = facts.iter().find(|facts| facts.generation == known.generation);
             let waits_for = self.retiring.waits_for(known.generation);
@@ -246,6 +276,7 @@ impl GenerationView {
             state: match known.retired_at {
                 Some(_) => "retired",
                 None if generation == in_use => "in-use",
+                None if known.is_destroying().is_some() => "destroying",
                 None if known.waits().is_some() => "destruction-pending",
                 None => "old",
             },

@@ -24,6 +24,7 @@ mod keys;
 mod lifecycle;
 mod lock;
 mod master;
+mod master_destruction;
 mod metrics;
 mod next_start;
 mod page;

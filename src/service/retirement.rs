@@ -15,12 +15,11 @@ use super::error::Error;
 use super::gate::{Appliance, Call, Request, Trace, outcome, request_id, told};
 use super::master::MasterView;
 use super::sweep::PART;
-use crate::audit::{Details, Event, EventNote, Intent};
+use crate::audit::{Details, Intent};
 use crate::identity::Caller;
 use crate::key::{Name, WaitingPeriod};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::{Census, MasterRecord, Retirement, Stage};
-use crate::secret::Pin;
 
 /// Have the master key of a generation that nothing lies under any more destroyed, after the waiting period.
 #[derive(Deserialize, ToSchema)]
@@ -29,7 +28,7 @@ pub struct RetireMaster {
     pub generation: u32,
     /// The names of all keys whose records do not open, which may be lost with it. Nothing else can be.
     #[serde(default)]
-    #[schema(max_items = 1000)]
+    #[schema(max_items = 200)]
     pub leave: Vec<String>,
     /// Days to wait, up to 365; the configured ones (`destroy_wait_days`) are the fewest, and wait
     /// unless said.
@@ -55,6 +54,9 @@ struct DestroyMaster {
 /// What keeps master keys from being destroyed that are due, and until when nobody looks again.
 #[derive(Default)]
 pub(super) struct Retiring(Mutex<HashMap<u32, (Instant, String)>>);
+
+/// Names that a record of a retirement has room for.
+const MOST_LEFT: usize = 200;
 
 /// Between two tries of a destruction that something keeps: each reads the record of every key.
 const PAUSE: Duration = Duration::from_secs(3600);
@@ -115,7 +117,7 @@ impl Request for RetireMaster {
             return Err(Error::Invalid { member: "leave", rule });
         }
         if pin.is_some() {
-            appliance.destroy_master(generation, &leave, pin).await?;
+            appliance.destroy_master(&permit, generation, &leave, pin).await?;
             return appliance.view_of_master(&permit, generation, Some(census)).await;
         }
         let destroy_at = after(period, appliance.waiting_begins());
@@ -144,9 +146,11 @@ impl Request for CancelRetirement {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
         let generation = self.generation;
-        if appliance.master_to_retire(generation)?.waits().is_none() {
+        let known = appliance.master_to_retire(generation)?;
+        if known.waits().is_none() && known.is_destroying().is_none() {
             return Err(Error::NotRetiring(generation));
         }
+        appliance.must_not_be_destroyed(&known).await?;
         appliance.records.note_retirement(generation, None).await?;
         appliance.retiring.note(generation, None);
         appliance.view_of_master(&permit, generation, None).await
@@ -173,30 +177,12 @@ impl Request for DestroyMaster {
         let retirement = appliance.due_retirement(generation)?;
         let leave = retirement.ok_or(Error::NotRetiring(generation))?.leave;
         let census = appliance.must_not_be_needed(&permit, generation, &leave).await?;
-        appliance.destroy_master(generation, &leave, None).await?;
+        appliance.destroy_master(&permit, generation, &leave, None).await?;
         appliance.view_of_master(&permit, generation, Some(census)).await
     }
 }
 
 impl Appliance {
-    /// Has the token destroy a master key that nothing is known to need.
-    async fn destroy_master(
-        &self,
-        generation: u32,
-        leave: &[Name],
-        pin: Option<Pin>,
-    ) -> Result<(), Error> {
-        for name in leave {
-            let line = EventNote::about(Event::KeyLeft, generation).with_key(name.clone());
-            self.trail.event(line).await?;
-        }
-        let destroyed = self.custody.destroy_master(generation, pin).await;
-        destroyed.map_err(|error| super::lock::told(error.into()))?;
-        self.records.note_retired(generation, self.now()).await?;
-        tracing::warn!(request_id = request_id(), generation, "a master key was destroyed");
-        Ok(())
-    }
-
     /// Destroys the master keys whose waiting period is over. What keeps one from it is said where the
     /// generations are shown, and it is tried again later.
     pub(super) async fn destroy_due_masters(&self) {
@@ -244,7 +230,7 @@ impl Appliance {
     }
 
     /// A master key that is neither in use nor destroyed.
-    fn master_to_retire(&self, generation: u32) -> Result<MasterRecord, Error> {
+    pub(super) fn master_to_retire(&self, generation: u32) -> Result<MasterRecord, Error> {
         let home = self.records.home().ok_or(Error::NotInitialised)?;
         let masters = home.masters();
         let known = masters.into_iter().find(|known| known.generation == generation);
@@ -342,8 +328,8 @@ fn is_of(broken: &str, name: &Name) -> bool {
 
 fn parsed(names: &[String]) -> Result<Vec<Name>, Error> {
     let invalid = |rule: String| Error::Invalid { member: "leave", rule };
-    if names.len() > 1000 {
-        return Err(invalid("at most 1000 names".to_owned()));
+    if names.len() > MOST_LEFT {
+        return Err(invalid(format!("at most {MOST_LEFT} names")));
     }
     let parse = |name: &String| Name::parse(name).map_err(|error| invalid(error.to_string()));
     names.iter().map(parse).collect()

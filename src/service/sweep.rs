@@ -59,6 +59,7 @@ impl Appliance {
     /// goes on.
     pub async fn sweep(&self, seen: &mut Seen) -> Result<usize, Error> {
         let mut destroyed = 0;
+        self.settle_destructions().await;
         while let Seen::UpTo(after) = seen {
             let page = self.records.key_names(after.as_deref(), Page::MOST)?;
             for name in &page {

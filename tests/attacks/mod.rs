@@ -4,6 +4,7 @@
 mod backup_as_reader;
 mod batch_versions;
 mod destroyed_masters;
+mod endless_rotations;
 mod forged_history;
 mod full_log;
 mod heavy_batches;
@@ -26,3 +27,4 @@ mod silent_front;
 mod terminal_escapes;
 mod unbounded_replies;
 mod undercut_waiting;
+mod unnoted_destruction;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::super::home::{HOME, counted, encode, store_key_at};
+use super::super::home::{counted, encode, put_home, store_key_at};
 use super::super::key_form::{stored_parts, version_key};
 use super::super::notes::{RESEALED, RESTORED};
 use super::super::recovery::RECOVERY;
@@ -192,10 +192,12 @@ impl Offline {
         now: jiff::Timestamp,
         (keys, left): (u64, &[String]),
     ) -> Result<Vec<String>, OfflineError> {
-        let home = self.home_under(token, generation, now)?;
-        let mut batch = Batch::new()
-            .put(Table::Appliance, HOME, Expect::Any, encode(HOME, &home)?)
-            .delete(Table::Appliance, RESEAL, Expect::Any);
+        let mut home = self.home_under(token, generation, now)?;
+        let mut batch = put_home(Batch::new(), &self.home, &mut home)?.delete(
+            Table::Appliance,
+            RESEAL,
+            Expect::Any,
+        );
         for store_key in self.store_keys.values() {
             let what = "a store key".to_owned();
             let resealed = store_key.reseal(token, generation);
