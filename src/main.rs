@@ -19,6 +19,9 @@ fn main() -> ExitCode {
             daemon::told(&global, Ok(daemon::return_values()))
         }
         Work::House(House::Doctor(doctor)) if doctor.config.is_none() => cli::doctor(&global),
+        Work::House(House::Policy(Policy::Explain(asked))) if asked.config.is_none() => {
+            cli::explain(&global, &asked)
+        }
         Work::House(House::Backup(Backup::Create(create))) => {
             match cli::create_backup(&global, &create) {
                 Ok(made) => daemon::verify_created(&global, &create, made),

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueHint};
 pub use super::backup::{Backup, Create as CreateBackup, Restore, Verify};
 use crate::custody::{Mark, checkpoint};
 use crate::key::Name;
-use crate::policy::{Action, Resource};
+use crate::policy::{Action, Resource, ResourceError};
 
 /// A command that starts or inspects the daemon's own parts.
 #[derive(Subcommand)]
@@ -149,16 +149,21 @@ pub struct PolicyFrom {
 }
 
 /// Say whether a user may do something, and which policies decide it
+///
+/// All permissions that such a request needs are asked for, as the daemon asks for them. Without --config the daemon
+/// is asked, by whoever has `policy:explain` (operators and auditors as shipped); it knows labels, owner and a
+/// secret's key of what the caller may see. With --config the files say it, without a daemon.
 #[derive(Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
+  strongroom policy explain --user deploy --action secret:reveal --resource secret/mail
   strongroom policy explain --config /etc/strongroom/strongroom.toml \\
       --user deploy --action key:decrypt --resource key/payments --label team=billing
 
 Exits with 0 when the answer is yes and with 1 when it is no.")]
 pub struct Explain {
-    /// The configuration that names the policy directory and binds roles
+    /// Ask no daemon: the configuration that names the policy directory and binds roles
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: PathBuf,
+    pub config: Option<PathBuf>,
     /// The Unix user who would ask, by name or number
     #[arg(long, value_name = "NAME", value_hint = ValueHint::Username)]
     pub user: String,
@@ -168,12 +173,23 @@ pub struct Explain {
     /// On what: `appliance`, `key/NAME` or `secret/NAME`
     #[arg(long, value_parser = resource, default_value = "appliance")]
     pub resource: Resource,
+    /// The key that a secret is encrypted for, which revealing or putting one needs permissions on, too
+    #[arg(long, value_name = "NAME")]
+    pub key: Option<Name>,
     /// A label that the key has, for policies that look at them; may be given several times
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = super::key::label)]
     pub labels: Vec<(String, String)>,
     /// Who owns it, for policies that look at that: a user by name or number, or an id like unix:1000
     #[arg(long, value_name = "OWNER", value_hint = ValueHint::Username)]
     pub owner: Option<String>,
+    /// A label of the key of --key; may be given several times
+    #[arg(long = "key-label", value_name = "NAME=VALUE", value_parser = super::key::label)]
+    #[arg(requires_all = ["key", "config"])]
+    pub key_labels: Vec<(String, String)>,
+    /// Who owns the key of --key
+    #[arg(long, value_name = "OWNER", value_hint = ValueHint::Username)]
+    #[arg(requires_all = ["key", "config"])]
+    pub key_owner: Option<String>,
 }
 
 /// Check a configuration, or show what is in force
@@ -202,13 +218,7 @@ impl Explain {
 
 /// `appliance`, `key/NAME` or `secret/NAME`, as the trail writes them.
 pub(super) fn resource(text: &str) -> Result<Resource, String> {
-    let name = |name: &str| Name::parse(name).map_err(|error| error.to_string());
-    match text.split_once('/') {
-        None if text == "appliance" => Ok(Resource::Appliance),
-        Some(("key", rest)) => Ok(Resource::Key(name(rest)?)),
-        Some(("secret", rest)) => Ok(Resource::Secret(name(rest)?)),
-        _ => Err("a resource is `appliance`, `key/NAME` or `secret/NAME`".to_owned()),
-    }
+    text.parse().map_err(|error: ResourceError| error.to_string())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod audit_verify;
 mod backup;
 mod client;
 mod escape;
+mod explain;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -193,6 +194,11 @@ pub fn run(global: &Global, errand: Errand) -> ExitCode {
 /// Asks the daemon to examine itself: `strongroom doctor` without `--config`.
 pub fn doctor(global: &Global) -> ExitCode {
     finish(global, appliance::doctor(&Session::of(global)))
+}
+
+/// Asks the daemon for a decision of its policy: `strongroom policy explain` without `--config`.
+pub fn explain(global: &Global, asked: &Explain) -> ExitCode {
+    finish(global, explain::explain(&Session::of(global), asked))
 }
 
 /// Has the daemon make a backup: the first half of `strongroom backup create`. Where there is none, the

@@ -2,20 +2,16 @@
 
 use std::path::Path;
 
-use nix::unistd::{User, getgrouplist};
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::DaemonError::Refused;
 use super::config::Config;
 use super::offline::{Users, around, as_front, become_custody, in_child, pin_of_root};
 use super::{DaemonError, house};
-use crate::cli::{self, Doctor, Explain, PolicyFrom, Report};
+use crate::cli::{self, Doctor, PolicyFrom, Report};
 use crate::custody::examine_locked;
 use crate::custody::protocol::{Check, Verdict};
-use crate::identity::{Caller, UnixPeer};
-use crate::key::{Labels, Owner};
-use crate::policy::{self, Facts, Policy, Resource};
+use crate::policy::{self, Policy};
 use crate::secret::{self, Use};
 use crate::service::{CheckView, DoctorView};
 use crate::token::ckr;
@@ -79,97 +75,6 @@ fn sound(settings: &policy::Settings) -> Result<(usize, Vec<policy::Finding>), (
             Err((error.to_string(), error.next()))
         }
     }
-}
-
-/// An answer, and what has to be known to read it.
-#[derive(Serialize)]
-struct Explained<'a> {
-    #[serde(flatten)]
-    explanation: &'a policy::Explanation,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remark: Option<&'static str>,
-}
-
-/// Would this user be permitted, and by what? The exit code says it, too.
-pub fn explain(asked: &Explain) -> Result<Report, DaemonError> {
-    let config = Config::load(&asked.config)?.config;
-    let caller = Caller::Unix(peer(&asked.user)?);
-    let explained = as_front(&asked.config, &config, || {
-        let explained = Policy::load(&config.policy)
-            .map_err(DaemonError::from)
-            .and_then(|policy| explained(asked, &policy, &caller));
-        explained.map_err(|error| (error.to_string(), error.next()))
-    })?;
-    let (text, document, permitted) = explained.map_err(|(what, next)| Refused { what, next })?;
-    Ok(Report::new(text, &document, permitted))
-}
-
-/// The answer in words and for programs, and whether it is yes.
-fn explained(
-    asked: &Explain,
-    policy: &Policy,
-    caller: &Caller,
-) -> Result<(String, Value, bool), DaemonError> {
-    let said = |what, next| DaemonError::Said { what, next };
-    let unknown = || said(format!("there is no action {}", asked.action), "--help lists them");
-    let action = asked.action().ok_or_else(unknown)?;
-    let mut labels = Labels::default();
-    for (name, value) in &asked.labels {
-        let failed = |error| said(format!("--label {name}={value}: {error}"), "correct the label");
-        labels.insert(name, value).map_err(failed)?;
-    }
-    let is_key = matches!(asked.resource, Resource::Key(_));
-    let owner = asked.owner.as_deref().map(owner).transpose()?;
-    let facts = Facts::Known { owner: owner.as_ref(), labels: is_key.then_some(&labels) };
-    let explanation = policy.explain(caller, action, &asked.resource, facts);
-    let says_nothing = owner.is_none() && asked.labels.is_empty();
-    let remark = (policy.reads_facts(&asked.resource) && says_nothing).then_some(match is_key {
-        true => {
-            "for a key without labels that nobody owns: policies look at both, and --label and --owner say \
-             what it has"
-        }
-        false => "for a secret that nobody owns: policies look at that, and --owner says who does",
-    });
-    let permitted = explanation.permitted;
-    let mut text = format!("{explanation}\n");
-    if let Some(remark) = remark {
-        text.push_str(&format!("{remark}\n"));
-    }
-    Ok((text, json!(Explained { explanation: &explanation, remark }), permitted))
-}
-
-/// An owner: a user of this machine, or an id as policy writes it.
-fn owner(text: &str) -> Result<Owner, DaemonError> {
-    let invalid = |error: crate::key::OwnerError| DaemonError::Said {
-        what: format!("--owner: {error}"),
-        next: "name a user of this machine, or an id like unix:1000",
-    };
-    match text.contains(':') {
-        true => Owner::parse(text).map_err(invalid),
-        false => Owner::of_uid(peer(text)?.uid).map_err(invalid),
-    }
-}
-
-/// The user as the kernel would name it on the socket, with its groups.
-fn peer(user: &str) -> Result<UnixPeer, DaemonError> {
-    let failed = |cause: std::io::Error| DaemonError::Io { during: "looking up the user", cause };
-    let unknown = || DaemonError::Said {
-        what: format!("there is no user {user:?}"),
-        next: "name a user of this machine: `getent passwd` lists them",
-    };
-    let found = match user.parse() {
-        Ok(uid) => User::from_uid(nix::unistd::Uid::from_raw(uid)),
-        Err(_) => User::from_name(user),
-    };
-    let found = found.map_err(|errno| failed(errno.into()))?.ok_or_else(unknown)?;
-    let name = std::ffi::CString::new(found.name).map_err(|_| unknown())?;
-    let groups = getgrouplist(&name, found.gid).map_err(|errno| failed(errno.into()))?;
-    Ok(UnixPeer {
-        uid: found.uid.as_raw(),
-        gid: found.gid.as_raw(),
-        pid: 0,
-        groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
-    })
 }
 
 /// The checks that can be made without a daemon, in this process and as this user: what keeps a daemon

@@ -8,6 +8,7 @@ mod config;
 mod config_check;
 mod custody;
 mod descriptors;
+mod explain;
 mod footprint;
 mod front;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -37,7 +38,8 @@ pub use advice::{ended, told};
 pub use backup::{restore_backup, verify_backup, verify_created};
 pub use config_check::check_config;
 pub use custody::custody;
-pub use inspect::{check_policy, doctor, explain, return_values, show_config};
+pub use explain::explain;
+pub use inspect::{check_policy, doctor, return_values, show_config};
 pub use recovery::recover;
 pub use reload::reload_daemon;
 pub use start::serve;

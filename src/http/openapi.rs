@@ -1,5 +1,6 @@
 //! The OpenAPI document, built from the routes themselves.
 
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{
     OperationBuilder, ParameterBuilder, ParameterIn, PathItem, PathsBuilder,
@@ -15,6 +16,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::problem::Document;
 use super::reply::{IntoReply, JSON};
 use super::shape::FromWire;
+use crate::policy::On;
 use crate::service::Request;
 
 /// What a name is, as a pattern of ECMA-262; the rule itself is `key::Name`'s.
@@ -74,8 +76,10 @@ impl Description {
         R: FromWire,
         R::Reply: IntoReply,
     {
-        let mut operation =
-            OperationBuilder::new().summary(Some(summary)).description(Some(permissions::<R>()));
+        let mut operation = OperationBuilder::new()
+            .summary(Some(summary))
+            .description(Some(permissions::<R>()))
+            .extensions(Some(permissions_for_programs::<R>()));
         if let Some(name) = path.split(['{', '}']).nth(1) {
             let parameter = ParameterBuilder::new()
                 .name(name)
@@ -106,6 +110,7 @@ impl Description {
         let operation = OperationBuilder::new()
             .summary(Some(summary))
             .description(Some(permissions::<R>()))
+            .extensions(Some(permissions_for_programs::<R>()))
             .response("200", done.content(media, content).build());
         let item = PathItem::new(method, problems(operation).build());
         let paths = std::mem::take(&mut self.paths);
@@ -149,13 +154,39 @@ impl Description {
     }
 }
 
-/// The permissions that a route needs, in a sentence.
+/// The permissions that a route needs, in sentences.
 fn permissions<R: Request>() -> String {
     let mut text = format!("Needs the permission `{}`", R::ACTION);
-    for also in R::ALSO {
-        text += &format!(", and `{also}`");
+    for also in R::ACTION.also() {
+        text += &format!(", and `{}`{}", also.action, place(also.on));
+        if !also.when.as_str().is_empty() {
+            text += &format!(" where {}", also.when.as_str());
+        }
     }
     text + "."
+}
+
+/// The same for programs, as `x-strongroom-permissions`.
+fn permissions_for_programs<R: Request>() -> Extensions {
+    let mut all = vec![serde_json::json!({ "action": R::ACTION.as_str() })];
+    all.extend(R::ACTION.also().iter().map(|also| {
+        let mut one = serde_json::json!({ "action": also.action.as_str() });
+        if also.on == On::TheKey {
+            one["on"] = "the key of the secret".into();
+        }
+        if !also.when.as_str().is_empty() {
+            one["when"] = also.when.as_str().into();
+        }
+        one
+    }));
+    Extensions::builder().add("x-strongroom-permissions", all).build()
+}
+
+fn place(on: On) -> &'static str {
+    match on {
+        On::Same => "",
+        On::TheKey => " on the key that the secret is encrypted for",
+    }
 }
 
 fn replies<T: IntoReply>(

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::problem::Problem;
 use super::{body, metrics};
 use crate::key::Jwk;
+use crate::policy::Explanation;
 use crate::service::{
     AuditPage, DecryptReply, Deleted, DoctorView, Encrypted, InitView, JwksView, KeyPage, KeyView,
     MasterView, MetricsView, PublicKeyPem, PublicKeyReply, PutReply, RecoveryView, Revealed,
@@ -100,6 +101,7 @@ as_json!(
     DecryptReply,
     DoctorView,
     Encrypted,
+    Explanation,
     InitView,
     JwksView,
     KeyPage,

@@ -17,10 +17,11 @@ use super::reply::{IntoReply, JSON, json, text};
 use super::shape::FromWire;
 use crate::service::{
     Appliance, CancelRetirement, Compromise, ConfirmClock, CreateBackup, CreateKey, Deactivate,
-    Decrypt, DeleteSecret, Destroy, Doctor, Encrypt, ForgetRecovery, ImportKey, Init, Jwks,
-    ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey, Restore, Resume,
-    RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowPublic,
-    ShowRecovery, ShowSecret, Status, Suspend, TransferKey, TransferSecret, Unlock, UpdateKey,
+    Decrypt, DeleteSecret, Destroy, Doctor, Encrypt, ExplainPolicy, ForgetRecovery, ImportKey,
+    Init, Jwks, ListKeys, ListSecrets, Lock, PutSecret, ReadAudit, ReadMetrics, ReadPublicKey,
+    Restore, Resume, RetireMaster, RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey,
+    ShowMaster, ShowPublic, ShowRecovery, ShowSecret, Status, Suspend, TransferKey, TransferSecret,
+    Unlock, UpdateKey,
 };
 
 /// Routes and their description, growing together.
@@ -166,6 +167,11 @@ fn appliance(routes: Routes) -> Routes {
         .add_backup("/v1/backup", "Make a backup of store and trail, as a tar archive")
         .add::<ReadAudit, false>(GET, "/v1/audit", "Read lines of the trail")
         .add::<ReadPublicKey, false>(GET, "/v1/audit/public-key", "Fetch the trail's public key")
+        .add::<ExplainPolicy, false>(
+            POST,
+            "/v1/policy/explain",
+            "Say whether somebody may do something, and which policies say so",
+        )
         .add::<ReadMetrics, false>(GET, "/metrics", "Read what is counted, as OpenMetrics")
 }
 

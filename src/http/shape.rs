@@ -12,11 +12,11 @@ use super::{body, meaning, query};
 use crate::key::Name;
 use crate::service::{
     CancelRetirement, ChangeBody, Compromise, ConfirmClock, CreateKey, Deactivate, DecryptBody,
-    DeleteSecret, DestroyBody, Doctor, EncryptBody, ForgetRecovery, ImportBody, Init, Jwks,
-    JwksQuery, ListKeys, ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery, PutBody,
-    ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster, RevealSecret,
-    Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret, Status,
-    Suspend, TransferBody, TransferKey, TransferSecret, Unlock, UpdateBody,
+    DeleteSecret, DestroyBody, Doctor, EncryptBody, ExplainPolicy, ForgetRecovery, ImportBody,
+    Init, Jwks, JwksQuery, ListKeys, ListSecrets, Lock, Named, Page, Preconditions, PublicKeyQuery,
+    PutBody, ReadAudit, ReadMetrics, ReadPublicKey, Request, Restore, Resume, RetireMaster,
+    RevealSecret, Rotate, RotateMaster, SetRecovery, ShowKey, ShowMaster, ShowRecovery, ShowSecret,
+    Status, Suspend, TransferBody, TransferKey, TransferSecret, Unlock, UpdateBody,
 };
 
 /// A request as it came in, within its limits, not parsed yet.
@@ -296,6 +296,7 @@ shape!(page ListSecrets);
 shape!(named_tagged ShowSecret);
 shape!(name RevealSecret);
 shape!(query ReadAudit);
+shape!(body ExplainPolicy);
 shape!(nothing ReadPublicKey);
 shape!(nothing ReadMetrics);
 

@@ -2,10 +2,12 @@
 //! It tells who connected, or who made the pair: what holds the socket now may be another.
 #![allow(unsafe_code)] // SO_PEERGROUPS has no safe binding
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 /// The user, group and process that connected, and the groups it was in when it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,25 @@ impl UnixPeer {
             pid: credentials.pid(),
             groups: supplementary(peer_groups(fd.as_raw_fd())?, credentials.gid()),
         })
+    }
+}
+
+impl UnixPeer {
+    /// A user of this machine, by name or uid, as the kernel would name one that has just logged in: with its
+    /// groups, and no process. `None` where there is no such user.
+    ///
+    /// # Errors
+    /// The name service could not be asked.
+    pub fn of_user(user: &str) -> Result<Option<Self>, Errno> {
+        let found = match user.parse() {
+            Ok(uid) => User::from_uid(Uid::from_raw(uid))?,
+            Err(_) => User::from_name(user)?,
+        };
+        let Some(found) = found else { return Ok(None) };
+        let Ok(name) = CString::new(found.name) else { return Ok(None) };
+        let groups = getgrouplist(&name, found.gid)?.into_iter().map(Gid::as_raw).collect();
+        let (uid, gid) = (found.uid.as_raw(), found.gid.as_raw());
+        Ok(Some(Self { uid, gid, pid: 0, groups: supplementary(groups, gid) }))
     }
 }
 

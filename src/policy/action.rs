@@ -47,10 +47,12 @@ pub enum Action {
     RecoverySet,
     RecoveryRead,
     BackupCreate,
+    /// Asking whether somebody may do something, and why.
+    PolicyExplain,
 }
 
 impl Action {
-    pub const ALL: [Action; 39] = [
+    pub const ALL: [Action; 40] = [
         Action::Initialise,
         Action::KeyCreate,
         Action::KeyImport,
@@ -90,6 +92,7 @@ impl Action {
         Action::RecoverySet,
         Action::RecoveryRead,
         Action::BackupCreate,
+        Action::PolicyExplain,
     ];
 
     /// Whether what comes of it is that the appliance or a key does less. Such an action is not refused for
@@ -111,6 +114,34 @@ impl Action {
             self,
             Action::KeyCreate | Action::KeyImport | Action::KeyRotate | Action::SecretPut
         )
+    }
+
+    /// What a request with this action needs the permission for besides: the one declaration that the gate, the
+    /// description of the API and `policy explain` go by. Nothing else is asked on the way of a permitted request.
+    pub fn also(self) -> &'static [Also] {
+        const RECOVER: Also =
+            Also { action: Action::KeyRecover, on: On::TheKey, when: When::OldVersion };
+        const TRANSFER: Also =
+            Also { action: Action::KeyTransfer, on: On::Same, when: When::OwnerNamed };
+        const PIN: Also = Also { action: Action::GivePin, on: On::Same, when: When::PinGiven };
+        const DECRYPT: Action = Action::KeyDecrypt;
+        match self {
+            Action::BackupCreate => {
+                &[Also { action: Action::AuditRead, on: On::Same, when: When::Always }]
+            }
+            Action::SecretReveal => {
+                &[Also { action: DECRYPT, on: On::TheKey, when: When::Always }, RECOVER]
+            }
+            Action::SecretPut => &[
+                Also { action: Action::KeyEncrypt, on: On::TheKey, when: When::Always },
+                Also { action: DECRYPT, on: On::TheKey, when: When::Verified },
+                RECOVER,
+            ],
+            Action::KeyDecrypt => &[Also { on: On::Same, ..RECOVER }],
+            Action::KeyCreate | Action::KeyImport => &[TRANSFER],
+            Action::Unlock | Action::MasterRetire => &[PIN],
+            _ => &[],
+        }
     }
 
     /// The name in policy files and trail: `key:decrypt`.
@@ -155,6 +186,7 @@ impl Action {
             Action::RecoverySet => "recovery:set",
             Action::RecoveryRead => "recovery:read",
             Action::BackupCreate => "backup:create",
+            Action::PolicyExplain => "policy:explain",
         }
     }
 }
@@ -162,6 +194,50 @@ impl Action {
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A permission that a request needs besides that of its action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Also {
+    pub action: Action,
+    pub on: On,
+    pub when: When,
+}
+
+/// What a further permission is needed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// What the request is about.
+    Same,
+    /// The key that the secret is encrypted for.
+    TheKey,
+}
+
+/// When a further permission is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    Always,
+    /// The ciphertext that is stored is to be verified.
+    Verified,
+    /// The version of the key is deactivated or compromised.
+    OldVersion,
+    /// The token's PIN is given with the request.
+    PinGiven,
+    /// Another owner than the caller is named.
+    OwnerNamed,
+}
+
+impl When {
+    /// In words, behind "where"; empty for always.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            When::Always => "",
+            When::Verified => "`verify` is true",
+            When::OldVersion => "the version is deactivated or compromised",
+            When::PinGiven => "a PIN is given",
+            When::OwnerNamed => "another owner than the caller is named",
+        }
     }
 }
 
@@ -195,6 +271,26 @@ impl Resource {
             Resource::Appliance => "appliance".to_owned(),
             Resource::Key(name) => format!("key/{name}"),
             Resource::Secret(name) => format!("secret/{name}"),
+        }
+    }
+}
+
+/// Not the name of a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a resource is `appliance`, `key/NAME` or `secret/NAME`")]
+pub struct ResourceError;
+
+/// As the trail writes them.
+impl std::str::FromStr for Resource {
+    type Err = ResourceError;
+
+    fn from_str(text: &str) -> Result<Self, ResourceError> {
+        let name = |name: &str| Name::parse(name).map_err(|_| ResourceError);
+        match text.split_once('/') {
+            None if text == "appliance" => Ok(Resource::Appliance),
+            Some(("key", rest)) => Ok(Resource::Key(name(rest)?)),
+            Some(("secret", rest)) => Ok(Resource::Secret(name(rest)?)),
+            _ => Err(ResourceError),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::load;
 use super::roles::Roles;
-use super::{Action, Facts, Policy, Resource, RoleBindings};
+use super::{Action, Asked, Facts, Policy, Resource, RoleBindings};
 use crate::identity::{Caller, UnixPeer};
 use crate::key::{Labels, Name};
 
@@ -28,8 +28,14 @@ pub fn policy(data: &[u8]) {
             (Action::Lock, Resource::Appliance),
         ] {
             let context = Facts::Known { owner: None, labels: labels.as_ref() };
-            let permitted = policy.permit(&caller, action, &resource, context).is_ok();
-            let explained = policy.explain(&caller, action, &resource, context);
+            let key = Resource::Key(name.clone());
+            let mut permitted = policy.permit(&caller, action, &resource, context).is_ok();
+            if action == Action::SecretReveal {
+                permitted &= policy.permit(&caller, Action::KeyDecrypt, &key, context).is_ok();
+            }
+            let asked =
+                Asked { action, resource: &resource, facts: context, key: Some((&key, context)) };
+            let explained = policy.explain(&caller, &asked);
             assert_eq!(permitted, explained.permitted, "two opinions");
             assert!(!permitted || text.contains("permit"), "permitted by nothing");
             assert!(!permitted || !explained.policies.is_empty(), "permitted by nobody");

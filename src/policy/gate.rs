@@ -7,9 +7,9 @@ use cedar_policy::{
     Authorizer, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId, Request,
     Response, RestrictedExpression,
 };
-use serde::Serialize;
 
 use super::decisions::{Decisions, Question, Verdict};
+use super::explain::Deciding;
 use super::facts::{Facts, Mode, Sets};
 use super::load::{self, Finding, Loaded, PolicyError, Settings};
 use super::permit::{Denied, Permit};
@@ -29,32 +29,12 @@ pub enum Refusal {
     FactsUnknown,
     #[error("a part of the appliance does not ask policy")]
     NotACaller,
+    #[error("the permission is not one of those that the request declares")]
+    Undeclared,
     #[error("the question does not fit the schema: {0}")]
     Unfit(String),
     #[error("policies failed and count as no: {}", .0.join(", "))]
     Failed(Vec<String>),
-}
-
-/// What the gate would answer, and by what.
-#[derive(Debug, Clone, Serialize)]
-pub struct Explanation {
-    pub permitted: bool,
-    pub caller: String,
-    pub action: &'static str,
-    pub resource: String,
-    /// The caller's roles.
-    pub roles: Vec<String>,
-    /// The policies that decided, with the files they stand in.
-    pub policies: Vec<Deciding>,
-    /// Why not; empty where it is permitted.
-    pub because: String,
-}
-
-/// A policy that decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Deciding {
-    pub id: String,
-    pub file: String,
 }
 
 /// The loaded policies. Never changes: a reload makes a new one.
@@ -162,28 +142,35 @@ impl Policy {
         self.decisions.answer(question, || self.judge(question).verdict)
     }
 
-    /// The same judgement, with what led to it.
-    pub fn explain(
+    /// The same judgement, with the policies that led to it, each with its file.
+    pub(super) fn judgement(
         &self,
         caller: &Caller,
         action: Action,
         resource: &Resource,
         facts: Facts<'_>,
-    ) -> Explanation {
-        let roles = &self.loaded.roles;
+    ) -> (Verdict, Vec<Deciding>) {
         let known = (self.mode(resource, facts), facts);
         let judgement = match caller {
             Caller::Unix(peer) => self.judge(self.question(caller, peer, action, resource, known)),
             Caller::System(_) => Judgement::refused(Refusal::NotACaller),
         };
-        Explanation {
-            permitted: judgement.verdict.is_ok(),
-            caller: caller.name(),
-            action: action.as_str(),
-            resource: resource.path(),
-            roles: roles.names_in(roles.of(caller)).map(str::to_owned).collect(),
-            policies: judgement.policies.into_iter().map(|id| self.deciding(id)).collect(),
-            because: judgement.verdict.err().map(|why| why.to_string()).unwrap_or_default(),
+        let deciding = judgement.policies.into_iter().map(|id| self.deciding(id)).collect();
+        (judgement.verdict, deciding)
+    }
+
+    /// The roles of a caller.
+    pub(super) fn roles_of(&self, caller: &Caller) -> Vec<String> {
+        let roles = &self.loaded.roles;
+        roles.names_in(roles.of(caller)).map(str::to_owned).collect()
+    }
+
+    /// Refuses a further question on the way of a permitted request that its action does not declare
+    /// ([`Action::also`]): `policy explain` would not know of it.
+    pub fn must_be_declared(&self, permit: &Permit, also: Action) -> Result<(), Denied> {
+        match permit.action().also().iter().any(|declared| declared.action == also) {
+            true => Ok(()),
+            false => Err(Denied::new(also, Arc::new(Refusal::Undeclared))),
         }
     }
 
@@ -338,26 +325,6 @@ fn uid(entity_type: &str, id: &str) -> Result<EntityUid, String> {
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy").field("hash", &self.loaded.hash).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { caller, action, resource, .. } = self;
-        let answer = if self.permitted { "may" } else { "may not" };
-        writeln!(f, "{caller} {answer} {action} on {resource}")?;
-        match self.roles.as_slice() {
-            [] => writeln!(f, "roles: none")?,
-            roles => writeln!(f, "roles: {}", roles.join(", "))?,
-        }
-        let word = if self.permitted { "permitted" } else { "forbidden" };
-        for Deciding { id, file } in &self.policies {
-            writeln!(f, "{word} by {id} ({file})")?;
-        }
-        if self.policies.is_empty() && !self.because.is_empty() {
-            writeln!(f, "because {}", self.because)?;
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::super::{Binding, NameOrId};
+use super::super::{Asked, Binding, NameOrId};
 use super::*;
 use crate::key::{Name, Owner};
 use crate::sandbox::Untrusted;
@@ -89,7 +89,7 @@ fn resource_of(action: Action) -> Resource {
 
 /// Who may what as shipped, whoever owns it: o(perator), a(uditor), s(ervice), b(ackup). Who may it on what is
 /// their own is in capitals.
-const SHIPPED: [(Action, &str); 39] = [
+const SHIPPED: [(Action, &str); 40] = [
     (Action::Initialise, "o"),
     (Action::KeyCreate, "o"),
     (Action::KeyImport, "o"),
@@ -129,6 +129,7 @@ const SHIPPED: [(Action, &str); 39] = [
     (Action::RecoverySet, "o"),
     (Action::RecoveryRead, "oa"),
     (Action::BackupCreate, "b"),
+    (Action::PolicyExplain, "oa"),
 ];
 
 #[test]
@@ -396,7 +397,8 @@ fn parts_of_the_appliance_get_nothing_from_the_gate() {
 fn explanations_name_the_policy_the_file_and_the_roles() {
     let policy = shipped();
     let explain = |uid, action, resource: Resource| {
-        policy.explain(&caller(uid), action, &resource, Facts::Unknown).to_string()
+        let asked = Asked { action, resource: &resource, facts: Facts::Unknown, key: None };
+        policy.explain(&caller(uid), &asked).to_string()
     };
     assert_eq!(
         explain(SERVICE, Action::KeyEncrypt, key("payments")),
@@ -406,15 +408,18 @@ fn explanations_name_the_policy_the_file_and_the_roles() {
     assert_eq!(
         explain(NOBODY, Action::KeyDecrypt, key("payments")),
         "unix:104 may not key:decrypt on key/payments\nroles: none\n\
-         because no policy permits it\n"
+         because no policy permits it\n\
+         also needs key:recover on key/payments where the version is deactivated or compromised: \
+         not permitted, no policy permits it\n"
     );
     let policy = load(&[
         ("a.cedar", "permit (principal, action, resource);"),
         ("b.cedar", "forbid (principal, action, resource);"),
     ])
     .unwrap();
-    let explanation =
-        policy.explain(&caller(OPERATOR), Action::Lock, &Resource::Appliance, Facts::Unknown);
+    let (action, resource) = (Action::Lock, &Resource::Appliance);
+    let asked = Asked { action, resource, facts: Facts::Unknown, key: None };
+    let explanation = policy.explain(&caller(OPERATOR), &asked);
     assert!(!explanation.permitted);
     assert_eq!(
         explanation.to_string(),

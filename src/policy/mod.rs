@@ -6,6 +6,7 @@
 
 mod action;
 mod decisions;
+mod explain;
 mod facts;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -16,9 +17,10 @@ mod permit;
 mod roles;
 mod wide;
 
-pub use action::{Action, ActionError, Resource};
+pub use action::{Action, ActionError, Also, On, Resource, ResourceError, When};
+pub use explain::{Asked, Deciding, Explanation, Further};
 pub use facts::Facts;
-pub use gate::{Deciding, Explanation, Policy, Refusal};
+pub use gate::{Policy, Refusal};
 pub use load::{Finding, PolicyError, SCHEMA, Settings};
 pub use permit::{Denied, Permit};
 pub use roles::{Binding, NameOrId, RoleBindings, RoleError};

@@ -7,7 +7,7 @@ use super::gate::{Appliance, Request};
 use super::view::Page;
 use crate::identity::Caller;
 use crate::key::{KeyMeta, Labels, Name, Owner};
-use crate::policy::{Action, Facts, Permit, Resource};
+use crate::policy::{Action, Also, Facts, On, Permit, Resource, When};
 use crate::records::{At, KeyRecord, SecretRecord};
 
 impl Appliance {
@@ -27,8 +27,10 @@ impl Appliance {
             }
             None => self.permit(caller, R::ACTION, resource).await?,
         };
-        for also in R::ALSO {
-            drop(self.permit(caller, *also, resource).await?);
+        // What is needed on the key of a secret is asked once that is known, and so is what depends on more.
+        let always = |also: &&Also| also.on == On::Same && also.when == When::Always;
+        for also in R::ACTION.also().iter().filter(always) {
+            drop(self.permit(caller, also.action, resource).await?);
         }
         Ok(permit)
     }
@@ -72,6 +74,7 @@ impl Appliance {
         action: Action,
         resource: &Resource,
     ) -> Result<Permit, Error> {
+        self.policy().must_be_declared(permit, action).map_err(Error::Denied)?;
         self.permit(permit.caller(), action, resource).await
     }
 

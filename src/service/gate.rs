@@ -45,8 +45,6 @@ pub enum Trace {
 pub trait Request: Send + Sized + 'static {
     const ACTION: Action;
     const TRACE: Trace;
-    /// What else it needs the permission for, on the same resource: what its reply tells besides.
-    const ALSO: &'static [Action] = &[];
     /// Whether its result tells what is stored. It leaves only once that is durable, so that no crash
     /// takes back what somebody has seen.
     const TELLS_OF_STORE: bool = true;
@@ -301,6 +299,7 @@ impl Appliance {
                 | Action::Doctor
                 | Action::ConfirmClock
                 | Action::AuditRead
+                | Action::PolicyExplain
                 | Action::Lock
                 | Action::Unlock
         );

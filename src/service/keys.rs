@@ -321,6 +321,7 @@ impl Appliance {
             Some(named) => {
                 let facts = Facts::Known { owner: own.as_ref(), labels: Some(labels) };
                 let (caller, action) = (permit.caller(), Action::KeyTransfer);
+                self.policy().must_be_declared(permit, action).map_err(Error::Denied)?;
                 let transfer = self.policy().permit(caller, action, permit.resource(), facts);
                 drop(transfer.map_err(Error::Denied)?);
                 must_be_able_to_own(&named)?;

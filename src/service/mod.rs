@@ -15,6 +15,7 @@ mod cursor;
 mod doctor;
 mod edited;
 mod error;
+mod explain;
 mod gate;
 mod history;
 mod init;
@@ -54,6 +55,7 @@ pub use crypt::{
 };
 pub use doctor::{CheckView, Doctor, DoctorView};
 pub use error::Error;
+pub use explain::ExplainPolicy;
 pub use gate::{Appliance, Call, HouseChecks, Parts, Request, Trace, Traced};
 pub use init::{Init, InitView};
 pub use key_lists::{Jwks, JwksQuery, JwksView, KeyPage, ListKeys};

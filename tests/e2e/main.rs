@@ -38,6 +38,7 @@ mod doctor_offline;
 mod documents;
 mod edited_appliance;
 mod edited_store;
+mod explained;
 mod files_people_have;
 mod fixtures;
 mod hostile;

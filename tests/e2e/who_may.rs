@@ -104,6 +104,7 @@ fn rules() -> Vec<Rule> {
         rule("backup:create", "", "POST", "/v1/backup", None),
         rule("audit:read", "a", "GET", "/v1/audit", None),
         rule("audit:read", "a", "GET", "/v1/audit/public-key", None),
+        rule("policy:explain", "oa", "POST", "/v1/policy/explain", json!({"action": "key:list"})),
         rule("appliance:init", "o", "POST", "/v1/init", None),
         rule("appliance:status", "oa", "GET", "/v1/status", None),
         rule("appliance:metrics", "oa", "GET", "/metrics", None),
