@@ -3,13 +3,14 @@
 //! Custody is connected to whenever it starts again, and a process that may connect to one socket may connect
 //! to all that its user may. So the front gives up the right, and a process of its own, split off before, does
 //! it in its place: asked by one byte, it connects to custody's socket, and to no other, and hands the
-//! connection over. Asked by another byte, it says whether somebody answers on the front's own socket, which
-//! must not be taken away from another daemon. It reads nothing else that the front says.
+//! connection over. Asked by another byte, it makes the front's own socket and hands that over, so that the
+//! front needs no right to make, remove or open files to others where its socket lies. It reads nothing else
+//! that the front says.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,14 @@ use crate::secret::harden_process;
 
 /// How long an answer may take; a connection over a Unix socket is there at once or not at all.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The front's own socket, which the process makes that connects.
+pub struct OwnSocket {
+    /// Where it lies.
+    pub directory: PathBuf,
+    /// Makes it; the error is a number that the front understands, and is not 0.
+    pub make: Box<dyn Fn() -> Result<OwnedFd, i32>>,
+}
 
 /// Connects to custody.
 #[derive(Debug, Clone)]
@@ -62,7 +71,7 @@ impl Dialer {
     #[allow(unsafe_code)] // fork(2)
     pub fn split_off(
         custody: &Path,
-        own: &Path,
+        own: Option<OwnSocket>,
         sandbox: &sandbox::Settings,
     ) -> Result<Self, StartError> {
         let (ours, theirs) = UnixStream::pair().map_err(StartError::Dialer)?;
@@ -75,9 +84,9 @@ impl Dialer {
             }
             ForkResult::Child => {
                 drop(ours);
-                let served = shut_in(sandbox).is_ok();
+                let served = shut_in(sandbox, own.as_ref()).is_ok();
                 if served {
-                    serve(theirs, custody, own);
+                    serve(theirs, custody, own.as_ref());
                 }
                 // SAFETY: _exit takes no pointers and does not return; what the parent registered to be done
                 // at its exit is not this process's to do.
@@ -93,18 +102,18 @@ impl Dialer {
             Self::Helper(helper) => {
                 let helper = Arc::clone(helper);
                 let asked = tokio::task::spawn_blocking(move || helper.ask(CUSTODY)).await;
-                asked.unwrap_or(Err(WireError::Closed))?.ok_or(WireError::Closed)
+                let connected = asked.unwrap_or(Err(WireError::Closed))?;
+                connected.map_err(|code| WireError::Socket(Errno::from_raw(code)))
             }
         }
     }
 
-    /// Whether somebody answers on the front's own socket; also where nobody can tell.
-    pub fn somebody_listens(&self) -> bool {
+    /// Has the front's own socket made; the error is a number of [`OwnSocket::make`]'s, or EPIPE where the
+    /// process does not answer.
+    pub fn make_own_socket(&self) -> Result<OwnedFd, i32> {
         match self {
-            Self::Itself => true,
-            Self::Helper(helper) => {
-                !matches!(helper.ask(OWN), Err(WireError::Socket(errno)) if errno != Errno::EAGAIN)
-            }
+            Self::Itself => Err(Errno::EOPNOTSUPP as i32),
+            Self::Helper(helper) => helper.ask(OWN).unwrap_or(Err(Errno::EPIPE as i32)),
         }
     }
 
@@ -129,8 +138,8 @@ impl Dialer {
 }
 
 impl Helper {
-    /// What the answer is: an error of connect(2), or a connection where one is asked for.
-    fn ask(&self, question: u8) -> Result<Option<OwnedFd>, WireError> {
+    /// The answer: a socket, or the number of an error.
+    fn ask(&self, question: u8) -> Result<Result<OwnedFd, i32>, WireError> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let Line { stream, late } = &mut *line;
         while *late > 0 {
@@ -146,7 +155,7 @@ impl Helper {
 }
 
 /// The next answer; `Closed` where there is none in time.
-fn answer_on(stream: &UnixStream) -> Result<Option<OwnedFd>, WireError> {
+fn answer_on(stream: &UnixStream) -> Result<Result<OwnedFd, i32>, WireError> {
     let mut answer = [0; 4];
     let mut parts = [IoSliceMut::new(&mut answer)];
     let mut space = nix::cmsg_space!([RawFd; 1]);
@@ -160,8 +169,8 @@ fn answer_on(stream: &UnixStream) -> Result<Option<OwnedFd>, WireError> {
     let passed = passed.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     match i32::from_le_bytes(answer) {
         _ if !complete => Err(WireError::Closed),
-        0 => Ok(passed),
-        errno => Err(WireError::Socket(Errno::from_raw(errno))),
+        0 => passed.map(Ok).ok_or(WireError::Closed),
+        code => Ok(Err(code)),
     }
 }
 
@@ -172,9 +181,9 @@ fn first_descriptor(message: ControlMessageOwned) -> Option<RawFd> {
     }
 }
 
-/// What the process gives up: it connects to Unix sockets, and opens no file.
+/// What the process gives up: it connects to Unix sockets, makes the front's, and opens no file.
 #[allow(unsafe_code)] // signal(2)
-fn shut_in(settings: &sandbox::Settings) -> Result<(), StartError> {
+fn shut_in(settings: &sandbox::Settings, own: Option<&OwnSocket>) -> Result<(), StartError> {
     let _ = prctl::set_name(c"dialer");
     // It ends with the front, not before it: a front that is told to end still writes its last lines.
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
@@ -183,25 +192,35 @@ fn shut_in(settings: &sandbox::Settings) -> Result<(), StartError> {
         let _ = unsafe { signal(each, SigHandler::SigIgn) };
     }
     harden_process()?;
-    sandbox::enter(settings, &Needs { sockets: Sockets::Local, ..Needs::default() })?;
+    let needs = Needs {
+        sockets: Sockets::Local,
+        socket_in: own.iter().map(|own| own.directory.clone()).collect(),
+        modes: own.is_some(),
+        alone: true,
+        ..Needs::default()
+    };
+    sandbox::enter(settings, &needs)?;
     Ok(())
 }
 
-/// What is asked: for a connection to custody, and whether somebody answers on the front's own socket.
+/// What is asked for: a connection to custody, and the front's own socket.
 const CUSTODY: u8 = b'c';
 const OWN: u8 = b'o';
 
 /// Connects as often as it is asked to, until the front is no more.
-fn serve(mut line: UnixStream, custody: &Path, own: &Path) {
+fn serve(mut line: UnixStream, custody: &Path, own: Option<&OwnSocket>) {
     let mut question = [0];
     while line.read_exact(&mut question).is_ok() {
-        let connected = match question {
-            [CUSTODY] => connect_to(custody, SockType::SeqPacket).map(Some),
-            [OWN] => connect_to(own, SockType::Stream).map(|_| None),
+        let made = match (question, own) {
+            ([CUSTODY], _) => {
+                connect_to(custody, SockType::SeqPacket).map_err(|errno| errno as i32)
+            }
+            ([OWN], Some(own)) => (own.make)(),
+            ([OWN], None) => Err(Errno::EOPNOTSUPP as i32),
             _ => return,
         };
-        let code = connected.as_ref().err().map_or(0, |errno| *errno as i32).to_le_bytes();
-        let passed: Vec<RawFd> = connected.iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let code = made.as_ref().err().copied().unwrap_or(0).to_le_bytes();
+        let passed: Vec<RawFd> = made.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&passed)];
         let rights = if passed.is_empty() { &[][..] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL;

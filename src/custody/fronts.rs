@@ -3,6 +3,10 @@
 //! served side by side, one for each process; and where there is no place left, the one that was silent
 //! longest makes room.
 //!
+//! A connection belongs to the process that said hello over it. The kernel names the sender of each packet: one
+//! of another process, which was handed the descriptor or is a child, ends the connection, and so does the end
+//! of that process, whoever holds the descriptor then.
+//!
 //! Opened keys stay as long as one of those connections is there that custody was unlocked over.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,9 +17,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::TimeVal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::protocol::Hello;
-use super::wire::{Packet, WireError};
+use super::protocol::{Hello, Verb};
+use super::wire::{Packet, Sender, WireError, tell_senders};
 use crate::identity::UnixPeer;
 
 /// How long a connection may take to say hello.
@@ -39,7 +44,12 @@ const BESIDES: usize = 512;
 /// A connection that has said hello.
 pub struct Front {
     socket: OwnedFd,
-    pid: i32,
+    /// The process that said hello.
+    sender: Sender,
+    /// That process, until its end was seen; none where the kernel or another namespace hides it.
+    process: Option<OwnedFd>,
+    /// Its end was seen.
+    is_over: AtomicBool,
     /// When it last asked for something, in milliseconds of this process.
     heard: AtomicU64,
     /// Whether custody was unlocked over it.
@@ -63,11 +73,19 @@ pub struct Fronts {
 
 impl Front {
     /// Takes over a connection that has said hello.
-    fn new(socket: OwnedFd, pid: i32, most_bytes: usize) -> Result<Self, WireError> {
+    fn new(socket: OwnedFd, sender: Sender, most_bytes: usize) -> Result<Self, WireError> {
         setsockopt(&socket, sockopt::SendTimeout, &UNREAD).map_err(WireError::Socket)?;
+        let process = Pid::from_raw(sender.pid).and_then(|pid| {
+            let opened = pidfd_open(pid, PidfdFlags::empty());
+            opened
+                .inspect_err(|error| tracing::debug!(%error, "the front's end cannot be watched"))
+                .ok()
+        });
         Ok(Self {
             socket,
-            pid,
+            sender,
+            process,
+            is_over: AtomicBool::new(false),
             heard: AtomicU64::new(now()),
             unlocked: AtomicBool::new(false),
             waiting_bytes: AtomicUsize::new(0),
@@ -75,9 +93,27 @@ impl Front {
         })
     }
 
-    /// The process that connected.
+    /// The process that said hello.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.sender.pid
+    }
+
+    /// The next request that it sends.
+    pub fn receive(&self, input: &mut Packet) -> Result<(u64, Verb), WireError> {
+        let (_, id, verb) = input.receive_from(self.socket.as_fd(), Some(self.sender))?;
+        Ok((id, verb))
+    }
+
+    /// Its process, if its end is to be watched for.
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        let process = self.process.as_ref().filter(|_| !self.is_over.load(Ordering::Relaxed));
+        process.map(AsFd::as_fd)
+    }
+
+    /// Its process has ended; another one may hold the descriptor.
+    fn process_ended(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.end();
     }
 
     /// It has asked for something.
@@ -124,8 +160,10 @@ impl Fronts {
     /// left open: whoever comes next finds it wiped.
     fn admit(&self, front: &Arc<Front>) {
         // A process of another namespace has no number here.
-        let is_same = |known: &Front| known.pid != 0 && known.pid == front.pid;
-        let is_over = |known: &Front| known.has_ended() || is_same(known);
+        let is_same = |known: &Front| known.pid() != 0 && known.pid() == front.pid();
+        let is_over = |known: &Front| {
+            known.is_over.load(Ordering::Relaxed) || known.has_ended() || is_same(known)
+        };
         let mut served = self.served();
         for known in served.iter().filter(|known| is_over(known)) {
             known.end();
@@ -137,7 +175,7 @@ impl Fronts {
             })
         {
             tracing::warn!(
-                pid = silent.pid,
+                pid = silent.pid(),
                 "too many connections of the front's user; the most silent one ends"
             );
             silent.end();
@@ -226,14 +264,19 @@ pub fn accept(
 ) -> Result<std::convert::Infallible, WireError> {
     let mut packet = Packet::new()?;
     let mut candidates: Vec<Candidate> = Vec::new();
+    tell_senders(listener).map_err(WireError::Socket)?;
     loop {
-        let ready = ready(listener, &candidates);
+        let served = fronts.all();
+        let ready = ready(listener, &candidates, &served);
+        for ended in &ready.ended {
+            ended.process_ended();
+        }
         let (is_called, mut spoken) = (ready.listener, Vec::new());
         for at in ready.candidates.iter().rev() {
             spoken.push(candidates.remove(*at));
         }
         for candidate in spoken.into_iter().rev() {
-            match greet(candidate, &mut packet, admission.most_bytes) {
+            match greet(candidate, &mut packet, admission) {
                 Ok(front) => {
                     let front = Arc::new(front);
                     fronts.admit(&front);
@@ -258,13 +301,16 @@ pub fn accept(
     }
 }
 
+#[derive(Default)]
 struct Ready {
     listener: bool,
     candidates: Vec<usize>,
+    /// Connections whose process has ended.
+    ended: Vec<Arc<Front>>,
 }
 
-/// Waits until somebody connects, says hello or is late.
-fn ready(listener: &OwnedFd, candidates: &[Candidate]) -> Ready {
+/// Waits until somebody connects, says hello, is late or ends.
+fn ready(listener: &OwnedFd, candidates: &[Candidate], served: &[Arc<Front>]) -> Ready {
     let first = candidates.iter().map(|candidate| candidate.until).min();
     let timeout = first.map_or(PollTimeout::NONE, |until| {
         let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -274,12 +320,18 @@ fn ready(listener: &OwnedFd, candidates: &[Candidate]) -> Ready {
     polled.extend(
         candidates.iter().map(|candidate| PollFd::new(candidate.socket.as_fd(), PollFlags::POLLIN)),
     );
+    let watched: Vec<_> =
+        served.iter().filter_map(|front| Some((front, front.watched()?))).collect();
+    polled.extend(watched.iter().map(|(_, process)| PollFd::new(*process, PollFlags::POLLIN)));
     if poll(&mut polled, timeout).is_err() {
-        return Ready { listener: false, candidates: Vec::new() };
+        return Ready::default();
     }
     let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-    let spoken = polled[1..].iter().enumerate().filter(|(_, fd)| is_ready(fd)).map(|(at, _)| at);
-    Ready { candidates: spoken.collect(), listener: is_ready(&polled[0]) }
+    let (spoken, ended) = polled[1..].split_at(candidates.len());
+    let spoken = spoken.iter().enumerate().filter(|(_, fd)| is_ready(fd)).map(|(at, _)| at);
+    let ended = watched.iter().zip(ended).filter(|(_, fd)| is_ready(fd));
+    let ended = ended.map(|((front, _), _)| Arc::clone(front));
+    Ready { candidates: spoken.collect(), ended: ended.collect(), listener: is_ready(&polled[0]) }
 }
 
 /// The next connection, if it is the front's user's, and the front's own where that is known.
@@ -314,12 +366,19 @@ fn take(listener: &OwnedFd, admission: Admission) -> Option<Candidate> {
 }
 
 /// Exchanges [`Hello`]s with one who has said something.
-fn greet(candidate: Candidate, packet: &mut Packet, most_bytes: usize) -> Result<Front, WireError> {
-    let Candidate { socket, pid, .. } = candidate;
-    let (_, theirs): (u64, Hello) = packet.receive(socket.as_fd())?;
+fn greet(
+    candidate: Candidate,
+    packet: &mut Packet,
+    admission: Admission,
+) -> Result<Front, WireError> {
+    let Candidate { socket, .. } = candidate;
+    let (sender, _, theirs): (_, u64, Hello) = packet.receive_from(socket.as_fd(), None)?;
+    if sender.uid != admission.uid {
+        return Err(WireError::Passed);
+    }
     packet.send_at_once(socket.as_fd(), 0, &Hello::OURS)?;
     if theirs != Hello::OURS {
         return Err(WireError::Malformed);
     }
-    Front::new(socket, pid, most_bytes)
+    Front::new(socket, sender, admission.most_bytes)
 }

@@ -52,7 +52,7 @@ pub use breaker::Turn;
 pub use cache::Settings as CacheSettings;
 pub use checkpoint::{BACKUP_TAG, CHECKPOINT_TAG, Checkpoint, Mark};
 pub use client::{Client, CustodyError, LinkSettings, Wanted};
-pub use dial::Dialer;
+pub use dial::{Dialer, OwnSocket};
 pub use doctor::{examine_locked, sandboxed};
 pub use link_state::LinkState;
 pub use needs::{

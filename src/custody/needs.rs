@@ -85,6 +85,7 @@ pub fn needs(settings: &Settings, token: &token::Settings, around: &Surroundings
         journal: around.journal,
         ipc: with_others,
         modes: with_others,
+        alone: !with_others,
         ..Needs::default()
     }
 }
@@ -162,7 +163,7 @@ mod tests {
         let needs = needs(&settings, &token, &around);
         let expected = ["/dev/hsm", "/var/lib/state", "/var/lib/x/"];
         assert_eq!(needs.write, expected.map(PathBuf::from));
-        assert!(!needs.ipc && !needs.modes);
+        assert!(!needs.ipc && !needs.modes && needs.alone);
         assert!(needs.read.contains(&conf) && needs.read.contains(&"/p/pin".into()));
     }
 

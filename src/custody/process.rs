@@ -328,9 +328,17 @@ fn work(
 ) {
     let turns = Turns::of(TURN);
     loop {
-        let (id, verb) = match input.receive::<Verb>(front.as_fd()) {
+        let (id, verb) = match front.receive(&mut input) {
             Ok(request) => request,
             Err(WireError::Closed) => return,
+            Err(error @ WireError::Passed) => {
+                tracing::error!(
+                    %error, pid = front.pid(),
+                    "the front's connection is in other hands; disconnected"
+                );
+                front.end();
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%error, "the front sent what is no request; disconnected");
                 front.end();

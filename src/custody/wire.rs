@@ -3,10 +3,13 @@
 //! The kernel refuses I/O from secret memory, so results are copied from the arena into these
 //! buffers on purpose: locked against swap, and wiped after every packet.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recv, recvmsg, send, setsockopt, sockopt,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -28,6 +31,8 @@ pub enum WireError {
     Silent,
     #[error("custody answers others, and so many ask that this did not get to it in time")]
     Crowded,
+    #[error("another process than said hello sent a packet")]
+    Passed,
     #[error("a packet that does not hold a message")]
     Malformed,
     #[error("a message longer than a packet may be")]
@@ -36,6 +41,18 @@ pub enum WireError {
     Socket(Errno),
     #[error("no memory could be locked for packets (raise LimitMEMLOCK / RLIMIT_MEMLOCK): {0}")]
     Lock(Errno),
+}
+
+/// The process that sent a packet, and its user, as the kernel tells it at the moment that it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    pub pid: i32,
+    pub uid: u32,
+}
+
+/// Has the kernel tell the sender of every packet.
+pub fn tell_senders(socket: &impl AsFd) -> Result<(), Errno> {
+    setsockopt(socket, sockopt::PassCred, &true)
 }
 
 /// A locked buffer for one packet; what it held is wiped before it is used again and when it goes.
@@ -71,6 +88,46 @@ impl Packet {
                 other => break other.map_err(socket_error)?,
             }
         };
+        self.parsed(length)
+    }
+
+    /// The same, with its sender; of a socket that is told of them ([`tell_senders`]).
+    ///
+    /// # Errors
+    /// [`WireError::Passed`] where `expected` is another one.
+    pub fn receive_from<T: DeserializeOwned>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        expected: Option<Sender>,
+    ) -> Result<(Sender, u64, T), WireError> {
+        self.wipe();
+        let (length, sender) = loop {
+            // There is no room for descriptors: one that is passed here goes nowhere.
+            let mut space = nix::cmsg_space!(UnixCredentials);
+            let mut parts = [IoSliceMut::new(&mut self.bytes)];
+            let (socket, flags) = (socket.as_raw_fd(), MsgFlags::MSG_TRUNC);
+            match recvmsg::<()>(socket, &mut parts, Some(&mut space), flags) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(socket_error(errno)),
+                Ok(found) => {
+                    let mut passed = found.cmsgs().into_iter().flatten();
+                    break (found.bytes, passed.find_map(sender_in));
+                }
+            }
+        };
+        self.used = length.min(self.bytes.len());
+        if length == 0 {
+            return Err(WireError::Closed);
+        }
+        let sender = sender.ok_or(WireError::Passed)?;
+        if expected.is_some_and(|expected| expected != sender) {
+            return Err(WireError::Passed);
+        }
+        let (id, message) = self.parsed(length)?;
+        Ok((sender, id, message))
+    }
+
+    fn parsed<T: DeserializeOwned>(&mut self, length: usize) -> Result<(u64, T), WireError> {
         self.used = length.min(self.bytes.len());
         if length == 0 {
             return Err(WireError::Closed);
@@ -132,6 +189,13 @@ impl Packet {
         self.bytes.wipe(self.used);
         self.used = 0;
         secret::clear_registers(); // the copies into and out of the buffer went through them
+    }
+}
+
+fn sender_in(message: ControlMessageOwned) -> Option<Sender> {
+    match message {
+        ControlMessageOwned::ScmCredentials(it) => Some(Sender { pid: it.pid(), uid: it.uid() }),
+        _ => None,
     }
 }
 

@@ -26,29 +26,27 @@ const USERS: [&str; 6] = [
 pub fn make_places(config: &Config) {
     let _ = make_private(&config.store.path);
     let _ = make_private(&config.audit.directory);
-    if let Some(directory) = config.listen.socket.parent() {
-        let _ = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-    }
 }
 
 /// Puts it together.
 pub fn needs(path: &Path, config: &Config, target: Target) -> Needs {
     let (store, trail) = (&config.store.path, &config.audit.directory);
-    let socket_in = config.listen.socket.parent().map(Path::to_owned);
     Needs {
         read: read_again(path, config),
         write: vec![store.clone(), trail.clone()],
-        socket_in: socket_in.into_iter().collect(),
+        // Its socket is made by the process that connects for it.
+        socket_in: Vec::new(),
         never: hidden(config),
         // Custody is connected to by a process of its own.
         sockets: match config.sandbox.directory_services {
             true => Sockets::Local,
             false => Sockets::None,
         },
-        listens: true,
+        listens: false,
         journal: target == Target::Journal,
         ipc: false,
-        modes: true, // of its socket, once it listens
+        modes: false,
+        alone: true,
     }
 }
 

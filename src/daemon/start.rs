@@ -23,8 +23,8 @@ use super::offline::must_be_own;
 use super::reload::{Verdict, reload};
 use super::{DaemonError, descriptors, io, process_state, threads, under_systemd};
 use crate::cli::Serve;
-use crate::custody::{Client, Dialer, LinkState, Spawn};
-use crate::http::{self, Server};
+use crate::custody::{Client, Dialer, LinkState, OwnSocket, Spawn};
+use crate::http::{self, Making, Server};
 use crate::secret::{self, Use, arena};
 use crate::store::Store;
 use crate::store::sled_store::SledStore;
@@ -71,7 +71,15 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         }
     };
     let Config { custody, listen, sandbox, .. } = &loaded.config;
-    let dialer = Dialer::split_off(&custody.socket, &listen.socket, sandbox)?;
+    let making = match passed_descriptors().is_empty() {
+        true => Some(Making::prepare(listen)?),
+        false => None,
+    };
+    let own = making.clone().map(|making| OwnSocket {
+        directory: making.directory(),
+        make: Box::new(move || making.make()),
+    });
+    let dialer = Dialer::split_off(&custody.socket, own, sandbox)?;
     let logs = logging::start(&loaded.config.log)?;
     let manager = Manager::connect();
     let arena = arena::Settings { size_bytes: FRONT_ARENA, ..loaded.config.custody.arena.clone() };
@@ -99,7 +107,7 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let started = Started { child: child.as_ref(), dialer, manager, footprint: &footprint };
+    let started = Started { child: child.as_ref(), dialer, making, manager, footprint: &footprint };
     let run = run(&arguments.config, &loaded, &logs, store, started);
     let result = runtime.block_on(run);
     // Deeds that still run get no more time: their lines say that they were interrupted.
@@ -124,6 +132,8 @@ fn front_threads() -> usize {
 struct Started<'a> {
     child: Option<&'a CustodyChild>,
     dialer: Dialer,
+    /// How its socket is made, where none was handed in.
+    making: Option<Making>,
     manager: Manager,
     footprint: &'a Footprint,
 }
@@ -133,7 +143,7 @@ async fn run(
     loaded: &Loaded,
     logs: &Logs,
     store: Arc<dyn Store>,
-    Started { child, dialer, manager, footprint }: Started<'_>,
+    Started { child, dialer, making, manager, footprint }: Started<'_>,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
@@ -149,12 +159,13 @@ async fn run(
     if let Some(child) = child {
         tokio::spawn(end_hung(child.hang_guard()?, front.custody.clone()));
     }
-    let listener = match passed_socket() {
-        Some(socket) => http::Listener::handed_in(socket),
-        None => {
+    let listener = match (making, passed_socket()) {
+        (Some(making), _) => {
             let dialer = dialer.clone();
-            http::bind(&config.listen, Box::new(move || dialer.somebody_listens()))?
+            http::bind(making, Box::new(move || dialer.make_own_socket()))?
         }
+        (None, Some(socket)) => http::Listener::handed_in(socket),
+        (None, None) => return Err(DaemonError::Closed),
     };
     let appliance = Arc::clone(&front.appliance);
     let limits = descriptors::fit(&config.limits);

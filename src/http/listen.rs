@@ -2,10 +2,11 @@
 //!
 //! A socket of its own is bound at its path, which the kernel shows to those who clean up (unix(7)): one that
 //! is bound elsewhere and renamed looks dead to them. It is its owner's alone until it has its group and mode.
+//! The front may neither make nor remove anything where its socket lies, and changes no modes: a process that was
+//! split off before the sandbox makes the socket, and makes it again where it was removed.
 
-use std::cell::Cell;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -90,27 +91,109 @@ pub struct SocketPlace {
     origin: Origin,
 }
 
-/// Whether somebody answers on the socket of the settings. This process cannot find out by itself: it connects
-/// to nothing.
-pub type InUse = Box<dyn Fn() -> bool + Send + Sync>;
+/// Has the socket made, by a process that may; the error is a code of [`Making::make`]'s.
+pub type Make = Box<dyn Fn() -> Result<OwnedFd, i32> + Send + Sync>;
+
+/// How the socket is made that the settings describe.
+#[derive(Debug, Clone)]
+pub struct Making {
+    path: PathBuf,
+    mode: u32,
+    group: Option<Gid>,
+}
 
 /// Who can make the socket again.
 enum Origin {
-    Bound { mode: u32, group: Option<Gid>, in_use: InUse },
+    Made { making: Making, make: Make },
     HandedIn,
 }
 
-/// Binds the socket that the settings describe.
-pub fn bind(settings: &Settings, in_use: InUse) -> Result<Listener, ListenError> {
-    let path = &settings.socket;
-    let mode = parse_mode(&settings.mode)?;
-    let group = settings.group.as_deref().map(resolve).transpose()?;
-    let failed = |cause| ListenError::Io { path: path.clone(), cause };
-    make_parent(path).map_err(failed)?;
-    let origin = Origin::Bound { mode, group, in_use };
-    let mut place = SocketPlace { path: Some(path.clone()), file: None, origin };
+/// Code of [`ListenError::GroupRefused`]; no number of an error.
+const GROUP_REFUSED: i32 = 10_000;
+
+/// Has the socket made for the first time.
+pub fn bind(making: Making, make: Make) -> Result<Listener, ListenError> {
+    let path = Some(making.path.clone());
+    let mut place = SocketPlace { path, file: None, origin: Origin::Made { making, make } };
     let socket = place.make_again()?;
     Ok(Listener { socket, place })
+}
+
+impl Making {
+    /// What the settings describe, with the directory of the socket made where it is not there.
+    pub fn prepare(settings: &Settings) -> Result<Self, ListenError> {
+        let path = settings.socket.clone();
+        let mode = parse_mode(&settings.mode)?;
+        let group = settings.group.as_deref().map(resolve).transpose()?;
+        make_parent(&path).map_err(|cause| ListenError::Io { path: path.clone(), cause })?;
+        Ok(Self { path, mode, group })
+    }
+
+    /// The directory that the socket lies in.
+    pub fn directory(&self) -> PathBuf {
+        match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        }
+    }
+
+    /// Makes the socket at its path, in the place of one that nobody answers on.
+    ///
+    /// # Errors
+    /// The number of the error; [`GROUP_REFUSED`] where the group is not to be had, EADDRINUSE where a daemon
+    /// answers there, ENOTSOCK where something else lies there.
+    pub fn make(&self) -> Result<OwnedFd, i32> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(found) if !found.file_type().is_socket() => return Err(Errno::ENOTSOCK as i32),
+            Ok(_) if is_in_use(&self.path) => return Err(Errno::EADDRINUSE as i32),
+            Ok(_) => std::fs::remove_file(&self.path).map_err(code)?,
+            Err(_) => {}
+        }
+        let bound = || -> Result<OwnedFd, Errno> {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            // The file takes the mode that the unbound socket has.
+            fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+            nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+            Ok(socket)
+        };
+        let socket = bound().map_err(|errno| errno as i32)?;
+        if self.group.is_some() {
+            chown(&self.path, None, self.group).map_err(|errno| match errno {
+                Errno::EPERM => GROUP_REFUSED,
+                other => other as i32,
+            })?;
+        }
+        let mode = std::fs::Permissions::from_mode(self.mode);
+        std::fs::set_permissions(&self.path, mode).map_err(code)?;
+        listen(&socket, Backlog::MAXCONN).map_err(|errno| errno as i32)?;
+        Ok(socket)
+    }
+
+    /// The error that a code stands for.
+    fn error(&self, code: i32) -> ListenError {
+        let path = self.path.clone();
+        match code {
+            GROUP_REFUSED => {
+                ListenError::GroupRefused { group: self.group.map(name_of).unwrap_or_default() }
+            }
+            _ if code == Errno::EADDRINUSE as i32 => ListenError::InUse(path),
+            _ if code == Errno::ENOTSOCK as i32 => ListenError::NotASocket(path),
+            _ => ListenError::Io { path, cause: io::Error::from_raw_os_error(code) },
+        }
+    }
+}
+
+fn code(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(Errno::EIO as i32)
+}
+
+/// Whether a daemon answers on a socket, or would if it had not so many to answer.
+fn is_in_use(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|socket| nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?));
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
 }
 
 impl Listener {
@@ -134,51 +217,20 @@ impl SocketPlace {
         }
     }
 
-    /// Makes the socket at its path, again.
+    /// Has the socket made at its path, again.
     ///
     /// # Errors
     /// Something else that is in use lies there now, or the socket was handed in: only who made it can.
     pub(super) fn make_again(&mut self) -> Result<UnixListener, ListenError> {
         let path = self.path.clone().unwrap_or_default();
         match &self.origin {
-            Origin::Bound { mode, group, in_use } => {
-                refuse_occupied(&path, in_use)?;
-                self.bind(&path, *mode, *group)
+            Origin::Made { making, make } => {
+                let socket = make().map_err(|code| making.error(code))?;
+                self.file = file_at(&path);
+                Ok(UnixListener::from(socket))
             }
             Origin::HandedIn => Err(ListenError::HandedIn(path)),
         }
-    }
-
-    fn bind(
-        &mut self,
-        path: &Path,
-        mode: u32,
-        group: Option<Gid>,
-    ) -> Result<UnixListener, ListenError> {
-        let refused = Cell::new(false);
-        let bound = || -> io::Result<UnixListener> {
-            let flags = SockFlag::SOCK_CLOEXEC;
-            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            // The file takes the mode that the unbound socket has.
-            fchmod(&socket, Mode::from_bits_truncate(0o600))?;
-            if std::fs::symlink_metadata(path).is_ok() {
-                std::fs::remove_file(path)?;
-            }
-            nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            if group.is_some() {
-                chown(path, None, group)
-                    .inspect_err(|errno| refused.set(*errno == Errno::EPERM))?;
-            }
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-            listen(&socket, Backlog::MAXCONN)?;
-            Ok(UnixListener::from(socket))
-        };
-        let listener = bound().map_err(|cause| match group.filter(|_| refused.get()) {
-            Some(group) => ListenError::GroupRefused { group: name_of(group) },
-            None => ListenError::Io { path: path.to_owned(), cause },
-        })?;
-        self.file = file_at(path);
-        Ok(listener)
     }
 }
 
@@ -219,15 +271,4 @@ fn make_parent(path: &Path) -> io::Result<()> {
     }
     std::fs::create_dir_all(parent)?;
     std::fs::set_permissions(parent, std::fs::Permissions::from_mode(0o755))
-}
-
-/// A socket that somebody answers on is not ours to replace, and neither is what is no socket.
-fn refuse_occupied(path: &Path, in_use: &InUse) -> Result<(), ListenError> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            Err(ListenError::NotASocket(path.to_owned()))
-        }
-        Ok(_) if in_use() => Err(ListenError::InUse(path.to_owned())),
-        _ => Ok(()),
-    }
 }

@@ -29,5 +29,5 @@ mod share;
 mod turn;
 mod wire;
 
-pub use listen::{ListenError, Listener, Settings as ListenSettings, bind};
+pub use listen::{ListenError, Listener, Making, Settings as ListenSettings, bind};
 pub use serve::{Limits, Server};

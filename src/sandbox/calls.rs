@@ -4,9 +4,10 @@
 //! memory, threads, files and devices, and nobody could keep the list of that for modules unknown here.
 //! (The units add such a list, systemd's `@system-service`.) What is refused: to execute, to debug or
 //! reach into other processes, to change users, privileges, namespaces, mounts, clocks or the kernel;
-//! what leaves something where a process that is not connected can take it; where it needs no other process
-//! of the machine, to connect to one and to send to an address; and the interfaces that do other calls' work unseen (io_uring) or serve to attack the kernel. Calls
-//! that are newer than this list do not exist for the process.
+//! what leaves something where a process that is not connected can take it; to change the limits, priority
+//! and processors of other processes; where it needs no other process of the machine, to connect to one, to
+//! send to an address and to pass descriptors on; and the interfaces that do other calls' work unseen
+//! (io_uring) or serve to attack the kernel. Calls that are newer than this list do not exist for the process.
 
 use std::collections::BTreeMap;
 
@@ -158,6 +159,12 @@ const MODES_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const MODES_HERE: &[c_long] = &[];
 
+/// A further process by a call of its own.
+#[cfg(target_arch = "x86_64")]
+const FORKS: &[c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const FORKS: &[c_long] = &[];
+
 /// The same on every processor (Linux 6.6).
 const SYS_FCHMODAT2: c_long = 452;
 
@@ -215,19 +222,23 @@ fn list(needs: &Needs) -> Result<BpfProgram, seccompiler::BackendError> {
         refused.extend(MODES);
         refused.extend(MODES_HERE);
     }
+    if needs.alone {
+        refused.extend(FORKS);
+    }
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> =
         refused.into_iter().map(|call| (call, Vec::new())).collect();
     rules.insert(libc::SYS_socket, of_sockets(needs)?);
     if needs.sockets == Sockets::None {
         rules.insert(libc::SYS_connect, Vec::new());
+        // Where their messages go, and which descriptors go with them, stands in memory, which no filter sees.
+        rules.extend([libc::SYS_sendmsg, libc::SYS_sendmmsg].map(|call| (call, Vec::new())));
         if !needs.journal {
             rules.insert(libc::SYS_sendto, to_an_address()?);
-            // Where their messages go stands in memory, which no filter sees.
-            rules.extend([libc::SYS_sendmsg, libc::SYS_sendmmsg].map(|call| (call, Vec::new())));
         }
     }
     rules.retain(|call, rules| *call != libc::SYS_socket || !rules.is_empty());
-    rules.insert(libc::SYS_clone, of_namespaces()?);
+    rules.insert(libc::SYS_clone, of_processes(needs.alone)?);
+    rules.extend(of_others()?);
     rules.insert(libc::SYS_prctl, of_visibility()?);
     rules.insert(libc::SYS_ioctl, of_terminals()?);
     let program = SeccompFilter::new(
@@ -274,8 +285,8 @@ fn to_an_address() -> Rules {
     Ok(vec![SeccompRule::new(vec![named])?])
 }
 
-/// New processes and threads, yes; new namespaces, no.
-fn of_namespaces() -> Rules {
+/// New threads, yes; new namespaces, no; new processes, where it is not to stay alone.
+fn of_processes(alone: bool) -> Rules {
     let flags = [
         libc::CLONE_NEWNS,
         libc::CLONE_NEWCGROUP,
@@ -285,7 +296,34 @@ fn of_namespaces() -> Rules {
         libc::CLONE_NEWPID,
         libc::CLONE_NEWNET,
     ];
-    flags.iter().map(|flag| *flag as u64).map(|flag| rule(&[(0, MaskedEq(flag), flag)])).collect()
+    let flags = flags.iter().map(|flag| *flag as u64);
+    let mut rules: Vec<_> =
+        flags.map(|flag| rule(&[(0, MaskedEq(flag), flag)])).collect::<Result<_, _>>()?;
+    if alone {
+        rules.push(rule(&[(0, MaskedEq(libc::CLONE_THREAD as u64), 0)])?);
+    }
+    Ok(rules)
+}
+
+/// Its own limits, priority and processors, yes; those of other processes of its user, no.
+fn of_others() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
+    let mut rules = Vec::new();
+    for call in [
+        libc::SYS_prlimit64,
+        libc::SYS_sched_setaffinity,
+        libc::SYS_sched_setattr,
+        libc::SYS_sched_setparam,
+        libc::SYS_sched_setscheduler,
+    ] {
+        rules.push((call, vec![rule(&[(0, Ne, 0)])?]));
+    }
+    // Of a process, of a group of processes, or of all of its user.
+    for (call, process) in
+        [(libc::SYS_setpriority, libc::PRIO_PROCESS as u64), (libc::SYS_ioprio_set, 1)]
+    {
+        rules.push((call, vec![rule(&[(0, Ne, process)])?, rule(&[(1, Ne, 0)])?]));
+    }
+    Ok(rules)
 }
 
 /// A process that was shut to debuggers and core files stays so.

@@ -82,6 +82,8 @@ pub struct Needs {
     pub ipc: bool,
     /// Whether it changes who may open a file. One that may not makes files for its own user alone.
     pub modes: bool,
+    /// Whether it stays one process: what it would leave behind could use its connections after its end.
+    pub alone: bool,
 }
 
 /// Why a process could not be shut in.

@@ -44,6 +44,11 @@ pub struct Scene {
 
 impl Scene {
     pub fn new(mode: &str, in_custody: bool) -> Self {
+        Self::changed(mode, in_custody, |_| {})
+    }
+
+    /// The same, with an appliance that `change` has changed before it starts.
+    pub fn changed(mode: &str, in_custody: bool, change: impl FnOnce(&Appliance)) -> Self {
         let mut appliance = Appliance::prepared(|config| {
             let sandbox: toml::Table = format!("mode = \"{mode}\"").parse().expect("TOML");
             config.insert("sandbox".to_owned(), sandbox.into());
@@ -62,6 +67,7 @@ impl Scene {
             appliance.set_environment("LD_PRELOAD", &attacker().display().to_string());
         }
         appliance.set_environment("ATTACK_DIR", &directory.display().to_string());
+        change(&appliance);
         appliance.start();
         appliance.post("/v1/init", &json!({})).expect_status(201);
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
@@ -94,12 +100,12 @@ impl Scene {
         })
     }
 
-    fn at(&self, name: &str) -> String {
+    pub fn at(&self, name: &str) -> String {
         self.appliance.path(name).display().to_string()
     }
 
     /// A file of the token with keys in it.
-    fn token_object(&self) -> String {
+    pub fn token_object(&self) -> String {
         let tokens = self.appliance.token().tokens();
         let token = std::fs::read_dir(tokens).expect("readable").flatten().next();
         token.expect("a token").path().join("token.object").display().to_string()
@@ -134,7 +140,7 @@ fn shared() -> Vec<String> {
     vec!["shared-memory".into(), "queue".into(), "semaphore".into(), queue]
 }
 
-/// How a file of custody's own is opened to others; `attribute` alone is refused to the front, too.
+/// How a file of a process's own is opened to others.
 fn opened(file: &str) -> Vec<String> {
     ["world-readable", "world-readable-at", "give-away", "attribute", "date"]
         .map(|verb| format!("{verb} {file}"))
@@ -229,7 +235,7 @@ fn an_attacker_in_the_front_reaches_no_key() {
     let mut refused = scene.ways_out(custody);
     refused.extend(harmful(custody));
     refused.extend(shared());
-    refused.push(format!("attribute {}", scene.at("store/db")));
+    refused.extend(opened(&scene.at("store/db")));
     let token = scene.appliance.token();
     refused.extend([
         format!("read {}", token.pin_file().display()),

@@ -119,6 +119,16 @@ fn attempt(verb: &str, argument: &str) -> Result<(), Error> {
         "attribute" => attribute(argument),
         "date" => date(argument),
         "open-umask" => open_umask(argument),
+        "fork" => in_child(|| Ok(())),
+        "pass-descriptor" => pass_descriptor(),
+        "suid-program" => suid_program(argument),
+        "limit" => raw(PRLIMIT, &[pid()?, RLIMIT_FSIZE, [u64::MAX; 2].as_ptr() as c_long, 0]),
+        "priority" => raw(SETPRIORITY, &[0, pid()?, 0]),
+        "priority-of-user" => raw(SETPRIORITY, &[2, pid()?, 0]),
+        "processors" => {
+            raw(SCHED_SETAFFINITY, &[pid()?, 128, [u64::MAX; 16].as_ptr() as c_long])
+        }
+        "schedule" => raw(SCHED_SETSCHEDULER, &[pid()?, 0, [0_i32].as_ptr() as c_long]),
         _ => Err(ErrorKind::Unsupported.into()),
     }
 }
@@ -150,6 +160,11 @@ mod numbers {
     pub const MQ_UNLINK: c_long = 241;
     pub const FCHMODAT: c_long = 268;
     pub const UTIMENSAT: c_long = 280;
+    pub const SOCKETPAIR: c_long = 53;
+    pub const PRLIMIT: c_long = 302;
+    pub const SETPRIORITY: c_long = 141;
+    pub const SCHED_SETSCHEDULER: c_long = 144;
+    pub const SCHED_SETAFFINITY: c_long = 203;
 }
 #[cfg(target_arch = "aarch64")]
 mod numbers {
@@ -177,6 +192,11 @@ mod numbers {
     pub const MQ_UNLINK: c_long = 181;
     pub const FCHMODAT: c_long = 53;
     pub const UTIMENSAT: c_long = 88;
+    pub const SOCKETPAIR: c_long = 199;
+    pub const PRLIMIT: c_long = 261;
+    pub const SETPRIORITY: c_long = 140;
+    pub const SCHED_SETSCHEDULER: c_long = 119;
+    pub const SCHED_SETAFFINITY: c_long = 122;
 }
 use numbers::*;
 const AF_UNIX: c_long = 1;
@@ -193,6 +213,7 @@ const CLONE_NEWUSER: c_long = 0x1000_0000;
 const AT_FDCWD: c_long = -100;
 const IPC_CREAT: c_long = 0o1000;
 const IPC_RMID: c_long = 0;
+const RLIMIT_FSIZE: c_long = 1;
 const O_CREAT_RDWR: c_long = 0o102;
 
 /// Sends something to a Unix socket, or connects to it: by the bare calls, as code that was put here would.
@@ -211,6 +232,26 @@ fn reach(path: &str, kind: c_long, call: c_long) -> Result<(), Error> {
         SENDTO => raw(SENDTO, &[socket, text.as_ptr() as c_long, 3, 0, at, length]),
         _ => raw(SENDMSG, &[socket, message.as_ptr() as c_long, 0]),
     }
+}
+
+/// Sends a descriptor over a connection that is there.
+fn pass_descriptor() -> Result<(), Error> {
+    let mut pair = [0_i32; 2];
+    raw(SOCKETPAIR, &[AF_UNIX, SOCK_STREAM, 0, pair.as_mut_ptr() as c_long])?;
+    let text = b"x";
+    let part = [text.as_ptr() as c_long, 1];
+    // struct cmsghdr: its length, SOL_SOCKET, SCM_RIGHTS; then the descriptor.
+    let (rights, descriptor) = (1_u64 << 32 | 1, pair[0] as u64);
+    let control = [20_u64, rights, descriptor];
+    let (parts, control) = (part.as_ptr() as c_long, control.as_ptr() as c_long);
+    let message = [0, 0, parts, 1, control, 24, 0];
+    raw(SENDMSG, &[c_long::from(pair[1]), message.as_ptr() as c_long, 0])
+}
+
+/// A program that whoever starts it runs as this user.
+fn suid_program(path: &str) -> Result<(), Error> {
+    std::fs::write(path, "#!/bin/sh\nid\n")?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o6755))
 }
 
 /// A system call with up to six arguments.
@@ -235,6 +276,9 @@ fn in_child(attempt: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
     let (mut outcome, mut ours) = std::io::pipe()?;
     // SAFETY: the child makes system calls alone.
     let child = unsafe { fork() };
+    if child < 0 {
+        return Err(Error::last_os_error());
+    }
     if child == 0 {
         let code = attempt().err().and_then(|error| error.raw_os_error()).unwrap_or(0);
         let _ = ours.write_all(&code.to_ne_bytes());

@@ -1,6 +1,6 @@
 //! Somebody who has the front's place: speaks custody's protocol itself, and keeps all that comes back.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -37,6 +37,11 @@ impl Intruder {
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(30))?;
         Ok(Self { socket, next: 1, seen: Vec::new() })
+    }
+
+    /// The connection, for others to use.
+    pub fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     /// Asks, and waits for the answer.
