@@ -153,7 +153,15 @@ impl Create {
         let part = Unfinished::create(&self.to)?;
         let mut file = BufWriter::with_capacity(1 << 20, &part.file);
         let unwritable = |error: std::io::Error| unwritable(&self.to, &error);
-        session.client.download("/v1/backup", |piece| file.write_all(piece).map_err(unwritable))?;
+        let (mut written, mut looked_at) = (0, 0);
+        session.client.download("/v1/backup", |piece| {
+            written += piece.len();
+            if written >= looked_at + LOOK_EVERY {
+                looked_at = written;
+                must_leave_room(&part.file).map_err(|why| no_room(&self.to, &why))?;
+            }
+            file.write_all(piece).map_err(unwritable)
+        })?;
         file.flush().and_then(|()| part.file.sync_all()).map_err(unwritable)?;
         drop(file);
         let (archive, damages) = Archive::open(&part.path)
@@ -193,6 +201,31 @@ impl Made {
             self.bytes.div_ceil(1024),
         )
     }
+}
+
+/// Bytes of an answer between two looks at the room that is left for it.
+const LOOK_EVERY: usize = 1 << 20;
+
+/// Bytes that the disk keeps free whatever the daemon answers; of a small disk, a twentieth.
+const KEPT_FREE: u64 = 256 << 20;
+
+/// An answer has no length that is known before. One without an end must not fill a disk that others write to.
+fn must_leave_room(file: &File) -> Result<(), String> {
+    let Ok(disk) = nix::sys::statvfs::fstatvfs(file) else { return Ok(()) };
+    let unit = disk.fragment_size();
+    let kept = KEPT_FREE.min(disk.blocks().saturating_mul(unit) / 20);
+    match disk.blocks_available().saturating_mul(unit) > kept {
+        true => Ok(()),
+        false => Err(format!("it would leave the disk less than {} MiB free", kept >> 20)),
+    }
+}
+
+fn no_room(path: &Path, why: &str) -> Failure {
+    Failure::failed(
+        format!("the backup was given up: {why} ({})", path.display()),
+        "name a file on a disk with room for store and audit log; if there is more than that, the daemon is not to \
+         be trusted",
+    )
 }
 
 /// A file that is still written, under a name of its own; it goes if it is not kept.

@@ -175,6 +175,19 @@ fn open_token(token: &dyn Token, generation: Option<u32>) -> Vec<Check> {
         ),
         Err(error) => fail("master key", error.to_string(), "the token's own tools"),
     });
+    let later = masters::later_than(token, generation).unwrap_or_default();
+    if !later.is_empty() {
+        let later: Vec<String> = later.iter().map(u32::to_string).collect();
+        checks.push(warn(
+            "later master keys",
+            format!(
+                "the token holds generations {} besides {generation}, which is in use",
+                later.join(", ")
+            ),
+            "a rotation goes on, a restore has brought an older store, or another process than the front had \
+             them made: look at the audit log before they are removed from the token",
+        ));
+    }
     checks.push(match token.canary(generation) {
         Ok(()) => ok("canary", "wrapped and unwrapped".to_owned()),
         Err(error) => fail("canary", error.to_string(), "the token; then restart custody"),

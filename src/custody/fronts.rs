@@ -20,7 +20,7 @@ use nix::sys::time::TimeVal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::{Hello, Verb};
-use super::wire::{Packet, Sender, WireError, tell_senders};
+use super::wire::{Packet, Sender, WireError};
 use crate::identity::UnixPeer;
 
 /// How long a connection may take to say hello.
@@ -135,7 +135,7 @@ impl Front {
     }
 
     /// Whether the other end has gone.
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
         let found = poll(&mut polled, PollTimeout::ZERO);
         found.is_ok_and(|found| found > 0)
@@ -217,6 +217,18 @@ impl Fronts {
         self.ended.notify_all();
     }
 
+    /// The process of another connection that custody was unlocked over.
+    pub fn another_unlocked(&self, front: &Arc<Front>) -> Option<i32> {
+        let served = self.served();
+        let mut others = served.iter().filter(|other| !Arc::ptr_eq(other, front));
+        let is_open = |other: &&Arc<Front>| {
+            other.unlocked.load(Ordering::Relaxed)
+                && !other.is_over.load(Ordering::Relaxed)
+                && !other.has_ended()
+        };
+        others.find(is_open).map(|other| other.pid())
+    }
+
     /// All connections, to tell them something.
     pub fn all(&self) -> Vec<Arc<Front>> {
         self.served().clone()
@@ -254,7 +266,7 @@ pub struct Admission {
     pub most_bytes: usize,
 }
 
-/// Takes connections on `listener` as they come, and hands each to `serve` once it has said hello. Does not
+/// Takes connections on `listener`, which is told who sends ([`tell_senders`](super::wire::tell_senders)), as they come, and hands each to `serve` once it has said hello. Does not
 /// return unless a packet cannot be had.
 pub fn accept(
     listener: &OwnedFd,
@@ -264,7 +276,6 @@ pub fn accept(
 ) -> Result<std::convert::Infallible, WireError> {
     let mut packet = Packet::new()?;
     let mut candidates: Vec<Candidate> = Vec::new();
-    tell_senders(listener).map_err(WireError::Socket)?;
     loop {
         let served = fronts.all();
         let ready = ready(listener, &candidates, &served);

@@ -17,6 +17,9 @@ use super::state::{Kept, Section, StateError};
 #[serde(deny_unknown_fields)]
 pub struct OutOfUse {
     since: BTreeMap<u32, i64>,
+    /// When those were made that were made lately.
+    #[serde(default)]
+    made: BTreeMap<u32, i64>,
 }
 
 impl Section for OutOfUse {
@@ -30,6 +33,9 @@ pub struct Generations {
 }
 
 const DAY: i64 = 86_400;
+
+/// Master keys that are made within a day, at most, whatever custody was told of them and however often it started.
+const MOST_A_DAY: usize = 24;
 
 /// Generations before the one in use that are noted, at most.
 const MOST_EARLIER: u32 = 64;
@@ -66,6 +72,25 @@ impl Generations {
                 since.insert(generation, now);
             });
         }
+    }
+
+    /// Notes that a generation is about to be made.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] where many were made lately.
+    pub fn may_make(&self, generation: u32, now: i64) -> Result<(), Fault> {
+        self.known.change(|known| {
+            known.made.retain(|_, at| at.saturating_add(DAY) > now);
+            if known.made.len() >= MOST_A_DAY && !known.made.contains_key(&generation) {
+                let first = known.made.values().min().copied().unwrap_or(now);
+                let due = Timestamp::from_second(first.saturating_add(DAY)).unwrap_or(Timestamp::MAX);
+                return Err(Fault::Refused(format!(
+                    "{MOST_A_DAY} master keys were made within a day, and the next one is made from {due} on"
+                )));
+            }
+            known.made.insert(generation, now);
+            Ok(())
+        })
     }
 
     /// Whether a generation has been out of use for long enough to be destroyed.
@@ -111,6 +136,24 @@ impl Generations {
 mod tests {
     use super::super::state::State;
     use super::*;
+
+    #[test]
+    fn no_more_are_made_in_a_day_over_starts() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("state");
+        let open = || Generations::new(State::open(&path).unwrap().load().unwrap(), 30);
+        for generation in 2..14 {
+            open().may_make(generation, 100).unwrap();
+        }
+        let generations = open();
+        for generation in 14..26 {
+            generations.may_make(generation, 200).unwrap();
+        }
+        generations.may_make(25, 300).unwrap();
+        let refused = generations.may_make(26, DAY).unwrap_err().to_string();
+        assert!(refused.contains("1970-01-02T00:01:40Z"), "{refused}");
+        generations.may_make(26, 100 + DAY).unwrap();
+    }
 
     #[test]
     fn a_generation_waits_from_its_last_use_on_over_any_end_of_the_process() {

@@ -91,8 +91,9 @@ impl From<StateError> for Fault {
     }
 }
 
-/// The highest number of a checkpoint that is gone on from: a forged one that is higher would use up all.
-const LAST_NUMBER: u64 = 1 << 62;
+/// The highest number of a checkpoint that custody takes anybody's word for: no audit log has so many, and custody's
+/// own numbers go on from it for longer than there are machines. Only what custody itself has signed is higher.
+pub const LAST_BELIEVED: u64 = 1 << 48;
 const TOO_HIGH: &str = "no audit log has so many checkpoints";
 
 impl History {
@@ -126,7 +127,7 @@ impl History {
     /// And if the front lies? Custody then signs nothing, for what it is given later does not follow; a front
     /// that names the newest one although its files are others is found out by `audit verify`.
     pub fn begin(&self, trail: &str, newest: Mark, behind_end: bool) -> Answer {
-        if newest.number > LAST_NUMBER {
+        if newest.number > self.most_believed() {
             return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
         let order = self.state.take_order(ACCEPT)?;
@@ -163,6 +164,11 @@ impl History {
         })
     }
 
+    /// The highest number that a checkpoint may have that is gone on from.
+    fn most_believed(&self) -> u64 {
+        self.kept.get().highest.max(LAST_BELIEVED)
+    }
+
     /// Signs the next checkpoint of the chain, and remembers it before anybody sees it. Asked for the newest
     /// one again, it gives that one again: an answer may have been lost.
     ///
@@ -173,7 +179,7 @@ impl History {
         if !checkpoint::is_trail(wanted.trail) {
             return Err(Fault::Protocol("an audit log has 16 hex digits".to_owned()));
         }
-        if wanted.before.number > LAST_NUMBER {
+        if wanted.before.number > self.most_believed() {
             return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
         let (checkpoint, adopted) = self.kept.change(|memory| {

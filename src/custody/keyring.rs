@@ -16,7 +16,7 @@ use super::protocol::{
     TokenFacts, Verb,
 };
 use super::rsa::{DecryptError, KeyError, PrivateKey};
-use super::{checkpoint, seal, sealed};
+use super::{checkpoint, masters, seal, sealed};
 use crate::key::Mgf1Hash;
 use crate::secret::{DataKey, Pkcs8Der};
 use crate::token::{Token, WrappedKey};
@@ -32,9 +32,12 @@ pub struct Keyring {
     pub token: Arc<dyn Token>,
     pub facts: TokenFacts,
     pub home: Option<Home>,
+    /// The home was made by this very process, and may not be kept anywhere yet.
+    pub is_founded: bool,
     pub cache: Arc<KeyCache>,
-    generations: Arc<Generations>,
-    store_keys: Mutex<HashMap<Vec<u8>, Arc<DataKey>>>,
+    pub(super) generations: Arc<Generations>,
+    /// By all that its wrap is bound to: one that is open is no other one's.
+    store_keys: Mutex<HashMap<(u32, u32, Vec<u8>), Arc<DataKey>>>,
     loading: [Mutex<()>; STRIPES],
 }
 
@@ -60,6 +63,7 @@ impl Keyring {
             token,
             facts,
             home,
+            is_founded: false,
             cache: Arc::new(KeyCache::new(settings)),
             generations,
             store_keys: Mutex::new(HashMap::new()),
@@ -73,11 +77,17 @@ impl Keyring {
             token: Arc::clone(&self.token),
             facts: self.facts.clone(),
             home: Some(home),
+            is_founded: false,
             cache: Arc::clone(&self.cache),
             generations: Arc::clone(&self.generations),
             store_keys: Mutex::new(HashMap::new()),
             loading: std::array::from_fn(|_| Mutex::new(())),
         }
+    }
+
+    /// The same for an appliance that was just made.
+    pub fn founded(&self, home: Home) -> Self {
+        Self { is_founded: true, ..self.with_home(home) }
     }
 
     /// The answer to whoever wants it unlocked.
@@ -114,6 +124,10 @@ impl Keyring {
             Verb::Allow { name, allowance } => {
                 self.cache.allow(name, seconds(*allowance), Instant::now());
                 Quick::Answered(Ok(Reply::Done))
+            }
+            // Before it waits: there is room for the numbers that may be asked for.
+            Verb::Masters { generations } if generations.len() > masters::MOST_ASKED => {
+                Quick::Answered(Err(masters::too_many()))
             }
             Verb::Lock => Quick::Answered(Ok(Reply::Done)),
             Verb::GenerateKey { .. } | Verb::ImportKey { .. } => Quick::Generation(verb),
@@ -250,7 +264,7 @@ impl Keyring {
 
     fn known_store_key(&self, wanted: &StoreKey) -> Option<Arc<DataKey>> {
         let known = self.store_keys.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&wanted.wrapped).cloned()
+        known.get(&place_of(wanted)).cloned()
     }
 
     fn store_key(&self, wanted: &StoreKey) -> Result<Arc<DataKey>, Fault> {
@@ -264,7 +278,7 @@ impl Keyring {
         if known.len() >= MOST_STORE_KEYS {
             known.clear();
         }
-        known.insert(wanted.wrapped.clone(), Arc::clone(&key));
+        known.insert(place_of(wanted), Arc::clone(&key));
         Ok(key)
     }
 
@@ -336,6 +350,10 @@ fn decrypt_with(hit: &Hit, wanted: &Decryption<'_>) -> Answer {
             DecryptError::Failed => Fault::DecryptionFailed,
             DecryptError::Arena(_) => Fault::ArenaFull,
         })
+}
+
+fn place_of(key: &StoreKey) -> (u32, u32, Vec<u8>) {
+    (key.id, key.first, key.wrapped.clone())
 }
 
 fn seconds(allowance: u32) -> Duration {

@@ -2,6 +2,7 @@
 //! the same 32 bytes another key above them. What those seal is never opened for it.
 
 use super::keyring::{Keyring, open_store_key};
+use super::pins::now;
 use super::protocol::{Answer, Fault, Home, KeyAddress, MasterFacts, MasterFound, Reply, StoreKey};
 use super::sealed;
 use crate::secret::DataKey;
@@ -11,12 +12,35 @@ use crate::token::{Token, TokenError, WrappedKey};
 const MOST_GENERATIONS: u32 = 64;
 
 /// Generations that are looked for in one request.
-const MOST_ASKED: usize = 1024;
+pub const MOST_ASKED: usize = 1024;
 
 /// Generations later than the one in use that the token may hold.
 const MOST_UNUSED: u32 = 8;
 
-fn is_missing(token: &dyn Token, generation: u32) -> Result<bool, Fault> {
+/// Master keys that the token holds, whichever of them are in use. None is made beyond them, so that whoever
+/// says that one after the other is in use does not fill the token.
+const MOST_HELD: usize = 72;
+
+/// Generations before the next one that are looked for when those that are held are counted.
+const MOST_COUNTED: u32 = 1024;
+
+/// The answer to a request for more than [`MOST_ASKED`].
+pub fn too_many() -> Fault {
+    Fault::Protocol(format!("more than {MOST_ASKED} generations in one request"))
+}
+
+/// Master keys in the token of later generations than the one in use.
+pub fn later_than(token: &dyn Token, in_use: u32) -> Result<Vec<u32>, Fault> {
+    let mut later = Vec::new();
+    for generation in in_use.saturating_add(1)..=in_use.saturating_add(MOST_UNUSED) {
+        if !is_missing(token, generation)? {
+            later.push(generation);
+        }
+    }
+    Ok(later)
+}
+
+pub fn is_missing(token: &dyn Token, generation: u32) -> Result<bool, Fault> {
     match token.master(generation) {
         Ok(found) => Ok(found.is_none()),
         Err(TokenError::KeyUnfit { .. } | TokenError::KeyAmbiguous { .. }) => Ok(false),
@@ -38,8 +62,7 @@ pub fn newest(token: &dyn Token) -> Result<Option<u32>, Fault> {
 impl Keyring {
     pub(super) fn masters(&self, generations: &[u32]) -> Answer {
         if generations.len() > MOST_ASKED {
-            let why = format!("more than {MOST_ASKED} generations in one request");
-            return Err(Fault::Protocol(why));
+            return Err(too_many());
         }
         let facts = generations.iter().map(|&generation| {
             let found = match self.token.master(generation) {
@@ -61,6 +84,8 @@ impl Keyring {
         let in_use = self.home()?.generation;
         if self.token.master(generation)?.is_none() {
             self.must_be_next(in_use, generation)?;
+            self.must_have_room(generation)?;
+            self.generations.may_make(generation, now())?;
             self.token.create_master(generation)?;
         }
         self.token.canary(generation)?;
@@ -74,7 +99,7 @@ impl Keyring {
         let Some(unused) = unused.filter(|unused| *unused <= MOST_UNUSED) else {
             return Err(Fault::Refused(format!(
                 "master generation {generation} is not the next one after {in_use}, which is in use, or the \
-                 token holds {MOST_UNUSED} later ones that are not: remove those from the token that nothing needs"
+                 token holds {MOST_UNUSED} later ones that are not: `strongroom doctor` names them"
             )));
         };
         for between in in_use + 1..in_use + unused {
@@ -86,6 +111,20 @@ impl Keyring {
             }
         }
         Ok(())
+    }
+
+    fn must_have_room(&self, next: u32) -> Result<(), Fault> {
+        let mut held = 0;
+        for generation in next.saturating_sub(MOST_COUNTED).max(1)..next {
+            held += usize::from(!is_missing(self.token.as_ref(), generation)?);
+        }
+        match held < MOST_HELD {
+            true => Ok(()),
+            false => Err(Fault::Refused(format!(
+                "the token holds {held} master keys: `strongroom master show` names them; have old ones \
+                 destroyed (`strongroom master retire`) before another one is made"
+            ))),
+        }
     }
 
     /// Nothing that custody works with lies under a generation.

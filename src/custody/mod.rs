@@ -15,6 +15,7 @@ mod connection;
 mod custodian;
 mod dial;
 mod doctor;
+mod fair_queue;
 mod faults;
 mod fronts;
 #[cfg(any(test, feature = "fuzzing"))]

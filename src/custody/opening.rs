@@ -70,6 +70,9 @@ impl Custodian {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         let keyring = self.keyring().ok_or(Fault::Locked)?;
         let token = keyring.token.as_ref();
+        if let Some(home) = &keyring.home {
+            return again(home, resume && keyring.is_founded);
+        }
         let (master, signer) = (token.master(FIRST)?, token.signer(FIRST)?);
         if !resume {
             refuse_existing(master.is_some(), signer.is_some())?;
@@ -97,7 +100,7 @@ impl Custodian {
         let (signer_point, signer_generation) = (signer.public_point, FIRST);
         let home =
             Home { appliance, generation: FIRST, store_key, signer_point, signer_generation };
-        self.install(keyring.with_home(home.clone()));
+        self.install(keyring.founded(home.clone()));
         Ok(Reply::Initialised { created, home })
     }
 
@@ -138,6 +141,10 @@ impl Custodian {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         let keyring = self.keyring().ok_or(Fault::Locked)?;
         keyring.must_not_need(generation)?;
+        // Of one that is not there nothing is remembered, however many of them are named.
+        if masters::is_missing(keyring.token.as_ref(), generation)? {
+            return Ok(Reply::Done);
+        }
         match pin.map(Passing::taken).transpose()? {
             Some(pin) => (self.opener.prove)(&pin)?,
             None => self.generations.may_destroy(generation, now())?,
@@ -147,6 +154,15 @@ impl Custodian {
 
     fn install(&self, keyring: Keyring) {
         *self.unlocked.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keyring));
+    }
+}
+
+/// The answer to an init where a home is in use: what one that was made just now came to, for whoever could not
+/// keep it. Custody becomes no other appliance while it is open.
+fn again(home: &Home, is_founded: bool) -> Answer {
+    match is_founded {
+        true => Ok(Reply::Initialised { created: Vec::new(), home: home.clone() }),
+        false => Err(Fault::Exists(format!("custody is open as appliance {}", home.appliance))),
     }
 }
 

@@ -6,8 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{io, thread};
 
@@ -15,6 +14,7 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::custodian::{Custodian, Quick};
+use super::fair_queue::FairQueue;
 use super::fronts::{self, Admission, Front, Waiting};
 use super::hang::HangWatch;
 use super::housekeeping::{Beat, Watched, spawn_canary, spawn_housekeeping};
@@ -176,12 +176,14 @@ struct Job {
 /// What the threads share.
 struct Office {
     custodian: Arc<Custodian>,
-    token: SyncSender<Job>,
-    generation: SyncSender<Job>,
+    token: Arc<Jobs>,
+    generation: Arc<Jobs>,
     watched: Watched,
 }
 
-/// Jobs that may wait for the token or for a generation; more are refused as busy.
+type Jobs = FairQueue<Job>;
+
+/// Jobs of one connection that may wait for the token or for a generation; more are refused as busy.
 const WAITING: usize = 1024;
 
 /// Serves the front on `listener` until the process is told to end; `beat` is called after every
@@ -201,13 +203,12 @@ pub fn run(
 ) -> Result<(), StartError> {
     let custodian = Arc::new(custodian);
     leave_on(stop, &custodian)?;
-    let (token, token_jobs) = sync_channel(WAITING);
-    let (generation, generation_jobs) = sync_channel(WAITING);
+    let [token, generation] = [(); 2].map(|()| Arc::new(FairQueue::new(WAITING)));
     let hang = Arc::new(HangWatch::default());
     let limit = Duration::from_secs(settings.hang_seconds.max(1));
     let (watched, beat): (_, Beat) = ((Arc::clone(&hang), limit), Arc::new(beat));
-    spawn_pool(settings.token_threads.max(1), "token", token_jobs, &custodian, &watched)?;
-    spawn_pool(1, "generation", generation_jobs, &custodian, &watched)?;
+    spawn_pool(settings.token_threads.max(1), "token", &token, &custodian, &watched)?;
+    spawn_pool(1, "generation", &generation, &custodian, &watched)?;
     let canary_every = Duration::from_secs(settings.canary_seconds);
     spawn_canary(canary_every, &custodian, &watched, Arc::clone(&beat))?;
     spawn_housekeeping(hang, &custodian, beat)?;
@@ -269,6 +270,10 @@ fn accept_fronts(
             if let Err(error) = serve(&front, workers, &office) {
                 tracing::error!(%error, "a connection could not be served");
                 front.end();
+            }
+            // What it asked for and nobody waits for any more.
+            for jobs in [&office.token, &office.generation] {
+                jobs.drop_of(key_of(&front));
             }
             office.custodian.notices.fronts.part(&front, || end_of_service(&office));
             tracing::debug!("the front has disconnected");
@@ -366,10 +371,15 @@ fn work(
         };
         let waiting = front.wait(input.len());
         let job = waiting.map(|waiting| Job { front: Arc::clone(front), id, verb, waiting });
-        if job.is_none_or(|job| queue.try_send(job).is_err()) {
+        if job.is_none_or(|job| queue.push(key_of(front), job).is_err()) {
             reply(front, &mut output, id, Err(Fault::Busy));
         }
     }
+}
+
+/// What a connection's jobs are queued under; no other has it while one of them waits.
+fn key_of(front: &Arc<Front>) -> usize {
+    Arc::as_ptr(front) as usize
 }
 
 /// Answers; who does not read is no longer served, so that nobody else waits behind it.
@@ -406,21 +416,22 @@ fn is_long(verb: &Verb) -> bool {
 fn spawn_pool(
     threads: usize,
     name: &str,
-    jobs: Receiver<Job>,
+    jobs: &Arc<Jobs>,
     custodian: &Arc<Custodian>,
     (hang, limit): &Watched,
 ) -> Result<(), StartError> {
-    let jobs = Arc::new(Mutex::new(jobs));
     for number in 0..threads {
-        let (jobs, custodian) = (Arc::clone(&jobs), Arc::clone(custodian));
+        let (jobs, custodian) = (Arc::clone(jobs), Arc::clone(custodian));
         let (hang, limit) = (Arc::clone(hang), *limit);
         let mut output = Packet::new()?;
         thread::Builder::new()
             .name(format!("{name}-{number}"))
             .spawn(move || {
                 loop {
-                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Job { front, id, verb, waiting }) = job else { return };
+                    let Job { front, id, verb, waiting } = jobs.pop();
+                    if front.has_ended() {
+                        continue;
+                    }
                     let limit = if is_long(&verb) { limit * 4 } else { limit };
                     let work = || for_front(&custodian, &front, verb);
                     let answer = hang.during(limit, work);
@@ -436,8 +447,17 @@ fn spawn_pool(
     Ok(())
 }
 
-/// Carries out a verb; of an unlock it is noted whom custody is open for.
+/// Carries out a verb; of an unlock it is noted whom custody is open for. What changes the keys that everybody
+/// works with is not done for one while another one works with them.
 fn for_front(custodian: &Custodian, front: &Arc<Front>, verb: Verb) -> Answer {
+    if matches!(verb, Verb::Init { .. } | Verb::UseHome { .. })
+        && let Some(other) = custodian.notices.fronts.another_unlocked(front)
+    {
+        return Err(Fault::Refused(format!(
+            "process {other} of the front's user works with custody, too: no key comes into use meanwhile; end \
+             that process"
+        )));
+    }
     if !matches!(verb, Verb::Unlock { .. }) {
         return custodian.slow(verb);
     }

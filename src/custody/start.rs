@@ -24,6 +24,7 @@ use super::process::{self, Settings, StartError};
 use super::protocol::{Fault, Outage, Reason};
 use super::recovery::RecoveryKey;
 use super::state::State;
+use super::wire::tell_senders;
 use crate::sandbox;
 use crate::secret::{self, ArenaReport, Use};
 use crate::token::{self, read_pin};
@@ -158,6 +159,7 @@ fn examiner(
 /// Takes over a socket that the supervisor listens on. Whoever connects is told the credentials of the
 /// process that called listen(2) last (unix(7), SO_PEERCRED): without this, the front would see root.
 fn listen_as_ourselves(listener: OwnedFd) -> Result<OwnedFd, io::Error> {
+    tell_senders(&listener)?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(listener)
 }
@@ -182,6 +184,7 @@ fn bind_private(path: &Path, front_uid: u32) -> Result<OwnedFd, io::Error> {
     if front_uid != geteuid().as_raw() {
         std::os::unix::fs::chown(path, Some(front_uid), None)?;
     }
+    tell_senders(&fd)?;
     listen(&fd, Backlog::new(BACKLOG)?)?;
     Ok(fd)
 }

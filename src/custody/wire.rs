@@ -31,7 +31,9 @@ pub enum WireError {
     Silent,
     #[error("custody answers others, and so many ask that this did not get to it in time")]
     Crowded,
-    #[error("another process than said hello sent a packet")]
+    #[error(
+        "a packet whose sender the kernel does not tell, or is not the process that said hello"
+    )]
     Passed,
     #[error("a packet that does not hold a message")]
     Malformed,
@@ -50,7 +52,7 @@ pub struct Sender {
     pub uid: u32,
 }
 
-/// Has the kernel tell the sender of every packet.
+/// Has the kernel tell the sender of every packet, of connections that are made from now on.
 pub fn tell_senders(socket: &impl AsFd) -> Result<(), Errno> {
     setsockopt(socket, sockopt::PassCred, &true)
 }

@@ -12,7 +12,7 @@ use super::config::Config;
 use super::offline::Users;
 use crate::cli::{AcceptRollback, Report};
 use crate::custody::Mark;
-use crate::custody::history::{ACCEPT, Accept};
+use crate::custody::history::{ACCEPT, Accept, LAST_BELIEVED};
 use crate::custody::state::{StateError, leave_order, prepare_order};
 
 /// What was ordered, for programs.
@@ -26,6 +26,13 @@ struct Ordered<'a> {
 pub fn accept_rollback(arguments: &AcceptRollback) -> Result<Report, DaemonError> {
     let config = Config::load(&arguments.config)?.config;
     let (trail, newest) = &arguments.newest;
+    if newest.number > LAST_BELIEVED {
+        return Err(DaemonError::Said {
+            what: format!("no audit log has {} checkpoints: nothing was ordered", newest.number),
+            next: "what `strongroom status` writes is not to be trusted here: look at the front's machine, and \
+                   take the newest checkpoint from the files of the audit log (`strongroom audit verify`)",
+        });
+    }
     order(&config.custody.state_directory, trail, *newest).map_err(|error| DaemonError::Said {
         what: error.to_string(),
         next: "run it as root, with the configuration that custody runs with",

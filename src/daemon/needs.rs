@@ -88,8 +88,10 @@ pub fn in_the_way(path: &Path, config: &Config) -> Option<String> {
 /// Makes a directory that is its owner's alone, if it is not there, and sees it safely on disk.
 fn make_private(directory: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(directory)?;
-    // The umask may have taken more away than is good.
-    std::fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    // The umask may have taken more away than is good. A unit's filter may refuse to change any mode.
+    if directory.metadata()?.permissions().mode() & 0o777 != 0o700 {
+        std::fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    }
     match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         _ => File::open(".")?.sync_all(),

@@ -23,7 +23,7 @@ use super::offline::must_be_own;
 use super::reload::{Verdict, reload};
 use super::{DaemonError, descriptors, io, process_state, threads, under_systemd};
 use crate::cli::Serve;
-use crate::custody::{Client, Dialer, LinkState, OwnSocket, Spawn};
+use crate::custody::{Client, Dialer, LinkState, OwnSocket, Spawn, resolve};
 use crate::http::{self, Making, Server};
 use crate::secret::{self, Use, arena};
 use crate::store::Store;
@@ -93,6 +93,7 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
     logs.write();
     inherited.report();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %arena, %sandbox, "the front starts");
+    report_one_user(&loaded.config.custody);
     // Before custody is started: where another daemon has the store, its custody must not be touched.
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&loaded.config.store)?);
     if let Some(child) = &mut child {
@@ -116,6 +117,18 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         child.stop();
     }
     result
+}
+
+/// Says what it costs where both processes are one user's.
+fn report_one_user(settings: &crate::custody::Settings) {
+    let own = nix::unistd::geteuid().as_raw();
+    if resolve(settings.custody_user.as_deref()).is_ok_and(|custody| custody == own) {
+        tracing::warn!(
+            uid = own,
+            "front and custody are one user: only the sandbox keeps code in the front from the token's files, \
+             the PIN and custody's state; set [custody] front_user and custody_user for more than a trial"
+        );
+    }
 }
 
 /// The front's threads do little at a time, and somebody waits for it: shorter turns than those of threads

@@ -71,9 +71,10 @@ impl Request for Init {
         // Before the record is kept: a custody that ends meanwhile comes back with the new home, and
         // nothing opens by it until the record is there.
         appliance.custody.keep_home(&made.home);
-        let generation = made.home.generation;
+        let (made_for, generation) = (made.home.appliance.clone(), made.home.generation);
         let home = HomeRecord {
-            appliance: id.clone(),
+            // Of an earlier one that could not be kept, perhaps.
+            appliance: made.home.appliance.clone(),
             generation,
             store_keys: vec![made.home.store_key],
             signer_point: made.home.signer_point,
@@ -89,7 +90,7 @@ impl Request for Init {
         if let Err(error) = appliance.trail.checkpoint().await {
             tracing::warn!(request_id = request_id(), %error, "no checkpoint at init");
         }
-        Ok(InitView { appliance: id, generation, created: made.created })
+        Ok(InitView { appliance: made_for, generation, created: made.created })
     }
 }
 

@@ -4,6 +4,7 @@
 mod backup_as_reader;
 mod batch_versions;
 mod destroyed_masters;
+mod endless_backup;
 mod endless_rotations;
 mod forged_history;
 mod front_files;
@@ -18,6 +19,7 @@ mod lying_front;
 #[allow(dead_code)] // these tests use a part of it
 mod mounts;
 mod neighbours_secrets;
+mod numbers_run_out;
 mod odd_ciphertexts;
 mod pin_guessing;
 mod planted_links;
@@ -30,3 +32,4 @@ mod terminal_escapes;
 mod unbounded_replies;
 mod undercut_waiting;
 mod unnoted_destruction;
+mod work_of_the_gone;

@@ -321,15 +321,33 @@ fn the_other_verbs(c: &Conquered, intruder: &mut Intruder, made: &[u8]) {
     let appliance = c.home.appliance.clone();
     let init = Verb::Init { appliance: appliance.clone(), resume: false };
     assert!(matches!(intruder.refused("a second init", &init), Fault::Exists(_)));
-    // As another appliance the same token opens nothing of this one.
-    let other = "0".repeat(32);
-    intruder.done(&Verb::Init { appliance: other, resume: true });
-    assert_eq!(intruder.refused("a stranger", &c.decrypt("made", 1, made)), Fault::SealBroken);
+    // Nor does an open custody become another appliance, or this one again.
+    for appliance in ["0".repeat(32), appliance] {
+        let init = Verb::Init { appliance, resume: true };
+        assert!(matches!(intruder.refused("a second init", &init), Fault::Exists(_)));
+    }
+    // It still opens what it opened: the ciphertext is another key's.
+    let opened = intruder.refused("a ciphertext", &c.decrypt("made", 1, made));
+    assert_eq!(opened, Fault::DecryptionFailed);
+}
+
+#[test]
+fn as_another_appliance_custody_opens_nothing_of_the_one_before() {
+    let c = Conquered::new();
+    let mut intruder = c.connect();
+    c.unlock(&mut intruder);
+    let made = c.sealed_key(&mut intruder, "made");
+    drop(intruder);
+    // Who comes next unlocks it for an appliance that is to be made.
+    let mut intruder = c.connect();
+    let unlock = Verb::Unlock { appliance: None, pin: None, by_operator: false, look_first: false };
+    wait_until("custody to be locked and unlocked", || intruder.ask(&unlock).is_ok());
+    intruder.done(&Verb::Init { appliance: "0".repeat(32), resume: true });
+    assert_eq!(intruder.refused("a stranger", &c.decrypt("made", 1, &made)), Fault::SealBroken);
     let (address, sealed) = c.records[0].clone();
     let store_key = c.home.store_key.clone();
     let open = Verb::OpenRecord { store_key, address, sealed };
     assert_eq!(intruder.refused("a stranger", &open), Fault::SealBroken);
-    intruder.done(&Verb::Init { appliance, resume: true });
 }
 
 fn nothing_but_checkpoints_is_signed(c: &Conquered, intruder: &mut Intruder) {

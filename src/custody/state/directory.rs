@@ -28,6 +28,8 @@ pub enum StateError {
         .0.display()
     )]
     Damaged(PathBuf),
+    #[error("custody's state: {} would be longer than custody reads; nothing was noted", .0.display())]
+    TooLong(PathBuf),
     #[error("custody's state {} is in use by another custody; end that one", .0.display())]
     InUse(PathBuf),
 }

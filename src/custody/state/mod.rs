@@ -132,6 +132,10 @@ impl<S: Section> Kept<S> {
         let mut next = value.clone();
         let result = change(&mut next)?;
         let bytes = form(&next).ok_or_else(|| self.directory.damaged(S::NAME))?;
+        // What could not be read again would keep custody from starting.
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(StateError::TooLong(self.path()).into());
+        }
         self.directory.write(S::NAME, &bytes)?;
         *value = next;
         Ok(result)
@@ -215,6 +219,33 @@ mod tests {
         std::fs::remove_dir(path.join("count.new")).unwrap();
         set(&kept, 4).unwrap();
         assert_eq!(state.load::<Count>().unwrap().get().number, 4);
+    }
+
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Text {
+        text: String,
+    }
+
+    impl Section for Text {
+        const NAME: &'static str = "text";
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let (_place, path) = place();
+        let state = State::open(&path).unwrap();
+        let kept = state.load::<Text>().unwrap();
+        let set = |length: u64| {
+            kept.change(|text| {
+                text.text = "x".repeat(usize::try_from(length).unwrap());
+                Ok::<_, StateError>(())
+            })
+        };
+        let longest = (1..200).rev().find(|less| set(MAX_BYTES - less).is_err()).unwrap();
+        assert!(matches!(set(MAX_BYTES - longest), Err(StateError::TooLong(_))));
+        set(MAX_BYTES - longest - 1).unwrap();
+        assert_eq!(state.load::<Text>().unwrap().get(), kept.get());
     }
 
     #[test]

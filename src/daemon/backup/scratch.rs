@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, setsockopt, socket, sockopt,
 };
 
 use super::super::DaemonError;
@@ -198,6 +198,8 @@ fn listen_for(path: &Path, front: &User) -> std::io::Result<OwnedFd> {
     if !front.is_current() {
         chown(path, Some(front.uid), Some(front.gid))?;
     }
+    // From the first connection on, custody is told who sends.
+    setsockopt(&fd, sockopt::PassCred, &true)?;
     listen(&fd, Backlog::new(8)?)?;
     Ok(fd)
 }
