@@ -37,9 +37,12 @@ pub struct Keyring {
     pub cache: Arc<KeyCache>,
     pub(super) generations: Arc<Generations>,
     /// By all that its wrap is bound to: one that is open is no other one's.
-    store_keys: Mutex<HashMap<(u32, u32, Vec<u8>), Arc<DataKey>>>,
+    store_keys: Mutex<HashMap<StoreKeyPlace, Arc<DataKey>>>,
     loading: [Mutex<()>; STRIPES],
 }
+
+/// Number, oldest number that counts beside it, and wrapped form.
+type StoreKeyPlace = (u32, u32, Vec<u8>);
 
 /// A request to decrypt, as custody sees it.
 struct Decryption<'a> {
@@ -352,7 +355,7 @@ fn decrypt_with(hit: &Hit, wanted: &Decryption<'_>) -> Answer {
         })
 }
 
-fn place_of(key: &StoreKey) -> (u32, u32, Vec<u8>) {
+fn place_of(key: &StoreKey) -> StoreKeyPlace {
     (key.id, key.first, key.wrapped.clone())
 }
 
