@@ -64,6 +64,15 @@ impl Verdict {
         }
     }
 
+    /// Whether the front that left it runs. Where /proc hides it (ProtectProc= of the unit, as nobody may trace it),
+    /// that is taken from whoever `named` it, as systemd does, as long as it can be sent a signal.
+    fn runs(&self, named: bool) -> bool {
+        match started(self.pid) {
+            Some(started) => started == self.started,
+            None => named && kill(Pid::from_raw(self.pid), None).is_ok(),
+        }
+    }
+
     fn write(&self, store: &Path) -> std::io::Result<()> {
         let text = serde_json::to_vec(self)?;
         let new = store.join("reload.new");
@@ -202,7 +211,7 @@ fn ask(store: &Path, pid: Option<i32>) -> Result<Verdict, String> {
     let before = Verdict::read(store).map_err(|error| {
         format!("no running daemon has left word in {}: {error}", file.display())
     })?;
-    if pid.is_some_and(|pid| pid != before.pid) || started(before.pid) != Some(before.started) {
+    if pid.is_some_and(|pid| pid != before.pid) || !before.runs(pid.is_some()) {
         let asked = pid.unwrap_or(before.pid);
         return Err(format!("process {asked} is not the daemon that has {} open", store.display()));
     }
@@ -217,7 +226,7 @@ fn ask(store: &Path, pid: Option<i32>) -> Result<Verdict, String> {
             Ok(verdict) if verdict.begun >= asked && verdict.pid == before.pid => {
                 return Ok(verdict);
             }
-            _ if started(before.pid) != Some(before.started) => {
+            _ if !before.runs(true) => {
                 return Err("the daemon has ended".to_owned());
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
