@@ -133,13 +133,24 @@ fn something_else_on_the_socket_is_one() {
 
 #[test]
 fn completions_for_three_shells() {
-    for (shell, mark) in
-        [("bash", "complete -F"), ("zsh", "#compdef strongroom"), ("fish", "complete -c")]
-    {
+    let marks = [
+        ("bash", "-F _clap_complete_strongroom strongroom"),
+        ("zsh", "#compdef strongroom"),
+        ("fish", "--command strongroom"),
+    ];
+    for (shell, mark) in marks {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));
         let script = text(&output.stdout);
-        assert!(script.contains(mark) && script.contains("deactivate"), "{shell}");
+        assert!(script.contains(mark), "{shell}: {script}");
+        // The script asks the program: by this.
+        let mut asked = strongroom();
+        asked.env("STRONGROOM_COMPLETE", shell).env("_CLAP_COMPLETE_INDEX", "2");
+        let offered = asked.args(["--", "strongroom", "key", "dea"]).output().unwrap();
+        assert!(
+            offered.status.success() && text(&offered.stdout).starts_with("deactivate"),
+            "{shell}"
+        );
     }
     assert_eq!(run(&["completions", "cmd"]).status.code(), Some(2));
 }

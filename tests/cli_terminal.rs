@@ -125,3 +125,17 @@ fn a_destruction_needs_a_yes() {
         assert_eq!(child.wait_with_output().unwrap().status.code(), Some(code), "{answer:?}");
     }
 }
+
+#[test]
+fn an_error_is_red_on_a_terminal_and_not_where_no_color_says_so() {
+    let nowhere = std::path::Path::new("/nonexistent/s.sock");
+    for (no_color, is_red) in [("", true), ("1", false)] {
+        let mut command = strongroom(nowhere, &["status"]);
+        command.env("NO_COLOR", no_color).env("TERM", "xterm");
+        let (mut terminal, mut child) = Terminal::start(&mut command);
+        terminal.wait_for("there is no socket");
+        child.wait().unwrap();
+        let seen = terminal.rest();
+        assert_eq!(seen.contains("\u{1b}[31mstrongroom:"), is_red, "{seen:?}");
+    }
+}

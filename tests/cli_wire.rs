@@ -369,7 +369,9 @@ fn a_doctor_that_finds_something_ends_with_one() {
     let output = peer.run(&["doctor"], b"");
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stdout);
-    assert!(said.contains("FAIL  clock  not set  → NTP= in timesyncd.conf"), "{said}");
+    let expected =
+        "ok    token\nFAIL  clock\n      found: not set\n      do:    NTP= in timesyncd.conf\n";
+    assert_eq!(said, expected);
 }
 
 #[test]
@@ -452,4 +454,83 @@ fn openssl(arguments: &[&str], stdin: &[u8]) -> Vec<u8> {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "openssl {arguments:?}: {}", text(&output.stderr));
     output.stdout
+}
+
+/// What a shell is offered for the last of these words.
+fn offered(peer: &Peer, shell: &str, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_strongroom"))
+        .env("STRONGROOM_SOCKET", &peer.socket)
+        .env("STRONGROOM_COMPLETE", shell)
+        .env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string())
+        .env("_CLAP_IFS", "\n")
+        .arg("--")
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn names_of_keys_and_secrets_are_completed_and_nothing_is_said_where_nobody_answers() {
+    let keys =
+        r#"{"keys":[{"name":"payments"},{"name":"pay\u001b[2J"},{"name":"other"}],"next":"x"}"#;
+    let more = r#"{"keys":[{"name":"payroll"}]}"#;
+    let secrets = r#"{"secrets":[{"name":"stripe"},{"name":"mail"}]}"#;
+    let peer = Peer::new(&[
+        ("GET /v1/keys?limit=200", 200, keys),
+        ("GET /v1/keys?limit=200&after=x", 200, more),
+        ("GET /v1/secrets?limit=200", 200, secrets),
+    ]);
+    let words = |output: &Output| -> Vec<String> {
+        let text = text(&output.stdout);
+        text.lines().map(|line| line.split(['\t', ':']).next().unwrap().to_owned()).collect()
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let key = |words_: &[&str]| words(&offered(&peer, shell, words_));
+        assert_eq!(key(&["strongroom", "key", "show", "pay"]), ["payments", "payroll"], "{shell}");
+        assert_eq!(key(&["strongroom", "key", "destroy", "oth"]), ["other"], "{shell}");
+        assert_eq!(key(&["strongroom", "secret", "reveal", "st"]), ["stripe"], "{shell}");
+        let under = ["strongroom", "secret", "put", "new", "--key", "payr"];
+        assert_eq!(key(&under), ["payroll"], "{shell}");
+    }
+    let gone = Peer::new(&[]);
+    std::fs::remove_file(&gone.socket).unwrap();
+    let output = offered(&gone, "bash", &["strongroom", "key", "show", "pay"]);
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    let refusing = Peer::new(&[("GET /v1/keys?limit=200", 403, r#"{"title":"No"}"#)]);
+    let output = offered(&refusing, "bash", &["strongroom", "key", "show", "pay"]);
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+/// The script of `completions bash`, in a real bash.
+#[test]
+fn bash_completes_a_name_with_the_shipped_script() {
+    let peer = Peer::new(&[("GET /v1/keys?limit=200", 200, r#"{"keys":[{"name":"payments"}]}"#)]);
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_strongroom"));
+    let path =
+        format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let script = "source <(strongroom completions bash)
+        COMP_WORDS=(strongroom key show pa) COMP_CWORD=3 COMP_TYPE=9
+        _clap_complete_strongroom strongroom pa show
+        printf '%s\n' \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .env("PATH", path)
+        .env("STRONGROOM_SOCKET", &peer.socket)
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout).trim(), "payments", "{}", text(&output.stderr));
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_who_asks_for_them() {
+    let report = r#"{"checks":[{"name":"clock","result":"fail","detail":"a\u001b[2Jb"}]}"#;
+    let peer = Peer::new(&[("GET /v1/doctor", 200, report)]);
+    let said = |arguments: &[&str]| text(&peer.run(&[&["doctor"], arguments].concat(), b"").stdout);
+    assert!(!said(&[]).contains('\u{1b}'), "stdout is no terminal");
+    assert!(!said(&["--color", "never"]).contains('\u{1b}'));
+    let coloured = said(&["--color", "always"]);
+    assert!(coloured.starts_with("\u{1b}[31mFAIL \u{1b}[0m"), "{coloured}");
+    assert!(!coloured.contains("\u{1b}[2J"), "what the daemon says drives nothing: {coloured}");
+    let json = said(&["--color", "always", "--output", "json"]);
+    assert!(!json.contains('\u{1b}'), "{json}");
 }

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::Session;
 use super::input::{self, Source};
 use super::key_state::Why;
-use super::output::{cell, facts, plain, table};
+use super::output::{cell, facts, plain};
 use super::problem::Failure;
 use crate::service::CheckView;
 use crate::token::pin_in;
@@ -48,7 +48,7 @@ pub struct Status {}
 impl Status {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
         let reply = session.client.get("/v1/status")?;
-        session.out.reply(&reply, facts)
+        session.out.reply(&reply, |status| format!("{}\n{}", summary(status), facts(status)))
     }
 }
 
@@ -149,22 +149,30 @@ pub fn doctors_lines(checks: &[CheckView]) -> String {
     checks_text(&values)
 }
 
-/// The lines of a doctor's report from `{name, result, detail, setting, file}` objects.
+/// The lines of a doctor's report from `{name, result, detail, setting, file}` objects: one for what is well, and
+/// for all else what was found and what to do on lines of their own.
 fn checks_text(checks: &[Value]) -> String {
     let text = |check: &Value, name: &str| check.get(name).map_or(String::new(), |v| cell(name, v));
-    let rows: Vec<Vec<String>> = checks
-        .iter()
-        .map(|check| {
-            let mends = match (text(check, "setting"), text(check, "file")) {
-                (setting, _) if setting.is_empty() => String::new(),
-                (setting, file) if file.is_empty() => format!("  → {setting}"),
-                (setting, file) => format!("  → in {file}: {setting}"),
-            };
-            let detail = format!("{}{mends}", text(check, "detail"));
-            vec![mark(check).to_owned(), text(check, "name"), detail]
-        })
-        .collect();
-    table(&["", "CHECK", "FINDING"], &rows)
+    let width = checks.iter().map(|check| text(check, "name").chars().count()).max().unwrap_or(0);
+    let mut out = String::new();
+    for check in checks {
+        let (mark, name, found) = (mark(check), text(check, "name"), text(check, "detail"));
+        if mark == "ok" {
+            let line = format!("{mark:4}  {name:width$}  {found}");
+            out += &format!("{}\n", line.trim_end());
+            continue;
+        }
+        out += &format!("{mark:4}  {name}\n");
+        if !found.is_empty() {
+            out += &format!("      found: {found}\n");
+        }
+        match (text(check, "setting"), text(check, "file")) {
+            (setting, _) if setting.is_empty() => {}
+            (setting, file) if file.is_empty() => out += &format!("      do:    {setting}\n"),
+            (setting, file) => out += &format!("      do:    in {file}: {setting}\n"),
+        }
+    }
+    out
 }
 
 fn mark(check: &Value) -> &'static str {
@@ -173,6 +181,25 @@ fn mark(check: &Value) -> &'static str {
         Some("warn") => "warn",
         _ => "FAIL",
     }
+}
+
+/// How the appliance is in a sentence, and the next step on a line of its own.
+fn summary(status: &Value) -> String {
+    let word = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (state, detail, next) = (word("state"), word("detail"), word("next"));
+    let sentence = match (state, detail) {
+        ("ready", "") => "Strongroom is ready: keys and secrets are served.".to_owned(),
+        (state, "") => format!("Strongroom is {}.", plain(state)),
+        (state, detail) => {
+            format!("Strongroom is {}: {}.", plain(state), plain(detail.trim_end_matches('.')))
+        }
+    };
+    let next = match (state, detail, next) {
+        ("ready", "", "") => "nothing",
+        (_, _, "") => "strongroom doctor",
+        (_, _, next) => next,
+    };
+    format!("{sentence}\n  next: {}\n", plain(next))
 }
 
 /// What was done, and how the appliance stands after it: one line, or two where something is to be done.
@@ -219,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn a_status_begins_with_a_sentence_and_its_next_step() {
+        let ready = summary(&json!({ "state": "ready" }));
+        assert_eq!(ready, "Strongroom is ready: keys and secrets are served.\n  next: nothing\n");
+        let locked = json!({ "state": "locked", "detail": "an operator locked it", "next": "strongroom unlock" });
+        let expected = "Strongroom is locked: an operator locked it.\n  next: strongroom unlock\n";
+        assert_eq!(summary(&locked), expected);
+    }
+
+    #[test]
     fn a_doctors_line_says_what_mends_it() {
         let checks = [
             json!({"name": "token", "result": "ok", "detail": "SoftHSM"}),
@@ -227,8 +263,14 @@ mod tests {
             json!({"name": "clock"}),
         ];
         let text = checks_text(&checks);
-        assert!(text.contains("ok    token   SoftHSM\n"), "{text}");
-        assert!(text.contains("FAIL  memory  64 KiB  → LimitMEMLOCK in strongroom.service"));
+        let expected = "\
+ok    token   SoftHSM
+FAIL  memory
+      found: 64 KiB
+      do:    LimitMEMLOCK in strongroom.service
+FAIL  clock
+";
+        assert_eq!(text, expected);
         assert!(text.contains("FAIL  clock"), "a check without a result is not ok");
     }
 }

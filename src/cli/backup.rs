@@ -138,6 +138,9 @@ pub struct By {
     /// Where to make the scratch place: with room for the store and the trail
     #[arg(long, value_name = "DIR", default_value = "/var/tmp", value_hint = ValueHint::DirPath)]
     pub scratch: PathBuf,
+    /// The audit log need not begin with line 1: older files were moved away, as for `audit verify --partial`
+    #[arg(long)]
+    pub partial: bool,
 }
 
 impl Create {

@@ -2,10 +2,13 @@
 //!
 //! Bodies may hold secrets: they lie in buffers that are wiped when they go, both ways.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -17,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::failing;
 use super::line::Line;
 use super::problem::{Failure, Problem};
 
@@ -27,10 +31,17 @@ const MAX_ANSWER: usize = 16 << 20;
 const GROUP_WRITES: u32 = 0o020;
 const GROUP_PASSES: u32 = 0o010;
 
+/// When a request that nobody has read is looked into first, how often until when, and as seldom after that.
+const FIRST_LOOK: Duration = Duration::from_millis(1500);
+const OFTEN: Duration = Duration::from_millis(100);
+const OFTEN_UNTIL: Duration = Duration::from_millis(2800);
+
 /// Where the daemon listens and how long to wait for it.
 pub struct Client {
     socket: PathBuf,
     timeout: Duration,
+    /// The connection of the request that is under way.
+    connection: RefCell<Option<OwnedFd>>,
 }
 
 /// Which revision the resource has to have.
@@ -75,7 +86,7 @@ impl Reply {
 
 impl Client {
     pub fn new(socket: PathBuf, timeout: Duration) -> Self {
-        Self { socket, timeout }
+        Self { socket, timeout, connection: RefCell::new(None) }
     }
 
     /// `GET path`; the path carries its query.
@@ -140,9 +151,7 @@ impl Client {
         request: http::Request<Full<Bytes>>,
     ) -> Result<(http1::SendRequest<Full<Bytes>>, http::Response<hyper::body::Incoming>), Failure>
     {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| no_connection(&self.socket, &error))?;
+        let stream = self.connect().await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(Line::new(stream))).await.map_err(|_| cut_off())?;
         tokio::spawn(connection);
@@ -154,14 +163,48 @@ impl Client {
         &self,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.timeout, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Failure::unreachable(
-                format!("no answer within {} s", self.timeout.as_secs()),
-                "whether it was done is in the trail (strongroom audit show); \
-                 --timeout waits longer",
-            )),
+        let mut work = pin!(work);
+        let begin = Instant::now();
+        let mut pause = FIRST_LOOK;
+        loop {
+            let left = self.timeout.saturating_sub(begin.elapsed());
+            if let Ok(result) = tokio::time::timeout(left.min(pause), &mut work).await {
+                return result;
+            }
+            if begin.elapsed() >= self.timeout {
+                return Err(Failure::unreachable(
+                    format!("no answer within {} s", self.timeout.as_secs()),
+                    "whether it was done is in the trail (strongroom audit show); \
+                     --timeout waits longer",
+                ));
+            }
+            if self.is_untaken()
+                && let Some(why) = failing::reason(&self.socket)
+            {
+                return Err(Failure::Unreachable(why));
+            }
+            // A unit that is started again and again says so only between its starts.
+            pause = if begin.elapsed() < OFTEN_UNTIL { OFTEN } else { FIRST_LOOK };
         }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, Failure> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| no_connection(&self.socket, &error))?;
+        *self.connection.borrow_mut() = stream.as_fd().try_clone_to_owned().ok();
+        Ok(stream)
+    }
+
+    /// Whether nobody has read the request yet: whoever holds the socket does not serve it.
+    #[allow(unsafe_code)] // ioctl(2)
+    fn is_untaken(&self) -> bool {
+        let connection = self.connection.borrow();
+        let Some(connection) = connection.as_ref() else { return false };
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel writes one int (unix(7), SIOCOUTQ).
+        let asked = unsafe { libc::ioctl(connection.as_raw_fd(), libc::TIOCOUTQ, &mut unread) };
+        asked == 0 && unread > 0
     }
 
     fn send(
@@ -176,9 +219,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: http::Request<Full<Bytes>>) -> Result<Reply, Failure> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| no_connection(&self.socket, &error))?;
+        let stream = self.connect().await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(Line::new(stream))).await.map_err(|_| cut_off())?;
         let driver = tokio::spawn(connection);
@@ -333,6 +374,11 @@ pub fn unfamiliar() -> Failure {
 
 /// Why the socket could not be reached, in words that lead on.
 fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
+    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+        && let Some(why) = failing::reason(socket)
+    {
+        return Failure::Unreachable(why);
+    }
     let path = socket.display();
     let running = "is it running? systemctl status strongroom; \
                    --socket or STRONGROOM_SOCKET names another socket";

@@ -1,13 +1,15 @@
 //! `strongroom key …`: keys, their versions and states, and what is done with them.
 
 use clap::{Args, Subcommand, ValueHint};
+use clap_complete::ArgValueCompleter;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::input::{self, Source};
 use super::key_state::{Change, Destroy, Rotate, Update, seconds};
-use super::output::{columns, facts};
+use super::names;
+use super::output::{cell, columns, facts};
 use super::owner::{Transfer, owner};
 use super::problem::Failure;
 use crate::key::{Labels, Name, Owner, pem};
@@ -107,6 +109,7 @@ pub struct List {}
 #[derive(Args)]
 pub struct Show {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
 }
 
@@ -119,6 +122,7 @@ pub struct Show {
       -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256")]
 pub struct Public {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     /// A version; the current one otherwise
     #[arg(long, value_name = "N")]
@@ -136,6 +140,7 @@ pub struct Public {
   printf %s \"$TOKEN\" | strongroom key encrypt payments > token.b64")]
 pub struct Encrypt {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     /// Where to read the plaintext from; `-` is stdin
     #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
@@ -157,6 +162,7 @@ pub struct Encrypt {
 The ciphertext is raw or base64 of any alphabet.")]
 pub struct Decrypt {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     /// Where to read the ciphertext from; `-` is stdin
     #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
@@ -251,7 +257,7 @@ impl Create {
         if let Some(owner) = owner {
             body.insert("owner".to_owned(), json!(owner));
         }
-        session.out.reply(&session.client.post("/v1/keys", &body)?, facts)
+        session.out.reply(&session.client.post("/v1/keys", &body)?, |key| made("created", key))
     }
 }
 
@@ -271,8 +277,22 @@ impl Import {
         let body =
             ImportBody { private_key, mgf1_hash, labels, serve_without_token_seconds, owner };
         let reply = session.client.post(&format!("/v1/keys/{}/import", self.name), &body)?;
-        session.out.reply(&reply, facts)
+        session.out.reply(&reply, |key| made("imported", key))
     }
+}
+
+/// A new key in a line.
+fn made(done: &str, key: &Value) -> String {
+    let said = |name: &str| key.get(name).map_or(String::new(), |value| cell(name, value));
+    let mut line = format!("{done} key {}: {}", said("name"), said("algorithm"));
+    for (name, before) in [("owner", ", owner "), ("labels", ", labels "), ("kid", ", kid ")] {
+        let value = said(name);
+        if !value.is_empty() {
+            line += before;
+            line += &value;
+        }
+    }
+    line + "\n"
 }
 
 /// Whether it is PEM or a JWK.

@@ -1,10 +1,12 @@
 //! Changes of a key's state: of the whole key, or of one of its versions.
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::client::Condition;
+use super::names;
 use super::output::facts;
 use super::problem::Failure;
 use super::terminal;
@@ -34,6 +36,7 @@ pub struct Why {
 #[derive(Args)]
 pub struct Rotate {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     #[command(flatten)]
     why: Why,
@@ -54,6 +57,7 @@ impl Rotate {
   strongroom key update payments --serve-without-token 0s")]
 pub struct Update {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     /// For how long of an outage of the token the opened key may go on serving: 90s, 15m, 12h, 7d at
     /// most; 0s is not at all
@@ -92,6 +96,7 @@ pub(super) fn seconds(text: &str) -> Result<u32, String> {
 #[derive(Args)]
 pub struct Change {
     /// The key
+    #[arg(add = ArgValueCompleter::new(names::keys))]
     name: Name,
     /// One version only
     #[arg(long, value_name = "N")]

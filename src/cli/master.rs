@@ -143,7 +143,7 @@ pub(super) fn follow(
                 let word = |name: &str| pass.get(name).and_then(Value::as_str);
                 match (word("stage"), word("waits_for")) {
                     (Some("done") | None, _) => {
-                        progress.end();
+                        progress.finish();
                         return Ok((reply, pass));
                     }
                     (_, Some(waits_for)) => progress.waiting(waits_for),

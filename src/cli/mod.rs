@@ -12,6 +12,7 @@ mod backup;
 mod client;
 mod escape;
 mod explain;
+mod failing;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,10 +22,12 @@ mod key;
 mod key_state;
 mod line;
 mod master;
+mod names;
 mod offline;
 mod output;
 mod owner;
 mod pages;
+mod paint;
 mod problem;
 mod progress;
 mod recovery;
@@ -46,6 +49,7 @@ use serde_json::Value;
 pub use appliance::doctors_lines;
 pub use backup::{By, Created, Made};
 pub use escape::plain;
+pub use failing::{LONGEST as LONGEST_FAILURE, file_of as failure_file};
 pub use house::{
     AcceptRollback, Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy,
     PolicyFrom, Reload, Restore, Serve, Verify,
@@ -61,6 +65,13 @@ pub use terminal::Refusal;
 use crate::secret as secret_memory;
 use client::{Client, Reply};
 use output::Output;
+use paint::Color;
+
+/// Where the daemon listens unless it is said.
+const DEFAULT_SOCKET: &str = "/run/strongroom/strongroom.sock";
+
+/// The variable by which a shell asks for completions, as its script sets it.
+const COMPLETE: &str = "STRONGROOM_COMPLETE";
 
 /// How many items are asked for at a time.
 const PAGE: u32 = 200;
@@ -101,7 +112,7 @@ pub struct Cli {
 pub struct Global {
     /// The daemon's Unix socket
     #[arg(long, global = true, env = "STRONGROOM_SOCKET", value_name = "PATH")]
-    #[arg(default_value = "/run/strongroom/strongroom.sock", value_hint = ValueHint::FilePath)]
+    #[arg(default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
     #[arg(help_heading = "Global options")]
     pub socket: PathBuf,
 
@@ -114,6 +125,11 @@ pub struct Global {
     #[arg(long, global = true, default_value_t = 60, value_name = "SECONDS")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Global options")]
     pub timeout: u64,
+
+    /// Colours in the output; NO_COLOR is honoured
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    #[arg(help_heading = "Global options")]
+    pub color: Color,
 }
 
 #[derive(Subcommand)]
@@ -160,6 +176,7 @@ pub enum Work {
 impl Cli {
     /// Splits what was typed into the global options and the work.
     pub fn work(self) -> (Global, Work) {
+        paint::choose(self.global.color);
         let work = match self.command {
             Command::Errand(Errand::Recovery(recovery)) => match recovery.offline() {
                 Ok(offline) => Work::Recovery(offline),
@@ -174,6 +191,8 @@ impl Cli {
 
 /// Reads the process's arguments; wrong use ends the process with code 2, `--help` with 0.
 pub fn parse() -> Cli {
+    // A shell that completes a line asks by a variable, and gets its answer here.
+    clap_complete::CompleteEnv::with_factory(command).var(COMPLETE).complete();
     Cli::try_parse().unwrap_or_else(|error| usage::leave(&error))
 }
 

@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use super::client::Reply;
 use super::escape::{drives, plain_json, plain_lines};
 use super::problem::Failure;
-use super::users;
+use super::{paint, users};
+use crate::service::{size, span};
 
 pub use super::escape::plain;
 
@@ -41,7 +42,11 @@ impl Output {
 
     /// Writes lines of text for people: whatever they were made of, they do not drive a terminal.
     pub fn text(&self, text: &str) -> Result<(), Failure> {
-        self.bytes(plain_lines(text).as_bytes())
+        let harmless = plain_lines(text);
+        match paint::is_wanted(&std::io::stdout()) {
+            true => self.bytes(paint::painted(&harmless).as_bytes()),
+            false => self.bytes(harmless.as_bytes()),
+        }
     }
 
     /// Writes JSON whose very bytes count, such as lines that are hashed; a terminal gets it in a form that
@@ -153,10 +158,11 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
 pub fn facts(value: &Value) -> String {
     let Value::Object(members) = value else { return format!("{}\n", cell("", value)) };
     let now = Timestamp::now();
-    let width = members.keys().map(|name| name.chars().count()).max().unwrap_or(0) + 2;
+    let headings = members.iter().map(|(name, value)| heading(name, value).chars().count());
+    let width = headings.max().unwrap_or(0) + 2;
     let mut out = String::new();
     for (name, value) in members {
-        let heading = plain(&name.replace('_', " "));
+        let heading = heading(name, value);
         let inner = match value {
             Value::Object(object) if !object.is_empty() => facts(value),
             Value::Array(rows) if rows.iter().any(Value::is_object) => rows_of(rows),
@@ -188,12 +194,23 @@ fn rows_of(rows: &[Value]) -> String {
 
 /// A table of the named members of a list of objects; what an object does not have stays empty.
 pub fn columns(names: &[&str], rows: &[Value]) -> String {
+    let numbers = |name: &str| {
+        let value = rows.iter().find_map(|row| row.get(name).filter(|value| !value.is_null()));
+        value.cloned().unwrap_or_default()
+    };
     let headings: Vec<String> =
-        names.iter().map(|name| plain(&name.replace('_', " ").to_uppercase())).collect();
+        names.iter().map(|name| heading(name, &numbers(name)).to_uppercase()).collect();
     let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
     let rows: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| names.iter().map(|name| row.get(name).map_or(String::new(), |v| cell(name, v))))
+        .map(|row| {
+            let shown = |name: &str, value: &Value| {
+                measure(name, value).unwrap_or_else(|| cell(name, value))
+            };
+            names
+                .iter()
+                .map(move |name| row.get(name).map_or(String::new(), |value| shown(name, value)))
+        })
         .map(Iterator::collect)
         .collect();
     table(&headings, &rows)
@@ -224,8 +241,30 @@ pub fn cell(name: &str, value: &Value) -> String {
     }
 }
 
-/// A time and how far from now it is.
+/// The name of a member as a heading; of a measure, without its unit.
+fn heading(name: &str, value: &Value) -> String {
+    let unit = ["_seconds", "_bytes"].into_iter().find(|unit| name.ends_with(unit));
+    let name = match (unit, measure(name, value)) {
+        (Some(unit), Some(_)) => name.strip_suffix(unit).unwrap_or(name),
+        _ => name,
+    };
+    plain(&name.replace('_', " "))
+}
+
+/// A span of time or a size in words.
+fn measure(name: &str, value: &Value) -> Option<String> {
+    match value.as_u64()? {
+        seconds if name.ends_with("_seconds") => Some(span(seconds)),
+        bytes if name.ends_with("_bytes") => Some(size(bytes)),
+        _ => None,
+    }
+}
+
+/// A time and how far from now it is, or a measure.
 fn humane(name: &str, value: &Value, now: Timestamp) -> Option<String> {
+    if let Some(measure) = measure(name, value) {
+        return Some(measure);
+    }
     let time = time(name, value.as_str()?)?;
     Some(format!("{} ({})", cell(name, value), distance(time, now)))
 }
@@ -290,6 +329,17 @@ store
   open  yes
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn measures_are_for_people() {
+        let text = facts(&json!({"uptime_seconds": 31_536_000, "store": {"free_bytes": 3 << 20}}));
+        assert_eq!(
+            text,
+            "uptime  365 days\nstore   \n  free  3.0 MiB\n".replace("store   ", "store")
+        );
+        let table = columns(&["name", "wait_seconds"], &[json!({"name": "a", "wait_seconds": 90})]);
+        assert_eq!(table, "NAME  WAIT\na     1 minute 30 seconds\n");
     }
 
     #[test]

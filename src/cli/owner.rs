@@ -1,10 +1,12 @@
 //! Owners of keys and secrets: who one is, and giving one to another.
 
 use clap::{Args, ValueHint};
+use clap_complete::ArgValueCompleter;
 use nix::unistd::User;
 use serde_json::json;
 
 use super::Session;
+use super::names;
 use super::output::facts;
 use super::problem::Failure;
 use crate::key::{Name, Owner};
@@ -18,6 +20,7 @@ As policy is shipped, an owner gives away what is its own, and an operator what 
 made before there were owners.")]
 pub struct Transfer {
     /// What is transferred
+    #[arg(add = ArgValueCompleter::new(names::keys_and_secrets))]
     name: Name,
     /// Whom it belongs to from now on: a user by name or number, or an id like unix:1000
     #[arg(long, value_name = "OWNER", value_parser = owner, value_hint = ValueHint::Username)]

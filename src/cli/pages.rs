@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
+use clap_complete::env::{self, EnvCompleter};
 
 use serde_json::json;
 
 use super::output::Output;
 use super::problem::Failure;
 
-/// Print a completion script for a shell
+/// Print a completion script for a shell; it completes names of keys and secrets, too, which it asks of the daemon
 #[derive(Args)]
 #[command(after_help = "Examples:
   strongroom completions bash > /usr/share/bash-completion/completions/strongroom
@@ -29,13 +30,21 @@ enum Shell {
 
 impl Completions {
     pub(super) fn run(self, out: &Output) -> Result<(), Failure> {
-        let shell = match self.shell {
-            Shell::Bash => clap_complete::Shell::Bash,
-            Shell::Zsh => clap_complete::Shell::Zsh,
-            Shell::Fish => clap_complete::Shell::Fish,
+        let shell: &dyn EnvCompleter = match self.shell {
+            Shell::Bash => &env::Bash,
+            Shell::Zsh => &env::Zsh,
+            Shell::Fish => &env::Fish,
         };
         let mut script = Vec::new();
-        clap_complete::generate(shell, &mut super::command(), "strongroom", &mut script);
+        shell
+            .write_registration(
+                super::COMPLETE,
+                "strongroom",
+                "strongroom",
+                "strongroom",
+                &mut script,
+            )
+            .map_err(Failure::Output)?;
         out.bytes(&script)
     }
 }

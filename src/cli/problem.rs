@@ -6,7 +6,11 @@ use serde::Deserialize;
 
 use super::escape::{plain, plain_json};
 use super::output::Format;
+use super::paint;
 use crate::secret::ArenaError;
+
+/// What the text of an error begins with.
+const PROGRAM: &str = "strongroom:";
 
 /// Why a command ended otherwise than "done".
 pub enum Failure {
@@ -105,7 +109,14 @@ impl Failure {
             Format::Text => self.text(),
             Format::Json => self.json(),
         };
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        let mut stderr = std::io::stderr();
+        let text = match text.strip_prefix(PROGRAM) {
+            Some(rest) if format == Format::Text && paint::is_wanted(&stderr) => {
+                format!("{}{rest}", paint::red(PROGRAM))
+            }
+            _ => text,
+        };
+        let _ = stderr.write_all(text.as_bytes());
     }
 
     fn text(&self) -> String {

@@ -14,6 +14,7 @@ pub struct Progress {
     wanted: bool,
     terminal: bool,
     drawn: bool,
+    all: u64,
     last: Option<(Instant, String)>,
 }
 
@@ -21,11 +22,12 @@ impl Progress {
     /// Shows nothing at all unless it is `wanted`.
     pub fn new(wanted: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { wanted, terminal, drawn: false, last: None }
+        Self { wanted, terminal, drawn: false, all: 0, last: None }
     }
 
     /// So many are done of so many; there may be more done than there were at the beginning.
     pub fn show(&mut self, done: u64, all: u64) {
+        self.all = all.max(done);
         let text = format!("{:3} %  {done} of {all} keys", percent(done, all));
         if self.terminal {
             let filled = WIDTH * percent(done, all) / 100;
@@ -41,6 +43,20 @@ impl Progress {
     pub fn waiting(&mut self, what: &str) {
         let text = format!("waiting for: {}", super::output::plain(what));
         if self.terminal { self.draw(&text) } else { self.line(&text) }
+    }
+
+    /// All of it is done: what was shown ends with 100 %, and stays.
+    pub fn finish(&mut self) {
+        if !self.drawn && self.last.is_none() {
+            return;
+        }
+        let all = self.all;
+        self.last = None;
+        self.show(all, all);
+        if self.drawn {
+            let _ = writeln!(std::io::stderr());
+            self.drawn = false;
+        }
     }
 
     /// Leaves the line that the bar stood on.

@@ -1,6 +1,7 @@
 //! `strongroom secret …`: values kept as ciphertexts under a key.
 
 use clap::{Args, Subcommand, ValueHint};
+use clap_complete::ArgValueCompleter;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -8,6 +9,7 @@ use super::Session;
 use super::client::{Condition, Reply};
 use super::input::{self, Source};
 use super::key::MadeFor;
+use super::names;
 use super::offline::{Mgf1, Recipient};
 use super::output::{columns, facts};
 use super::owner::Transfer;
@@ -44,9 +46,10 @@ pub enum Secret {
 Every byte counts: `echo` adds a newline to the value, `printf %s` does not.")]
 pub struct Put {
     /// The name it gets
+    #[arg(add = ArgValueCompleter::new(names::secrets))]
     name: Name,
     /// The key that it is kept under
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", add = ArgValueCompleter::new(names::keys))]
     key: Name,
     /// Where to read the value from; `-` is stdin
     #[arg(long = "in", value_name = "FILE", default_value = "-", value_parser = Source::of)]
@@ -95,6 +98,7 @@ pub struct List {}
 #[derive(Args)]
 pub struct Show {
     /// The secret
+    #[arg(add = ArgValueCompleter::new(names::secrets))]
     name: Name,
 }
 
@@ -106,6 +110,7 @@ pub struct Show {
 With --output json the value is base64 in the member `plaintext`.")]
 pub struct Reveal {
     /// The secret
+    #[arg(add = ArgValueCompleter::new(names::secrets))]
     name: Name,
 }
 
@@ -113,6 +118,7 @@ pub struct Reveal {
 #[derive(Args)]
 pub struct Delete {
     /// The secret
+    #[arg(add = ArgValueCompleter::new(names::secrets))]
     name: Name,
     /// Only where the secret still has this revision
     #[arg(long, value_name = "REVISION")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::DaemonError;
 use super::backup::BackupError;
 use super::config::ConfigError;
+use super::unit;
 use crate::audit::AuditError;
 use crate::cli::{self, Failure, Global, Report};
 use crate::http::ListenError;
@@ -89,6 +90,12 @@ impl DaemonError {
             Self::Store(error) => of_store(error),
             Self::Trail(error) => of_trail(error),
             Self::Policy(error) => of_policy(error),
+            Self::Recovery(error @ OfflineError::Token(TokenError::PinIncorrect(_))) => {
+                of_recovery(error)
+            }
+            Self::Recovery(error @ OfflineError::Token(_)) => {
+                return format!("{}{}", of_recovery(error), unit::hint());
+            }
             Self::Recovery(error) => of_recovery(error),
             Self::StoreBehind { .. } => {
                 "put the right one at [store] path of the configuration, or accept it as it is with \
@@ -156,7 +163,10 @@ fn of_backup(error: &BackupError) -> String {
     let own = match error {
         BackupError::Archive(_) | BackupError::NoAppliance => "take another backup",
         BackupError::Token(_) => {
-            "name the token that the backup was made with under [token], and its PIN (--pin-file)"
+            let hint = unit::hint();
+            return format!(
+                "name the token that the backup was made with under [token], and its PIN (--pin-file){hint}"
+            );
         }
         BackupError::NotEmpty(path) => {
             let path = path.display();

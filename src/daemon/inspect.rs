@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::DaemonError::Refused;
 use super::config::Config;
 use super::offline::{Users, around, as_front, become_custody, in_child, pin_of_root};
+use super::unit::take_over_environment;
 use super::{DaemonError, house};
 use crate::cli::{self, Doctor, PolicyFrom, Report};
 use crate::custody::examine_locked;
@@ -81,6 +82,7 @@ fn sound(settings: &policy::Settings) -> Result<(usize, Vec<policy::Finding>), (
 /// from starting.
 pub fn doctor(asked: &Doctor) -> Result<Report, DaemonError> {
     let path = asked.config.as_deref().unwrap_or(Path::new(""));
+    take_over_environment(path);
     let mut config = Config::load(path)?.config;
     config.use_pin_file(asked.pin_file.as_deref());
     let users = Users::of(&config)?;

@@ -9,6 +9,7 @@ mod config_check;
 mod custody;
 mod descriptors;
 mod explain;
+mod failure_note;
 mod footprint;
 mod front;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -32,6 +33,7 @@ mod supervisor;
 mod threads;
 mod token_watch;
 mod trail_keeping;
+mod unit;
 
 pub use accept::accept_rollback;
 pub use advice::{ended, told};

@@ -13,7 +13,7 @@ const CAPACITY: usize = 8;
 
 /// The way to the service manager; without one, messages go nowhere.
 #[derive(Clone)]
-pub struct Notifier(SyncSender<NotifyState<'static>>);
+pub struct Notifier(SyncSender<String>);
 
 /// The service manager's socket, where there is one (`NOTIFY_SOCKET`).
 pub struct Manager(Option<UnixDatagram>);
@@ -32,11 +32,13 @@ impl Manager {
         Self(connected.ok())
     }
 
-    fn notify(&self, state: &NotifyState<'_>) {
+    /// Sends a message at once.
+    pub fn notify(&self, state: &NotifyState<'_>) {
+        self.send(&text_of(state));
+    }
+
+    fn send(&self, message: &str) {
         let Some(socket) = &self.0 else { return };
-        let mut message = String::new();
-        // Writing to a text does not fail.
-        let _ = writeln!(message, "{state}");
         if let Err(error) = socket.send(message.as_bytes()) {
             tracing::debug!(%error, "the service manager could not be notified");
         }
@@ -46,10 +48,10 @@ impl Manager {
 impl Notifier {
     /// Starts the thread. To be called inside the sandbox, which a thread from before would be outside of.
     pub fn start(manager: Manager) -> Self {
-        let (sender, states) = sync_channel(CAPACITY);
+        let (sender, states) = sync_channel::<String>(CAPACITY);
         let send = move || {
             for state in states {
-                manager.notify(&state);
+                manager.send(&state);
             }
         };
         let _ = thread::Builder::new().name("notify".to_owned()).spawn(send);
@@ -57,7 +59,14 @@ impl Notifier {
     }
 
     /// Queues a message; one too many is dropped.
-    pub fn send(&self, state: NotifyState<'static>) {
-        let _ = self.0.try_send(state);
+    pub fn send(&self, state: NotifyState<'_>) {
+        let _ = self.0.try_send(text_of(&state));
     }
+}
+
+fn text_of(state: &NotifyState<'_>) -> String {
+    let mut message = String::new();
+    // Writing to a text does not fail.
+    let _ = writeln!(message, "{state}");
+    message
 }

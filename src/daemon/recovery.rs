@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::config::Config;
 use super::offline::{Users, become_custody, pin_of_custody, pin_of_root};
 use super::offline_store::open_apart;
+use super::unit::take_over_environment;
 use super::{DaemonError, io};
 use crate::cli::{Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
 use crate::records::{Offline, OfflineError, Planned, Resealed};
@@ -39,6 +40,7 @@ pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
             drilled
         }
         OfflineRecovery::Reseal(reseal) => {
+            take_over_environment(&reseal.config);
             let mut config = Config::load(&reseal.config)?.config;
             config.use_pin_file(reseal.pin_file.as_deref());
             let users = Users::of(&config)?;
@@ -90,7 +92,9 @@ fn reseal_all(
         .map_err(io("starting the runtime"))?;
     let mut progress = Progress::new(true);
     let show = |done| progress.show(done, all);
-    Ok(runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?)
+    let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
+    progress.finish();
+    Ok(resealed)
 }
 
 /// What a reseal is about to do, for whoever is to agree.
@@ -221,7 +225,7 @@ fn drill_all(offline: &Offline) -> Result<Report, DaemonError> {
         Ok(()) => secrets += 1,
         Err(error) => bad.push(format!("secret/{name}: {error}")),
     })?;
-    progress.end();
+    progress.finish();
     let (store_keys, appliance) = (offline.store_keys(), &offline.home().appliance);
     let lost: Vec<&String> = offline.lost().iter().chain(&bad).collect();
     let mut text = format!(

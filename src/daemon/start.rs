@@ -14,12 +14,14 @@ use tokio::sync::watch;
 use super::backup::unfinished_restore;
 use super::child::{CustodyChild, HangGuard};
 use super::config::{Config, Loaded};
+use super::failure_note::FailureNote;
 use super::footprint::Footprint;
 use super::front::{Front, lost, waits};
 use super::logging::{self, Logs};
 use super::needs::{make_places, needs};
 use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
+use super::process_state::Leftovers;
 use super::reload::{Verdict, reload};
 use super::{DaemonError, descriptors, io, process_state, threads, under_systemd};
 use crate::cli::Serve;
@@ -50,7 +52,17 @@ const LAST_LINES_OF_THE_STUCK: Duration = Duration::from_millis(300);
 /// Runs the front until SIGTERM or SIGINT, or until the store fails for good: that only a new process
 /// can mend, and it is an error, so that a supervisor starts one.
 pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
-    let inherited = process_state::reset(&passed_descriptors())?;
+    let passed = passed_descriptors();
+    let inherited = process_state::reset(&passed)?;
+    let note = FailureNote::prepare(&arguments.config, &passed);
+    serve_noted(arguments, inherited, &note).inspect_err(|error| note.write(error))
+}
+
+fn serve_noted(
+    arguments: &Serve,
+    inherited: Leftovers,
+    note: &FailureNote,
+) -> Result<(), DaemonError> {
     threads::check()?;
     let loaded = Config::load(&arguments.config)?;
     // Before anything is made where a restore is to go.
@@ -108,7 +120,8 @@ pub fn serve(arguments: &Serve) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(io("starting the runtime"))?;
-    let started = Started { child: child.as_ref(), dialer, making, manager, footprint: &footprint };
+    let started =
+        Started { child: child.as_ref(), dialer, making, manager, footprint: &footprint, note };
     let run = run(&arguments.config, &loaded, &logs, store, started);
     let result = runtime.block_on(run);
     // Deeds that still run get no more time: their lines say that they were interrupted.
@@ -149,6 +162,7 @@ struct Started<'a> {
     making: Option<Making>,
     manager: Manager,
     footprint: &'a Footprint,
+    note: &'a FailureNote,
 }
 
 async fn run(
@@ -156,7 +170,7 @@ async fn run(
     loaded: &Loaded,
     logs: &Logs,
     store: Arc<dyn Store>,
-    Started { child, dialer, making, manager, footprint }: Started<'_>,
+    Started { child, dialer, making, manager, footprint, note }: Started<'_>,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("following signals"))?;
@@ -190,6 +204,9 @@ async fn run(
     let notifier = Notifier::start(manager);
     let ready = tokio::spawn(say_ready(front.custody.clone(), notifier.clone()));
     footprint.let_go();
+    note.clear();
+    let mut shown = tokio::time::interval(Duration::from_secs(1));
+    let mut status = String::new();
     let mut beat = tokio::time::interval(watchdog_period());
     let end = loop {
         tokio::select! {
@@ -205,6 +222,7 @@ async fn run(
                 reload(path, config, &front, logs).await;
                 notifier.send(NotifyState::Ready);
             }
+            _ = shown.tick() => show_status(&front, &notifier, &mut status),
             _ = beat.tick() => notifier.send(NotifyState::Watchdog),
         }
     };
@@ -239,6 +257,19 @@ fn reap(child: Option<&CustodyChild>, dialer: &Dialer) -> Option<DaemonError> {
         }
     }
     None
+}
+
+/// Has `systemctl status` show the state, whenever it is another one.
+fn show_status(front: &Front, notifier: &Notifier, shown: &mut String) {
+    let (state, detail) = front.appliance.state();
+    let text = match state {
+        "ready" => "ready: keys and secrets are served".to_owned(),
+        _ => format!("{state}: {}", detail.replace('\n', "; ")),
+    };
+    if text != *shown {
+        notifier.send(NotifyState::Status(&text));
+        *shown = text;
+    }
 }
 
 /// Says that it is ready once custody is there, or after a moment all the same: whoever comes right after a

@@ -8,6 +8,7 @@ use super::clock::ClockView;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::next_start::StartRefusal;
+use super::span::span;
 use crate::custody::protocol::{Check, Verdict};
 use crate::policy::{Action, Permit, Resource};
 
@@ -87,7 +88,7 @@ fn check_of_clock(clock: &ClockView) -> Check {
         ("agrees", _) => (Verdict::Ok, "as far on as the time that has passed".to_owned(), ""),
         (_, ahead) => {
             let (by, way) = (ahead.unsigned_abs(), clock.state);
-            let found = format!("the clock is {by} s {way} of the time that has passed");
+            let found = format!("the clock is {} {way} of the time that has passed", span(by));
             (Verdict::Warn, found, "the clock, or `strongroom confirm-clock`")
         }
     };

@@ -38,6 +38,7 @@ mod rotation;
 mod scheduling;
 mod secrets;
 mod socket;
+mod span;
 mod state;
 mod status;
 mod sweep;
@@ -80,6 +81,7 @@ pub use secrets::{
     DeleteSecret, Deleted, ListSecrets, PutBody, PutReply, PutSecret, RevealSecret, Revealed,
     SecretPage, SecretView, ShowSecret,
 };
+pub use span::{size, span};
 pub use state::{SecretSettings, Settings, Standing};
 pub use status::{Status, StatusView};
 pub use sweep::Seen;

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::error::Error;
 use super::gate::Appliance;
+use super::span::span;
 use crate::audit::{Code, Event, EventNote};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, Fingerprint, NewKey, generation_of};
@@ -150,7 +151,7 @@ impl Appliance {
     fn why_not(&self, error: &Error, pause: Duration) -> String {
         match self.state() {
             ("ready", _) if pause > PAUSE => {
-                format!("{error}; it is tried again every {} s", pause.as_secs())
+                format!("{error}; it is tried again every {}", span(pause.as_secs()))
             }
             ("ready", _) => error.to_string(),
             (state, detail) if detail.is_empty() => state.to_owned(),

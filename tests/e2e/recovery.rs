@@ -147,6 +147,8 @@ fn a_lost_token_is_survived_with_the_recovery_key_alone() {
     assert!(proved.status.success(), "{}", text(&proved));
     let said = text(&proved);
     assert!(said.contains("6 versions of 5 keys, 9 secrets can be recovered"), "{said}");
+    let progress = String::from_utf8_lossy(&proved.stderr).into_owned();
+    assert_eq!(progress.lines().last(), Some("100 %  5 of 5 keys"), "{progress}");
     let arguments =
         ["recovery", "drill", "--store", copy, "--private-key", private, "--output", "json"];
     let programs = offline(&appliance, &new_token, &arguments);

@@ -54,6 +54,72 @@ fn the_trail_is_shown_by_its_end() {
 }
 
 #[test]
+fn a_status_begins_with_a_sentence_and_has_measures_for_people() {
+    let appliance = Appliance::new();
+    let text =
+        |arguments: &[&str]| String::from_utf8(appliance.cli(arguments).stdout).expect("text");
+    let status = text(&["status"]);
+    let lines: Vec<&str> = status.lines().collect();
+    assert_eq!(lines[0], "Strongroom is ready: keys and secrets are served.", "{status}");
+    assert_eq!(lines[1], "  next: nothing", "{status}");
+    assert!(!status.contains("seconds  ") && !status.contains("bytes  "), "{status}");
+    assert!(status.lines().any(|line| line.starts_with("uptime ")), "{status}");
+    assert!(status.contains("GiB") || status.contains("MiB"), "{status}");
+    assert!(appliance.cli(&["lock"]).status.success());
+    let locked = text(&["status"]);
+    assert!(
+        locked.starts_with("Strongroom is locked: an operator locked it.\n  next: "),
+        "{locked}"
+    );
+    assert!(locked.lines().nth(1).is_some_and(|line| line.contains("unlock")), "{locked}");
+}
+
+#[test]
+fn a_new_key_is_one_line() {
+    let appliance = Appliance::new();
+    let created = appliance.cli(&["key", "create", "k", "--label", "team=a"]);
+    let text = String::from_utf8(created.stdout).expect("text");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    for part in ["created key k: RSA-2048", "owner unix:", "team=a"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// What `systemctl status` shows.
+#[test]
+fn systemd_is_told_the_state_in_a_sentence() {
+    let mut appliance = Appliance::prepared(|_| {});
+    let path = appliance.path("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("set");
+    appliance.set_environment("NOTIFY_SOCKET", path.to_str().expect("text"));
+    let wait_for = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let length =
+                manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}"));
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(wanted) {
+                return;
+            }
+        }
+    };
+    appliance.start();
+    wait_for("STATUS=not-initialised");
+    appliance.post("/v1/init", &serde_json::json!({})).expect_status(201);
+    wait_for("STATUS=ready: keys and secrets are served");
+    assert!(appliance.cli(&["lock"]).status.success());
+    wait_for("STATUS=locked: an operator locked it");
+    appliance.stop();
+    appliance.change_config(|config| {
+        config["policy"]["directory"] = "/nonexistent/policy".into();
+    });
+    appliance.spawn();
+    wait_for("STATUS=failed: ");
+    appliance.wait_for_end();
+}
+
+#[test]
 fn errors_name_the_command_that_helps() {
     let appliance = Appliance::new();
     let put = appliance.cli_with(&["secret", "put", "s", "--key", "absent"], b"value");

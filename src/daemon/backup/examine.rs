@@ -10,7 +10,7 @@ use super::super::config::Config;
 use super::super::{DaemonError, io};
 use super::scratch::Scratch;
 use super::{BackupError, at};
-use crate::audit::{self, Expectations, Head, VerifyKey};
+use crate::audit::{self, Expectations, Head, Judgement, VerifyKey};
 use crate::backup::{Archive, Damage};
 use crate::records::{self, Checked, HomeRecord, Records, RestoredRecord};
 use crate::store::sled_store::SledStore;
@@ -20,6 +20,8 @@ use crate::store::{Filling, Store};
 pub struct Places {
     pub store: PathBuf,
     pub trail: PathBuf,
+    /// Whether the trail may begin later than with line 1.
+    pub partial: bool,
 }
 
 /// What was found.
@@ -30,6 +32,8 @@ pub struct Examined {
     pub files: u64,
     pub lines: u64,
     pub checkpoints: u64,
+    /// What `audit verify` says of the trail; none where it was not verified.
+    pub trail: Option<Judgement>,
     /// How long the opening of all records took.
     pub time: Duration,
     /// The backup's last line of the trail.
@@ -40,13 +44,17 @@ pub struct Examined {
 
 impl Examined {
     pub fn is_good(&self) -> bool {
-        self.bad.is_empty()
+        self.bad.is_empty() && self.trail == Some(Judgement::Sound)
     }
 
     fn find(&mut self, what: impl Into<String>, why: impl Into<String>) {
         self.bad.push((what.into(), why.into()));
     }
 }
+
+/// What is said of a trail without its beginning.
+const MOVED_AWAY: &str =
+    "it begins later than with line 1: if its older files were moved away, say so with --partial";
 
 /// Addresses that are put into the store at once.
 const BATCH: usize = 1024;
@@ -71,6 +79,7 @@ pub fn examine(
         files: 0,
         lines: 0,
         checkpoints: 0,
+        trail: None,
         time: Duration::ZERO,
         head,
         complete: true,
@@ -102,7 +111,7 @@ fn look_through(
     if home.appliance != archive.manifest.appliance {
         found.find("manifest.json", format!("the store is of appliance {}", home.appliance));
     }
-    verify_signatures(archive, &home, &places.trail, found);
+    verify_signatures(archive, &home, places, found);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -160,28 +169,38 @@ fn unpack_trail(archive: &Archive, to: &Path) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// The manifest's signature, and the trail by its own.
-fn verify_signatures(archive: &Archive, home: &HomeRecord, trail: &Path, found: &mut Examined) {
+/// The manifest's signature, and the trail by its own: with the verdict that `audit verify` has for these files.
+fn verify_signatures(archive: &Archive, home: &HomeRecord, places: &Places, found: &mut Examined) {
     let Ok(key) = VerifyKey::from_point(&home.signer_point) else {
         return found.find("appliance/home", "it names no public key for signatures");
     };
     if !key.verifies(&archive.message(), &archive.signature) {
         found.find("manifest.json", "it is not signed by the audit key of its appliance");
     }
-    let first = archive.trail_files().next().map(|(name, _)| name.to_owned());
-    let from_the_start = first.is_some_and(|name| name.ends_with("-00000000000000000001.jsonl"));
     let expectations = Expectations {
         known: vec![found.head],
         in_use: true,
-        partial: !from_the_start,
+        partial: places.partial,
         ..Expectations::default()
     };
-    match audit::verify(trail, &[key], &expectations) {
+    match audit::verify(&places.trail, &[key], &expectations) {
         Ok(report) => {
             (found.files, found.lines) = (report.files, report.lines);
             found.checkpoints = report.checkpoints;
+            let judgement = report.judgement();
+            found.trail = Some(judgement);
             for finding in &report.findings {
                 found.find("trail", finding.to_string());
+            }
+            match (judgement, report.further_findings) {
+                (_, more @ 1..) => found.find("trail", format!("{more} more findings")),
+                (Judgement::UnsignedTail, _) => {
+                    found.find("trail", format!("lines after {} may be forged", report.proven));
+                }
+                _ => {}
+            }
+            if !places.partial && report.first.is_some_and(|first| first > 1) {
+                found.find("trail", MOVED_AWAY);
             }
             if report.last != Some(found.head) {
                 found.find("trail", "it does not end where the manifest says");

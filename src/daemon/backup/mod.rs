@@ -17,6 +17,7 @@ use super::DaemonError;
 use super::config::Config;
 use super::logging::Logs;
 use super::offline::{Users, pin_of_root, shut_in};
+use super::unit::take_over_environment;
 use crate::backup::{Archive, ArchiveError};
 use crate::cli::{self, CreateBackup, Created, Global, Made, Report, Verify};
 use crate::sandbox::Untrusted;
@@ -66,6 +67,7 @@ pub fn unfinished_restore(store: &Path, trail: &Path) -> Result<(), BackupError>
 
 /// Verifies a backup.
 pub fn verify_backup(arguments: &Verify) -> Result<Report, DaemonError> {
+    take_over_environment(&arguments.by.config);
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let users = Users::of(&config)?;
@@ -74,8 +76,11 @@ pub fn verify_backup(arguments: &Verify) -> Result<Report, DaemonError> {
     come_up(&config)?;
     scratch.give(pin_of_root(&config)?);
     users.front.assume()?;
-    let places =
-        Places { store: scratch.work().join("store"), trail: scratch.work().join("trail") };
+    let places = Places {
+        store: scratch.work().join("store"),
+        trail: scratch.work().join("trail"),
+        partial: arguments.by.partial,
+    };
     for place in [&places.store, &places.trail] {
         make_directory(place)?;
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::examine::Examined;
+use crate::audit::Judgement;
 use crate::backup::Archive;
 use crate::cli::plain;
 
@@ -36,6 +37,9 @@ struct TrailTold {
     lines: u64,
     files: u64,
     checkpoints: u64,
+    /// The verdict of `audit verify`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Judgement>,
 }
 
 /// Something that does not hold.
@@ -77,6 +81,7 @@ impl Told {
                 lines: examined.lines,
                 files: examined.files,
                 checkpoints: examined.checkpoints,
+                verdict: examined.trail,
             },
             store_keys: checked.store_keys,
             keys: checked.keys,
@@ -112,6 +117,7 @@ impl Told {
             text.push_str(&format!("BAD        {}: {}\n", plain(what), plain(why)));
         }
         let verdict = match self.bad.len() {
+            0 if self.verdict != "good" => "NOT GOOD: the audit log was not verified".to_owned(),
             0 => "GOOD: every key in it was opened".to_owned(),
             count => format!("NOT GOOD: {count} of what is in it do not hold"),
         };

@@ -10,6 +10,7 @@ use super::super::DaemonError;
 use super::super::accept::Prepared;
 use super::super::config::Config;
 use super::super::offline::{Users, absolute, pin_of_root, shut_in};
+use super::super::unit::take_over_environment;
 use super::examine::{self, Places};
 use super::report::{Restored, Told, Undone};
 use super::scratch::Scratch;
@@ -24,6 +25,7 @@ use crate::records::RestoredRecord;
 
 /// Restores a backup.
 pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
+    take_over_environment(&arguments.by.config);
     let mut config = Config::load(&arguments.by.config)?.config;
     config.use_pin_file(arguments.by.pin_file.as_deref());
     let (store, trail) = (absolute(&config.store.path)?, absolute(&config.audit.directory)?);
@@ -36,9 +38,9 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let order = Prepared::at(&config.custody.state_directory, &users);
     // From here on as the owner of the directories, who can do no more with this process than without it.
     users.front.assume()?;
-    let mut building = Building::begin(Places { store, trail })?;
+    let mut building = Building::begin(Places { store, trail, partial: arguments.by.partial })?;
     let previous = arguments.previous_trail.iter().cloned().collect();
-    let Places { store, trail } = &building.places;
+    let Places { store, trail, .. } = &building.places;
     let write = vec![scratch.work(), store.clone(), trail.clone()];
     shut_in(&config.sandbox, &users.front, write, previous)?;
     let _logs = speak_up()?;
