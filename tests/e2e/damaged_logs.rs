@@ -12,7 +12,7 @@ use crate::backup::{backup, said};
 fn worked() -> (Appliance, PathBuf) {
     let appliance = Appliance::configured(|config| {
         let audit = config["audit"].as_table_mut().expect("a table");
-        audit.insert("segment_bytes".to_owned(), 8192.into());
+        audit.insert("segment_bytes".to_owned(), 4096.into());
         audit.insert("checkpoint_lines".to_owned(), 10.into());
     });
     appliance.post("/v1/init", &json!({})).expect_status(201);
