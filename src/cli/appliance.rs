@@ -1,11 +1,13 @@
 //! The appliance as a whole: init, status, lock, unlock, doctor.
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::Session;
+use super::dry_run::{self, DryRun};
 use super::input::{self, Source};
 use super::key_state::Why;
 use super::output::{cell, facts, plain};
@@ -24,6 +26,8 @@ pub struct Init {
     /// Finish an initialisation that was cut off; makes only what is missing of it
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Where the token has a key under the name that the new one is to have, and it cannot be used.
@@ -32,6 +36,9 @@ const UNFIT: &str = "the token holds a master key already that cannot be used; w
 
 impl Init {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            return dry_run::print(session, &init_plan(session)?);
+        }
         let reply = session.client.post("/v1/init", &json!({ "resume": self.resume }));
         let reply = reply.map_err(|failure| match failure.is("master-key") {
             true => failure.advised(UNFIT.to_owned()),
@@ -57,10 +64,15 @@ impl Status {
 pub struct Lock {
     #[command(flatten)]
     why: Why,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 impl Lock {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            return dry_run::print(session, &lock_plan(session)?);
+        }
         let body = match self.why.reason {
             Some(reason) => json!({ "reason": reason }),
             None => json!({}),
@@ -107,14 +119,74 @@ impl Unlock {
 /// A clock that is further on than time has passed holds destructions back, so that none is early. After
 /// this they go by the clock: look at `key list` first, what is due by it is destroyed at once.
 #[derive(Args)]
-pub struct ConfirmClock {}
+pub struct ConfirmClock {
+    #[command(flatten)]
+    dry: DryRun,
+}
 
 impl ConfirmClock {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            return dry_run::print(session, &clock_plan(session)?);
+        }
         let reply = session.client.post("/v1/clock/confirm", &json!({}))?;
         let done = "confirmed: destructions go by the clock again";
         session.out.reply(&reply, |value| standing(done, value))
     }
+}
+
+fn init_plan(session: &Session) -> Result<Vec<String>, Failure> {
+    let status = session.document_at("/v1/status")?;
+    let word = |path: &str| status.pointer(path).and_then(Value::as_str);
+    if let Some(appliance) = word("/appliance") {
+        return Ok(vec![format!("be refused: appliance {} is initialised", plain(appliance))]);
+    }
+    let token = match (word("/token/label"), word("/token/serial")) {
+        (Some(label), Some(serial)) => {
+            format!("the token {} (serial {})", plain(label), plain(serial))
+        }
+        _ => "the token".to_owned(),
+    };
+    Ok(vec![
+        format!("make the master key of generation 1, AES-256, in {token}"),
+        format!("make the key that signs the audit log, P-256, in {token}"),
+        "make a store key, and store the appliance's record".to_owned(),
+    ])
+}
+
+fn lock_plan(session: &Session) -> Result<Vec<String>, Failure> {
+    let status = session.document_at("/v1/status")?;
+    let opened = status.get("loaded_keys").and_then(Value::as_u64).unwrap_or(0);
+    let keys = dry_run::names(session.pages("/v1/keys", "keys")?.iter());
+    let secrets = dry_run::names(session.pages("/v1/secrets", "secrets")?.iter());
+    Ok(vec![
+        format!("wipe {opened} opened keys and the PIN from memory"),
+        format!("stop serving until `strongroom unlock`: {}", dry_run::counted(&keys, "key")),
+        format!("stop revealing until then: {}", dry_run::counted(&secrets, "secret")),
+        "stay locked over a restart".to_owned(),
+    ])
+}
+
+/// What is due by the clock as it is.
+fn clock_plan(session: &Session) -> Result<Vec<String>, Failure> {
+    let now = Timestamp::now();
+    let is_due = |document: &&Value| {
+        let at = document.get("destroy_at").and_then(Value::as_str);
+        at.and_then(|at| at.parse::<Timestamp>().ok()).is_some_and(|at| at <= now)
+    };
+    let keys = session.pages("/v1/keys", "keys")?;
+    let due = dry_run::names(keys.iter().filter(is_due));
+    let status = session.document_at("/v1/status")?;
+    let masters = status.get("masters_to_be_destroyed").and_then(Value::as_array);
+    let masters = masters.into_iter().flatten().filter(is_due).count();
+    Ok(vec![
+        format!("go by the clock, which says {}", now.strftime("%Y-%m-%d %H:%M:%SZ")),
+        format!(
+            "destroy at once what is due by it: {} (or versions of them)",
+            dry_run::counted(&due, "key")
+        ),
+        format!("destroy at once {masters} master keys that are due by it"),
+    ])
 }
 
 /// Reads a PIN; a line end at its end belongs to the file, not to the PIN.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Session;
+use super::dry_run::DryRun;
 use super::problem::Failure;
 use crate::backup::Archive;
 
@@ -90,6 +91,8 @@ pub struct Restore {
     /// Put it back although some of it is broken; what is broken stays so
     #[arg(long)]
     pub accept_broken: bool,
+    #[command(flatten)]
+    pub dry: DryRun,
     #[command(flatten)]
     pub by: By,
 }

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::client::Condition;
+use super::dry_run::{self, DryRun};
 use super::names;
-use super::output::facts;
+use super::output::{cell, facts};
 use super::problem::Failure;
 use super::terminal;
 use crate::key::{KeyMeta, Name, WaitingPeriod};
@@ -40,12 +41,14 @@ pub struct Rotate {
     name: Name,
     #[command(flatten)]
     why: Why,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 impl Rotate {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
-        let Self { name, why } = self;
-        let change = Change { name, version: None, why, yes: true };
+        let Self { name, why, dry } = self;
+        let change = Change { name, version: None, why, yes: true, dry };
         change.run(session, "rotate", None)
     }
 }
@@ -106,6 +109,8 @@ pub struct Change {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Destroy a key or a version after a waiting period; what it protected is lost then
@@ -132,11 +137,65 @@ impl Change {
         verb: &str,
         final_word: Option<&str>,
     ) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            return dry_run::print(session, &self.plan(session, verb)?);
+        }
         if let Some(word) = final_word {
             terminal::agree(self.yes, &format!("{verb} {}. {word}", self.what()))?;
         }
         let path = format!("/v1/keys/{}/{verb}", self.name);
         session.out.reply(&session.client.post(&path, &self.body())?, facts)
+    }
+
+    /// What the change would do to the versions and to the secrets under them.
+    fn plan(&self, session: &Session, verb: &str) -> Result<Vec<String>, Failure> {
+        let key = session.document_at(&format!("/v1/keys/{}", self.name))?;
+        let number = |version: &Value| version.get("version").and_then(Value::as_u64);
+        let versions = key.get("versions").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let current = key.get("current_version").and_then(Value::as_u64);
+        if verb == "rotate" {
+            let next = versions.iter().filter_map(number).max().unwrap_or(0) + 1;
+            let mut changes = vec![format!(
+                "make version {next} of key {}, which encrypts from then on",
+                self.name
+            )];
+            changes.extend(
+                current.map(|old| {
+                    format!("deactivate version {old} for encryption; it still decrypts")
+                }),
+            );
+            return Ok(changes);
+        }
+        let is_meant = |version: &&Value| {
+            self.version.is_none_or(|wanted| number(version) == Some(u64::from(wanted)))
+        };
+        let mut changes: Vec<String> = versions
+            .iter()
+            .filter(is_meant)
+            .map(|version| {
+                let state =
+                    version.get("state").map_or(String::new(), |state| cell("state", state));
+                format!(
+                    "{verb} version {} of key {}, which is {state}",
+                    number(version).unwrap_or(0),
+                    self.name
+                )
+            })
+            .collect();
+        if changes.is_empty() {
+            changes.push(format!("be refused: there is no {}", self.what()));
+            return Ok(changes);
+        }
+        let secrets = session.secrets_under(self.name.as_str(), self.version)?;
+        let effect = match verb {
+            "suspend" => "not be revealed until `resume`",
+            "resume" | "restore" => "be revealed again, where nothing else keeps them from it",
+            "destroy" => "be lost for good, once the destruction is done",
+            _ => "be revealed only with the permission key:recover",
+        };
+        let secrets = dry_run::counted(&secrets, "secret");
+        changes.push(format!("have this effect on what lies under it: {secrets}, as far as you may see them, would {effect}"));
+        Ok(changes)
     }
 
     fn body(&self) -> Map<String, Value> {
@@ -156,6 +215,9 @@ impl Change {
 impl Destroy {
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
         let change = &self.change;
+        if change.dry.dry_run {
+            return dry_run::print(session, &change.plan(session, "destroy")?);
+        }
         let wait = match self.after {
             Some(period) => format!("in {} days", period.days()),
             None => "after the configured waiting period".to_owned(),

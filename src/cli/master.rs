@@ -9,9 +9,10 @@ use serde_json::{Map, Value, json};
 use super::Session;
 use super::appliance::pin;
 use super::client::Reply;
+use super::dry_run::{self, DryRun};
 use super::input::Source;
 use super::key_state::days;
-use super::output::{columns, facts};
+use super::output::{cell, columns, facts, plain};
 use super::problem::Failure;
 use super::progress::Progress;
 use super::terminal;
@@ -42,6 +43,8 @@ pub struct Rotate {
     /// Also within an hour after the last rotation, which is refused otherwise
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Have an old master key destroyed in the token, for good, after a waiting period
@@ -76,6 +79,8 @@ pub struct Retire {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Keep a master key that waits for its destruction
@@ -107,7 +112,38 @@ impl Master {
 }
 
 impl Rotate {
+    /// What a rotation would make and rewrap.
+    fn plan(session: &Session) -> Result<Vec<String>, Failure> {
+        let view = session.document_at("/v1/master?counts=true")?;
+        let of = |generation: &Value, name: &str| {
+            generation.get(name).and_then(Value::as_u64).unwrap_or(0)
+        };
+        let generations =
+            view.get("generations").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let in_use = of(&view, "generation");
+        let next = generations.iter().map(|row| of(row, "generation")).max().unwrap_or(in_use) + 1;
+        let sum = |name: &str| generations.iter().map(|row| of(row, name)).sum::<u64>();
+        let mut changes = vec![
+            format!("make the master key of generation {next} in the token"),
+            format!(
+                "rewrap {} versions of keys and {} store keys under it, while service goes on",
+                sum("key_versions"),
+                sum("store_keys")
+            ),
+            format!(
+                "take generation {in_use} out of use; it stays in the token until `strongroom master retire {in_use}`"
+            ),
+        ];
+        if let Some(broken) = view.get("broken") {
+            changes.push(format!("leave what cannot be read: {}", cell("broken", broken)));
+        }
+        Ok(changes)
+    }
+
     fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            return dry_run::print(session, &Self::plan(session)?);
+        }
         match session.client.post("/v1/master/rotate", &json!({ "force": self.force })) {
             Ok(reply) if self.no_wait => return session.out.reply(&reply, told),
             Ok(_) => {}
@@ -178,6 +214,38 @@ struct RetireBody<'a> {
 }
 
 impl Retire {
+    /// What would be destroyed, and what keeps it from that.
+    fn plan(&self, session: &Session, wait: &str) -> Result<Vec<String>, Failure> {
+        let view = session.document_at("/v1/master?counts=true")?;
+        let is_it = |row: &&Value| row.get("generation") == Some(&json!(self.generation));
+        let rows = view.get("generations").and_then(Value::as_array);
+        let Some(row) = rows.and_then(|rows| rows.iter().find(is_it)) else {
+            return Ok(vec![format!("be refused: there is no generation {}", self.generation)]);
+        };
+        let count = |name: &str| row.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let state = row.get("state").and_then(Value::as_str).unwrap_or_default();
+        let under = count("key_versions") + count("store_keys");
+        if state != "old" || under > 0 {
+            return Ok(vec![format!(
+                "be refused: generation {} is {}, and {under} keys lie under it",
+                self.generation,
+                plain(state)
+            )]);
+        }
+        let mut changes = vec![
+            format!(
+                "destroy the master key of generation {} in the token {wait}, for good",
+                self.generation
+            ),
+            "make backups from before the last rotation useless, unless another token has that key"
+                .to_owned(),
+        ];
+        changes.extend(
+            self.leave.iter().map(|name| format!("give up key {name}, whose record is broken")),
+        );
+        Ok(changes)
+    }
+
     fn run(self, session: &Session) -> Result<(), Failure> {
         let generation = self.generation;
         let lost = match self.leave.as_slice() {
@@ -189,6 +257,9 @@ impl Retire {
             (Some(period), None) => format!("in {} days", period.days()),
             (None, None) => "after the configured waiting period".to_owned(),
         };
+        if self.dry.dry_run {
+            return dry_run::print(session, &self.plan(session, &wait)?);
+        }
         let question = format!(
             "destroy the master key of generation {generation} in the token {wait}, for good. Backups from \
              before the rotation ended open only with it.{lost}"

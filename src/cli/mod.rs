@@ -10,6 +10,7 @@ mod audit_rows;
 mod audit_verify;
 mod backup;
 mod client;
+mod dry_run;
 mod escape;
 mod explain;
 mod failing;
@@ -48,6 +49,7 @@ use serde_json::Value;
 
 pub use appliance::doctors_lines;
 pub use backup::{By, Created, Made};
+pub use dry_run::text as dry_run_text;
 pub use escape::plain;
 pub use failing::{LONGEST as LONGEST_FAILURE, file_of as failure_file};
 pub use house::{

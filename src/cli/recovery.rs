@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Session;
 use super::client::Condition;
+use super::dry_run::{self, DryRun};
 use super::input::Source;
 use super::master::follow;
 use super::output::facts;
@@ -42,6 +43,8 @@ pub struct Set {
     /// Do not wait until every key is wrapped
     #[arg(long)]
     no_wait: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Wrap nothing to the recovery key any more, and take its wraps away; backups keep theirs
@@ -50,6 +53,8 @@ pub struct Forget {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 /// Prove that a copy of the store can be recovered: offline, with the private half and nothing else
@@ -100,6 +105,8 @@ pub struct Reseal {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+    #[command(flatten)]
+    pub dry: DryRun,
 }
 
 /// What is done with the private half, without a daemon.
@@ -142,10 +149,27 @@ fn show(session: &Session) -> Result<(), Failure> {
     session.out.reply(&session.client.get("/v1/recovery?counts=true")?, facts)
 }
 
+/// How many versions of keys and store keys there are.
+fn wrapped(session: &Session) -> Result<(u64, u64), Failure> {
+    let view = session.document_at("/v1/recovery?counts=true")?;
+    let count = |name: &str| view.pointer(&format!("/counted/{name}")).and_then(Value::as_u64);
+    Ok((count("key_versions").unwrap_or(0), count("store_keys").unwrap_or(0)))
+}
+
 impl Set {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let file = Source::File(self.public_key.clone()).bytes()?;
         let text = String::from_utf8_lossy(&file);
+        if self.dry.dry_run {
+            let (versions, store_keys) = wrapped(session)?;
+            let changes = [
+                format!("set the recovery key from {}", self.public_key.display()),
+                format!(
+                    "wrap {versions} versions of keys and {store_keys} store keys to it, too, and every new one"
+                ),
+            ];
+            return dry_run::print(session, &changes);
+        }
         let reply =
             session.client.put("/v1/recovery", &json!({ "public_key": text }), Condition::Any)?;
         if self.no_wait {
@@ -158,6 +182,17 @@ impl Set {
 
 impl Forget {
     fn run(self, session: &Session) -> Result<(), Failure> {
+        if self.dry.dry_run {
+            let (versions, store_keys) = wrapped(session)?;
+            let changes = [
+                "forget the recovery key: nothing can be recovered without the token after that"
+                    .to_owned(),
+                format!(
+                    "take its wraps from {versions} versions of keys and {store_keys} store keys; backups keep theirs"
+                ),
+            ];
+            return dry_run::print(session, &changes);
+        }
         let question =
             "forget the recovery key. Nothing can be recovered without the token after that.";
         terminal::agree(self.yes, question)?;

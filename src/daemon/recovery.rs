@@ -12,7 +12,9 @@ use super::offline::{Users, become_custody, pin_of_custody, pin_of_root};
 use super::offline_store::open_apart;
 use super::unit::take_over_environment;
 use super::{DaemonError, io};
-use crate::cli::{Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal};
+use crate::cli::{
+    Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal, dry_run_text,
+};
 use crate::records::{Offline, OfflineError, Planned, Resealed};
 use crate::sandbox::{self, Needs};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
@@ -47,7 +49,7 @@ pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
             let (store, process) = open_apart(&config.store, &config.sandbox)?;
             let resealed = reseal_all(&config, &users, reseal, store);
             process.wait();
-            Ok(told(&resealed?))
+            resealed
         }
     }
 }
@@ -70,7 +72,7 @@ fn reseal_all(
     users: &Users,
     reseal: &Reseal,
     store: Arc<dyn Store>,
-) -> Result<Resealed, DaemonError> {
+) -> Result<Report, DaemonError> {
     shut_in(&config.custody.arena)?;
     let pin = pin_of_root(config)?;
     let private = read_private(&reseal.private_key)?;
@@ -82,6 +84,12 @@ fn reseal_all(
     let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;
     let what = intended(config, &offline, &token, (planned, all))?;
+    if reseal.dry.dry_run {
+        let changes = [what];
+        let text = dry_run_text(&changes);
+        let document = serde_json::json!({ "dry_run": true, "would_change": changes });
+        return Ok(Report::new(text, &document, true));
+    }
     let unconfirmed = |Refusal { what, next, is_wrong_use }| match is_wrong_use {
         true => DaemonError::WrongUse { what, next },
         false => DaemonError::Said { what, next },
@@ -94,7 +102,7 @@ fn reseal_all(
     let show = |done| progress.show(done, all);
     let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
     progress.finish();
-    Ok(resealed)
+    Ok(told(&resealed))
 }
 
 /// What a reseal is about to do, for whoever is to agree.

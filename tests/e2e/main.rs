@@ -38,6 +38,7 @@ mod daemon;
 mod damaged_logs;
 mod doctor_offline;
 mod documents;
+mod dry_runs;
 mod edited_appliance;
 mod edited_store;
 mod explained;

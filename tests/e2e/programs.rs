@@ -105,7 +105,7 @@ fn a_doctor_without_a_daemon_judges_what_the_daemon_will_find() {
     assert_eq!(result("core dumps"), None, "{document}");
     let text = String::from_utf8(doctor("text").stdout).expect("text");
     let named = format!("in {}: [store] path", appliance.config_file().display());
-    assert!(text.contains("CHECK") && text.contains(&named), "{text}");
+    assert!(text.contains("FAIL  store\n      found: ") && text.contains(&named), "{text}");
     // It was never started: its directories are made by its first start.
     assert!(text.contains("store is not there"), "{text}");
 }

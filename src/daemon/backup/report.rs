@@ -30,6 +30,9 @@ pub struct Told {
     /// Only of a restore.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// Only of a dry run of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub would_change: Option<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -92,6 +95,7 @@ impl Told {
             bad: examined.bad.iter().map(bad).collect(),
             verdict: if examined.is_good() { "good" } else { "not-good" },
             restored: None,
+            would_change: None,
         }
     }
 

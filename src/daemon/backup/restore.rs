@@ -20,7 +20,7 @@ use super::{
 };
 use crate::audit;
 use crate::backup::Archive;
-use crate::cli::{Report, Restore};
+use crate::cli::{Report, Restore, dry_run_text};
 use crate::records::RestoredRecord;
 
 /// Restores a backup.
@@ -34,6 +34,11 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let mut scratch = Scratch::make(&arguments.by.scratch, &config, &users)?;
     come_up(&config)?;
     scratch.give(pin_of_root(&config)?);
+    if arguments.dry.dry_run {
+        users.front.assume()?;
+        let target = Places { store, trail, partial: arguments.by.partial };
+        return plan(arguments, &config, &users, (file, scratch), target);
+    }
     // What custody is told at the end, which the owner of the directories could not tell it.
     let order = Prepared::at(&config.custody.state_directory, &users);
     // From here on as the owner of the directories, who can do no more with this process than without it.
@@ -79,6 +84,57 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     restored.undone = left_behind.map(undone);
     told.restored = Some(restored);
     Ok(Report::new(told.text(), &told, true))
+}
+
+/// What a restore would do: the backup is opened in the scratch place, and the directories are looked at.
+fn plan(
+    arguments: &Restore,
+    config: &Config,
+    users: &Users,
+    (file, mut scratch): (File, Scratch),
+    target: Places,
+) -> Result<Report, DaemonError> {
+    unfinished_restore(&target.store, &target.trail)?;
+    for directory in [&target.store, &target.trail] {
+        match must_be_empty(directory) {
+            Err(BackupError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {}
+            checked => checked?,
+        }
+    }
+    let work = scratch.work();
+    let places =
+        Places { store: work.join("store"), trail: work.join("trail"), partial: target.partial };
+    for place in [&places.store, &places.trail] {
+        make_directory(place)?;
+    }
+    let previous = arguments.previous_trail.iter().cloned().collect();
+    shut_in(&config.sandbox, &users.front, vec![work], previous)?;
+    let _logs = speak_up()?;
+    let (archive, damages) = Archive::of(file, &arguments.file).map_err(BackupError::from)?;
+    let left_behind = match &arguments.previous_trail {
+        Some(directory) => left_behind(directory, &archive)?,
+        None => None,
+    };
+    let examined = examine::examine(&archive, damages, config, &places, &mut scratch, None)?;
+    let may_be = examined.complete && (examined.is_good() || arguments.accept_broken);
+    let mut changes = vec![
+        format!("put {} addresses into {}", archive.manifest.addresses, target.store.display()),
+        format!("put {} lines of the audit log into {}", examined.lines, target.trail.display()),
+        "have custody take that audit log for the newest at the next start".to_owned(),
+    ];
+    if let Some(head) = left_behind {
+        changes.push(format!(
+            "undo what lines {} to {} say was done",
+            examined.head.seq + 1,
+            head.seq
+        ));
+    }
+    if !may_be {
+        changes = vec!["be refused: the backup is not good".to_owned()];
+    }
+    let mut told = Told::of(&archive, &examined, &arguments.file);
+    told.would_change = Some(changes.clone());
+    Ok(Report::new(told.text() + &dry_run_text(&changes), &told, may_be))
 }
 
 /// The last line of the trail that was there before, where it goes on behind the backup's.
