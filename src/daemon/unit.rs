@@ -60,8 +60,8 @@ fn variable_of_unit(places: &[PathBuf], config: &Path, name: &str) -> Option<Str
         }
         if let Some(assigned) = line.strip_prefix("Environment=") {
             let words = assigned.split_whitespace().map(|word| word.trim_matches('"'));
-            let found = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            value = found.last().map(str::to_owned).or(value);
+            let mut found = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            value = found.next_back().map(str::to_owned).or(value);
         }
     }
     value.filter(|_| is_ours)
