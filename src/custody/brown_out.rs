@@ -104,7 +104,7 @@ impl Custodian {
         if matches!(*stand, Stand::Well) {
             let why =
                 "the process that looks for the token has ended; custody starts anew for another";
-            tracing::error!(why, "the token is well");
+            tracing::error!("{why}; the token itself is well");
             *stand = Stand::PastUse(Outage::new(Reason::CustodyGone, why));
         }
     }

@@ -4,8 +4,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::http::Limits;
 
-/// Descriptors that the front needs besides one per connection.
-pub const OWN: u64 = 64;
+/// Descriptors that the front needs besides one per connection: its own, and those of connections that were turned
+/// away and are read from for a moment.
+pub const OWN: u64 = 64 + 32;
 
 /// Has this process use as many descriptors as its connections need, if it may. The sandbox does not let
 /// it later.

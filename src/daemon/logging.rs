@@ -144,6 +144,7 @@ pub fn start(settings: &Settings) -> Result<Logs, LoggingError> {
         },
         TargetChoice::Auto => (Target::Stderr, None),
     };
+    let is_for_journal = journal.is_some();
     let sink: queue::Sink = match journal {
         Some(journal) => Box::new(
             tracing_subscriber::registry()
@@ -151,7 +152,7 @@ pub fn start(settings: &Settings) -> Result<Logs, LoggingError> {
         ),
         None => Box::new(tracing_subscriber::registry().with(lines(io::stderr))),
     };
-    let (queue, writing) = queue::queue(sink);
+    let (queue, writing) = queue::queue(sink, is_for_journal);
     let base = tracing_subscriber::registry().with(filter).with(queue.clone());
     tracing::subscriber::set_global_default(base).map_err(|_| LoggingError::AlreadyStarted)?;
     let running = Running { queue, thread: LateThread::new(writing) };

@@ -2,26 +2,34 @@
 //! inside waiting, and so that who comes behind the crowd gets in while those inside are at work.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
+use super::linger::linger;
 use super::listen::{Listener, SocketPlace};
 use super::problem::Problem;
-use super::serve::stopped;
+use super::serve::{Limits, stopped};
 use super::share::{Place, Shares};
 use crate::identity::{Caller, UnixPeer};
 use crate::service::Appliance;
 
 /// Who stands at the door.
 pub struct Door {
-    pub appliance: Arc<Appliance>,
-    pub shares: Arc<Shares>,
+    appliance: Arc<Appliance>,
+    shares: Arc<Shares>,
+    /// Slots for connections that were turned away and may still write.
+    lingering: Arc<Semaphore>,
+    body_bytes: usize,
 }
+
+/// How many connections that were turned away are read from at a time.
+const LINGERING: usize = 32;
 
 /// Somebody who was let in.
 pub struct Admitted {
@@ -43,6 +51,11 @@ fn of_this_runtime(socket: std::os::unix::net::UnixListener) -> io::Result<UnixL
 }
 
 impl Door {
+    pub fn new(appliance: Arc<Appliance>, shares: Arc<Shares>, limits: &Limits) -> Self {
+        let lingering = Arc::new(Semaphore::new(LINGERING));
+        Self { appliance, shares, lingering, body_bytes: limits.body_bytes }
+    }
+
     /// Accepts until `stop` turns true. There are never more of those who were let in than places.
     pub fn open(
         self,
@@ -116,6 +129,21 @@ impl Door {
         }
     }
 
+    /// Answers, and reads on for a moment: a client that writes its request before it reads would find the
+    /// connection reset, and never see why. Of many at once only some are waited for.
+    fn turn_away(&self, stream: UnixStream, farewell: &[u8]) {
+        let _ = io::Write::write(&mut &stream, farewell);
+        let Ok(slot) = Arc::clone(&self.lingering).try_acquire_owned() else { return };
+        let _ = stream.shutdown(Shutdown::Write);
+        if let Ok(stream) = tokio::net::UnixStream::from_std(stream) {
+            let body_bytes = self.body_bytes;
+            tokio::spawn(async move {
+                linger(stream, body_bytes).await;
+                drop(slot);
+            });
+        }
+    }
+
     /// Who it is, and a place among those that are served; `None` where there is none.
     fn admit(&self, stream: UnixStream) -> Option<Admitted> {
         let quiet = &self.appliance.quiet().turned_away;
@@ -131,7 +159,7 @@ impl Door {
                 let uid = peer.uid;
                 tracing::warn!(%request_id, uid, left_out, "too many connections; turned away");
             }
-            let _ = io::Write::write(&mut &stream, &Problem::crowded().farewell(request_id));
+            self.turn_away(stream, &Problem::crowded().farewell(request_id));
             return None;
         };
         Some(Admitted { stream, caller: Caller::Unix(peer), place })

@@ -10,8 +10,14 @@ use http::{HeaderMap, StatusCode};
 use super::problem::Problem;
 use crate::service::{Preconditions, Tags};
 
+/// Why credentials are refused: whoever sends them would take the answer for one that they gave.
+const NO_CREDENTIALS: &str = "on this socket the caller is the Unix user that connects, as the kernel says; credentials are not read";
+
 /// What a request must not carry, and why not.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 15] = [
+    ("authorization", NO_CREDENTIALS),
+    ("proxy-authorization", NO_CREDENTIALS),
+    ("x-api-key", NO_CREDENTIALS),
     ("range", "an answer is always whole; there are no ranges of it"),
     ("if-range", "an answer is always whole; there are no ranges of it"),
     ("content-range", "a resource is put whole, never a part of it"),

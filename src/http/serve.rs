@@ -112,7 +112,7 @@ impl Server {
         let (open, closed) = oneshot::channel();
         let front = Front { appliance: Arc::clone(&appliance), limits: Arc::clone(&limits) };
         let shares = Arc::new(Shares::new(Arc::clone(&limits)));
-        let admitted = Door { appliance, shares }.open(listener, stop.clone())?;
+        let admitted = Door::new(appliance, shares, &limits).open(listener, stop.clone())?;
         Ok((Self { admitted, stop, router: router(front), limits, open }, closed))
     }
 

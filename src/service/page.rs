@@ -64,7 +64,7 @@ impl<'a, T> Filling<'a, Entry<T>> {
     ) -> Result<Self, Error> {
         let place = Place { list, caller: permit.caller(), prefix: page.prefix() };
         let after = page.after.as_deref().map(|cursor| appliance.cursors.open(place, cursor));
-        let (limit, after) = (page.limit(), after.transpose()?);
+        let (limit, after) = (page.limit()?, after.transpose()?);
         let (entries, end) = (Vec::new(), End::No);
         Ok(Self { appliance, place, limit, most, weight: 0, read: 0, after, entries, end })
     }

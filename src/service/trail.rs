@@ -9,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::view::page_limit;
 use crate::audit::{Filter, VerifyKey};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::RecordError;
@@ -71,7 +72,7 @@ impl Request for ReadAudit {
             until: self.until,
             ..Filter::default()
         };
-        let limit = self.limit.unwrap_or(100).clamp(1, 1000);
+        let limit = page_limit(self.limit)?;
         let (trail, after) = (Arc::clone(&appliance.trail), self.after.unwrap_or(0));
         let read = tokio::task::spawn_blocking(move || trail.read(&filter, after, limit));
         let page = read.await.map_err(|_| Error::Abandoned)??;

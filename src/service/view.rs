@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::error::Error;
 use super::precondition::Preconditions;
 use crate::key::{Name, Owner, VersionMeta};
 use crate::records::KeyRecord;
@@ -34,14 +35,28 @@ impl Page {
     /// The most entries of a page.
     pub const MOST: usize = 1000;
 
-    /// How many entries this page may have, within bounds.
-    pub fn limit(&self) -> usize {
-        self.limit.unwrap_or(100).clamp(1, Self::MOST)
+    /// How many entries this page may have.
+    ///
+    /// # Errors
+    /// More than a page can have, or none, is asked for: nobody is to take a page for more than it is.
+    pub fn limit(&self) -> Result<usize, Error> {
+        page_limit(self.limit)
     }
 
     /// What names begin with.
     pub fn prefix(&self) -> &str {
         self.prefix.as_deref().unwrap_or_default()
+    }
+}
+
+/// The entries of a page: 100 unless another number is asked for.
+pub(super) fn page_limit(asked: Option<usize>) -> Result<usize, Error> {
+    match asked.unwrap_or(100) {
+        limit if (1..=Page::MOST).contains(&limit) => Ok(limit),
+        _ => {
+            let rule = format!("1 to {}; the rest comes with `after`", Page::MOST);
+            Err(Error::Invalid { member: "limit", rule })
+        }
     }
 }
 

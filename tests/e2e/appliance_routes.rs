@@ -202,6 +202,7 @@ const ROUTES: &[(&str, &str, &[&str])] = &[
     ("post", "/v1/lock", &["200"]),
     ("post", "/v1/unlock", &["200"]),
     ("post", "/v1/clock/confirm", &["200"]),
+    ("post", "/v1/policy/explain", &["200"]),
     ("get", "/v1/openapi.json", &["200"]),
     ("get", "/metrics", &["200"]),
 ];

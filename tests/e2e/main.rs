@@ -62,6 +62,7 @@ mod neighbours;
 mod next_start;
 mod older_records;
 mod outages;
+mod passed_over;
 mod passes;
 mod preconditions;
 mod process;

@@ -66,14 +66,15 @@ pub(super) struct Writing {
     lines: Receiver<Message>,
     dropped: Arc<AtomicU64>,
     sink: Sink,
+    is_for_journal: bool,
 }
 
-/// A queue of [`CAPACITY`] lines to this sink; nothing is written before [`Writing::run`].
-pub(super) fn queue(sink: Sink) -> (Queue, Writing) {
+/// A queue of [`CAPACITY`] lines to this sink, which may be the journal's; nothing is written before [`Writing::run`].
+pub(super) fn queue(sink: Sink, is_for_journal: bool) -> (Queue, Writing) {
     let (sender, lines) = sync_channel(CAPACITY);
     let dropped = Arc::new(AtomicU64::new(0));
     let queue = Queue { lines: sender, dropped: Arc::clone(&dropped) };
-    (queue, Writing { lines, dropped, sink })
+    (queue, Writing { lines, dropped, sink, is_for_journal })
 }
 
 impl Queue {
@@ -113,7 +114,7 @@ impl Writing {
     pub fn run(self) {
         for message in &self.lines {
             match message {
-                Message::Line(line) => line.write(self.sink.as_ref()),
+                Message::Line(line) => line.write(self.sink.as_ref(), self.is_for_journal),
                 Message::Flush(done) => drop(done.send(())),
             }
             let dropped = self.dropped.swap(0, Ordering::Relaxed);
@@ -125,9 +126,14 @@ impl Writing {
 }
 
 impl Line {
-    fn write(&self, sink: &(dyn Subscriber + Send + Sync)) {
+    fn write(&self, sink: &(dyn Subscriber + Send + Sync), is_for_journal: bool) {
         let Some((some_field, _)) = self.values.first() else { return };
-        let shown: Vec<_> = self.values.iter().map(|(_, value)| value.shown()).collect();
+        let message = is_for_journal.then(|| Owned::Shown(self.whole_message()));
+        let shown = self.values.iter().map(|(field, value)| match (&message, field.name()) {
+            (Some(message), "message") => message.shown(),
+            _ => value.shown(),
+        });
+        let shown: Vec<_> = shown.collect();
         let mut values: [(&Field, Option<&dyn Value>); MOST_FIELDS] =
             [(some_field, None); MOST_FIELDS];
         let filled = self.values.iter().zip(&shown).take(MOST_FIELDS);
@@ -138,9 +144,61 @@ impl Line {
         sink.event(&Event::new(self.metadata, &self.metadata.fields().value_set(&values)));
         AT.set(None);
     }
+
+    /// The message with all that the line says besides: the journal shows nothing else of a line unless it is asked.
+    fn whole_message(&self) -> String {
+        let texts: Vec<(&str, String)> =
+            self.values.iter().map(|(field, value)| (field.name(), value.text())).collect();
+        whole_message(&texts)
+    }
+}
+
+/// Fields that say why: they follow the message itself.
+const REASONS: [&str; 11] = [
+    "error", "why", "reason", "code", "behind", "broken", "panic", "status", "state", "found",
+    "what",
+];
+
+/// The message, the reasons, the other facts, the next step.
+fn whole_message(values: &[(&str, String)]) -> String {
+    let text = |wanted: &str| {
+        values.iter().find(|(name, _)| *name == wanted).map(|(_, text)| text.as_str())
+    };
+    let mut message = text("message").unwrap_or_default().to_owned();
+    let mut facts = Vec::new();
+    for (name, value) in values {
+        match *name {
+            // The request is found by its own field; a count of nothing says nothing.
+            "message" | "next" | "request_id" => {}
+            "left_out" | "dropped" if value == "0" => {}
+            name if REASONS.contains(&name) => {
+                if !message.contains(value.as_str()) {
+                    message = format!("{message}: {value}");
+                }
+            }
+            name => facts.push(format!("{} {value}", name.replace('_', " "))),
+        }
+    }
+    if !facts.is_empty() {
+        message = format!("{message} ({})", facts.join(", "));
+    }
+    match text("next") {
+        Some(next) if !next.is_empty() => format!("{message}; next: {next}"),
+        _ => message,
+    }
 }
 
 impl Owned {
+    fn text(&self) -> String {
+        match self {
+            Owned::Bool(value) => value.to_string(),
+            Owned::Signed(value) => value.to_string(),
+            Owned::Unsigned(value) => value.to_string(),
+            Owned::Float(value) => value.to_string(),
+            Owned::Text(text) | Owned::Shown(text) => text.clone(),
+        }
+    }
+
     fn shown(&self) -> Box<dyn Value + '_> {
         match self {
             Owned::Bool(value) => Box::new(*value),
@@ -217,5 +275,69 @@ impl LateThread {
         };
         // Without a thread lines are dropped and counted, as with a reader that hangs.
         let _ = thread::Builder::new().name("log".to_owned()).spawn(|| writing.run());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_line_stands_in_its_message() {
+        let whole = |values: &[(&str, &str)]| {
+            let values: Vec<(&str, String)> =
+                values.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            whole_message(&values)
+        };
+        assert_eq!(
+            whole(&[("message", "the trail could not be written"), ("error", "no space left")]),
+            "the trail could not be written: no space left"
+        );
+        assert_eq!(
+            whole(&[
+                ("message", "not taken: a typo"),
+                ("key", "payments"),
+                ("request_id", "0197"),
+                ("left_out", "0"),
+                ("why", "a typo"),
+                ("next", "correct it"),
+            ]),
+            "not taken: a typo (key payments); next: correct it"
+        );
+        assert_eq!(whole(&[("message", "ready")]), "ready");
+    }
+
+    /// What the sink of the journal is given as its message, for a line as it is logged anywhere.
+    #[test]
+    fn the_journals_message_is_the_whole_of_a_line() {
+        #[derive(Clone, Default)]
+        struct Seen(Arc<Mutex<Vec<String>>>);
+
+        impl<S: Subscriber> Layer<S> for Seen {
+            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+                let mut line =
+                    Line { at: Timestamp::now(), metadata: event.metadata(), values: Vec::new() };
+                event.record(&mut line);
+                let message = line.values.iter().find(|(field, _)| field.name() == "message");
+                let message = message.map(|(_, value)| value.text()).unwrap_or_default();
+                self.0.lock().unwrap().push(message);
+            }
+        }
+
+        use tracing_subscriber::layer::SubscriberExt;
+        for (is_for_journal, expected) in
+            [(true, "the store failed: no space left (path /store)"), (false, "the store failed")]
+        {
+            let seen = Seen::default();
+            let sink = tracing_subscriber::registry().with(seen.clone());
+            let (queue, writing) = queue(Box::new(sink), is_for_journal);
+            let subscriber = tracing_subscriber::registry().with(queue);
+            tracing::subscriber::with_default(subscriber, || {
+                let error = std::io::Error::other("no space left");
+                tracing::error!(%error, path = "/store", "the store failed");
+            });
+            writing.run();
+            assert_eq!(*seen.0.lock().unwrap(), [expected]);
+        }
     }
 }
