@@ -40,6 +40,7 @@ fn keep(global: &Global, house: House) -> ExitCode {
         House::Doctor(doctor) => daemon::doctor(&doctor),
         House::Reload(reload) => daemon::reload_daemon(&reload),
         House::AcceptRollback(accept) => daemon::accept_rollback(&accept),
+        House::AcceptDestruction(accept) => daemon::accept_destruction(&accept),
         House::Backup(Backup::Create(create)) => daemon::verify_backup(&create.verification()),
         House::Backup(Backup::Verify(verify)) => daemon::verify_backup(&verify),
         House::Backup(Backup::Restore(restore)) => daemon::restore_backup(&restore),

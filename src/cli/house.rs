@@ -18,6 +18,7 @@ pub enum House {
     Reload(Reload),
     Doctor(Doctor),
     AcceptRollback(AcceptRollback),
+    AcceptDestruction(AcceptDestruction),
     #[command(subcommand)]
     Backup(Backup),
     #[command(subcommand)]
@@ -91,6 +92,23 @@ pub struct AcceptRollback {
     /// The audit log and its newest checkpoint, as `strongroom status` writes them
     #[arg(value_name = "LOG:NUMBER:SEQ:HASH", value_parser = accepted)]
     pub newest: (String, Mark),
+}
+
+/// Let an old master key be destroyed before its waiting period is over
+///
+/// For root. Custody follows it once, within a day: have an operator type `strongroom master retire GENERATION
+/// --pin-file -` then. Nothing is destroyed that is in use or that anything known lies under; backups that were
+/// made under it open no more.
+#[derive(Args)]
+#[command(after_help = "Example:
+  strongroom accept-destruction 1 --config /etc/strongroom/strongroom.toml")]
+pub struct AcceptDestruction {
+    /// The configuration, which names custody's state directory
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The generation of the master key, as `strongroom master show` has it
+    #[arg(value_name = "GENERATION", value_parser = clap::value_parser!(u32).range(1..))]
+    pub generation: u32,
 }
 
 fn accepted(text: &str) -> Result<(String, Mark), String> {

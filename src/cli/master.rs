@@ -50,8 +50,9 @@ pub struct Rotate {
 /// Have an old master key destroyed in the token, for good, after a waiting period
 ///
 /// Until the period is over, `master cancel-retirement` keeps it; `master status` and `status` show when that is.
-/// With the token's PIN it is destroyed at once; else custody has a waiting period of its own, too
-/// (`master_destroy_wait_days` under `[custody]`), from the day on that the key went out of use.
+/// With the token's PIN it does not wait for that; custody has a waiting period of its own
+/// (`master_destroy_wait_days` under `[custody]`), from the day on that the key went out of use, unless root types
+/// `strongroom accept-destruction` first.
 /// Refused while anything lies under it, or may: of a key whose record is broken that is not known. Such
 /// keys are put back from a backup, or left: each of them, named. Backups that were made before the rotation ended open only with
 /// it: make a new backup first, and keep the token (or its clone) that opens the old ones if they are
@@ -60,7 +61,7 @@ pub struct Rotate {
 #[command(after_help = "Example:
   strongroom master status
   strongroom master retire 1
-  strongroom master retire 1 --pin-file -            at once; asks for the PIN, or reads it from stdin
+  strongroom master retire 1 --pin-file -            without that period; asks for the PIN, or reads it from stdin
   strongroom master retire 1 --leave payments-old    the record of that key is broken; it is lost then")]
 pub struct Retire {
     /// The generation
@@ -72,7 +73,7 @@ pub struct Retire {
     /// otherwise
     #[arg(long, value_name = "PERIOD", value_parser = days)]
     after: Option<WaitingPeriod>,
-    /// Destroy it at once, with the token's PIN, read from here; `-` is stdin
+    /// Destroy it as soon as custody does, with the token's PIN, read from here; `-` is stdin
     #[arg(long, value_name = "FILE", value_parser = Source::of, value_hint = clap::ValueHint::FilePath,
         conflicts_with = "after")]
     pin_file: Option<Source>,

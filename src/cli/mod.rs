@@ -53,8 +53,8 @@ pub use dry_run::text as dry_run_text;
 pub use escape::plain;
 pub use failing::{LONGEST as LONGEST_FAILURE, file_of as failure_file};
 pub use house::{
-    AcceptRollback, Backup, Config, CreateBackup, Custody, Doctor, Explain, House, Policy,
-    PolicyFrom, Reload, Restore, Serve, Verify,
+    AcceptDestruction, AcceptRollback, Backup, Config, CreateBackup, Custody, Doctor, Explain,
+    House, Policy, PolicyFrom, Reload, Restore, Serve, Verify,
 };
 pub use input::Source as RecoverySource;
 pub use output::Format;

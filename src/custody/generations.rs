@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::Fault;
-use super::state::{Kept, Section, StateError};
+use super::state::{Kept, Section, State, StateError};
 
 /// What is remembered: generation, and since when it is out of use, in seconds of Unix time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,24 @@ pub struct OutOfUse {
     made: BTreeMap<u32, i64>,
 }
 
+/// An order of root's to destroy a master key without the wait. It counts once, for a day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Destroy {
+    pub generation: u32,
+    /// When it was given, and the uid of who gave it.
+    pub at: Timestamp,
+    pub by: u32,
+}
+
+impl Destroy {
+    /// The name of its file, without `.json`: each generation has its own, so a request about another one does
+    /// not use it up.
+    pub fn name(generation: u32) -> String {
+        format!("destroy-{generation}")
+    }
+}
+
 impl Section for OutOfUse {
     const NAME: &'static str = "master-keys";
 }
@@ -29,13 +47,15 @@ impl Section for OutOfUse {
 /// The record, and how long a generation has to be out of use.
 pub struct Generations {
     known: Kept<OutOfUse>,
+    /// Where root leaves its orders.
+    state: State,
     wait_days: u32,
 }
 
 const DAY: i64 = 86_400;
 
 /// Master keys that are made within a day, at most, whatever custody was told of them and however often it started.
-const MOST_A_DAY: usize = 24;
+const MOST_A_DAY: usize = 32;
 
 /// Generations before the one in use that are noted, at most.
 const MOST_EARLIER: u32 = 64;
@@ -44,8 +64,22 @@ const MOST_EARLIER: u32 = 64;
 const NOTED_EVERY: i64 = 3600;
 
 impl Generations {
-    pub fn new(known: Kept<OutOfUse>, wait_days: u32) -> Self {
-        Self { known, wait_days }
+    /// # Errors
+    /// [`StateError`] where what was remembered cannot be read.
+    pub fn open(state: &State, wait_days: u32) -> Result<Self, StateError> {
+        Ok(Self { known: state.load()?, state: state.clone(), wait_days })
+    }
+
+    /// Whether root has ordered that a generation need not wait; the order is used up.
+    pub fn is_ordered(&self, generation: u32, now: i64) -> bool {
+        let order = self.state.take_order(&Destroy::name(generation));
+        let order = order.inspect_err(|error| tracing::error!(%error, "an order does not count"));
+        let order = order.ok().flatten();
+        let order = order.and_then(|bytes| serde_json::from_slice::<Destroy>(&bytes).ok());
+        order.is_some_and(|order| {
+            let age = now.saturating_sub(order.at.as_second());
+            order.generation == generation && (0..DAY).contains(&age)
+        })
     }
 
     /// A generation is in use; `before` was until now.
@@ -113,8 +147,8 @@ impl Generations {
         let at = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
         Err(Fault::Refused(format!(
             "master generation {generation} is out of use since {}, and is destroyed from {} on: ask again then. \
-             At once with the token's PIN (`strongroom master retire {generation} --pin-file -`), or where root \
-             sets [custody] master_destroy_wait_days lower and restarts custody",
+             At once where root types `strongroom accept-destruction {generation} --config FILE` first, or sets \
+             [custody] master_destroy_wait_days lower and restarts custody",
             at(since),
             at(due)
         )))
@@ -134,32 +168,52 @@ impl Generations {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::State;
+    use super::super::state::leave_order;
     use super::*;
+
+    #[test]
+    fn roots_order_counts_once_for_its_own_generation_and_for_a_day() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("state");
+        let generations = Generations::open(&State::open(&path).unwrap(), 30).unwrap();
+        let order = |named: u32, generation: u32| {
+            let order = Destroy { generation, at: Timestamp::from_second(1000).unwrap(), by: 0 };
+            let text = serde_json::to_vec(&order).unwrap();
+            leave_order(&path, &Destroy::name(named), &text).unwrap();
+        };
+        assert!(!generations.is_ordered(1, 1000));
+        order(1, 1);
+        assert!(!generations.is_ordered(2, 1000) && generations.is_ordered(1, 1010));
+        assert!(!generations.is_ordered(1, 1010), "it was used up");
+        for (named, now) in [(1, 1000 + DAY), (1, 999), (2, 1000)] {
+            order(named, 1);
+            assert!(!generations.is_ordered(named, now), "{named} at {now}");
+        }
+    }
 
     #[test]
     fn no_more_are_made_in_a_day_over_starts() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("state");
-        let open = || Generations::new(State::open(&path).unwrap().load().unwrap(), 30);
-        for generation in 2..14 {
+        let open = || Generations::open(&State::open(&path).unwrap(), 30).unwrap();
+        for generation in 2..18 {
             open().may_make(generation, 100).unwrap();
         }
         let generations = open();
-        for generation in 14..26 {
+        for generation in 18..34 {
             generations.may_make(generation, 200).unwrap();
         }
-        generations.may_make(25, 300).unwrap();
-        let refused = generations.may_make(26, DAY).unwrap_err().to_string();
+        generations.may_make(33, 300).unwrap();
+        let refused = generations.may_make(34, DAY).unwrap_err().to_string();
         assert!(refused.contains("1970-01-02T00:01:40Z"), "{refused}");
-        generations.may_make(26, 100 + DAY).unwrap();
+        generations.may_make(34, 100 + DAY).unwrap();
     }
 
     #[test]
     fn a_generation_waits_from_its_last_use_on_over_any_end_of_the_process() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state");
-        let open = |days| Generations::new(State::open(&path).unwrap().load().unwrap(), days);
+        let open = |days| Generations::open(&State::open(&path).unwrap(), days).unwrap();
         let generations = open(30);
         generations.put_in_use(1, None, 0);
         generations.put_in_use(2, Some(1), DAY);

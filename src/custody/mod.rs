@@ -55,6 +55,7 @@ pub use checkpoint::{BACKUP_TAG, CHECKPOINT_TAG, Checkpoint, Mark};
 pub use client::{Client, CustodyError, LinkSettings, Wanted};
 pub use dial::{Dialer, OwnSocket};
 pub use doctor::{examine_locked, sandboxed};
+pub use generations::Destroy;
 pub use link_state::LinkState;
 pub use needs::{
     Settings as SandboxSettings, Surroundings, needs, private_files, softhsm_configuration,

@@ -135,8 +135,9 @@ impl Custodian {
         self.keyring().ok_or(Fault::Locked)?.make_master(generation)
     }
 
-    /// Destroys a master key that has been out of use for long enough, or that an operator wants destroyed
-    /// who has the token's PIN.
+    /// Destroys a master key that has been out of use for long enough, or that root has ordered destroyed. A
+    /// PIN must be right where one is given, and takes the place of neither: it came through the front, which
+    /// may have kept it from another request.
     pub(super) fn destroy_master(&self, generation: u32, pin: Option<Passing<Pin>>) -> Answer {
         let _one_at_a_time = self.unlocking.lock().unwrap_or_else(PoisonError::into_inner);
         let keyring = self.keyring().ok_or(Fault::Locked)?;
@@ -145,9 +146,11 @@ impl Custodian {
         if masters::is_missing(keyring.token.as_ref(), generation)? {
             return Ok(Reply::Done);
         }
-        match pin.map(Passing::taken).transpose()? {
-            Some(pin) => (self.opener.prove)(&pin)?,
-            None => self.generations.may_destroy(generation, now())?,
+        if let Some(pin) = pin.map(Passing::taken).transpose()? {
+            (self.opener.prove)(&pin)?;
+        }
+        if !self.generations.is_ordered(generation, now()) {
+            self.generations.may_destroy(generation, now())?;
         }
         keyring.destroy_master(generation)
     }

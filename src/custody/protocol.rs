@@ -215,8 +215,8 @@ pub enum Verb {
     /// Destroys the master key of a generation that is not in use.
     ///
     /// If the front lies: not while the store key that custody works with lies under it, and not before it
-    /// has been out of use for `[custody] master_destroy_wait_days` by what custody itself has seen, unless the
-    /// token's PIN is in the request, which counts as in [`Verb::Unlock`].
+    /// has been out of use for `[custody] master_destroy_wait_days` by what custody itself has seen, unless root
+    /// has left an order beside custody's state. A PIN in the request counts as in [`Verb::Unlock`].
     DestroyMaster { generation: u32, pin: Option<Passing<Pin>> },
     /// The same data key, wrapped under another generation; the private key stays as it is sealed.
     ///

@@ -76,7 +76,7 @@ impl Ready {
         let places = (around.credentials.clone(), settings.state_directory.clone());
         let examiner = examiner(token.clone(), places, arena);
         let budget = PinBudget::new(state.load()?, settings.max_wrong_pins);
-        let generations = Generations::new(state.load()?, settings.master_destroy_wait_days);
+        let generations = Generations::open(&state, settings.master_destroy_wait_days)?;
         let history = History::open(state, around.accepts_history)?;
         let opener = opener(token, around.credentials.clone(), pin, budget);
         let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());

@@ -1,5 +1,5 @@
-//! Has custody take an audit log for the newest that is not: by an order of root's beside its state, which
-//! the front cannot write.
+//! Has custody take an audit log for the newest that is not, or destroy a master key without its wait: by an order
+//! of root's beside its state, which the front cannot write.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::DaemonError;
 use super::config::Config;
 use super::offline::Users;
-use crate::cli::{AcceptRollback, Report};
-use crate::custody::Mark;
+use crate::cli::{AcceptDestruction, AcceptRollback, Report};
 use crate::custody::history::{ACCEPT, Accept, LAST_BELIEVED};
 use crate::custody::state::{StateError, leave_order, prepare_order};
+use crate::custody::{Destroy, Mark};
 
 /// What was ordered, for programs.
 #[derive(Serialize)]
@@ -43,6 +43,25 @@ pub fn accept_rollback(arguments: &AcceptRollback) -> Result<Report, DaemonError
         newest.number, newest.covers
     );
     Ok(Report::new(text, &Ordered { trail, newest: *newest }, true))
+}
+
+/// `strongroom accept-destruction`.
+pub fn accept_destruction(arguments: &AcceptDestruction) -> Result<Report, DaemonError> {
+    let config = Config::load(&arguments.config)?.config;
+    let (generation, by) = (arguments.generation, nix::unistd::getuid().as_raw());
+    let order = Destroy { generation, at: jiff::Timestamp::now(), by };
+    let text = serde_json::to_vec(&order).unwrap_or_default();
+    leave_order(&config.custody.state_directory, &Destroy::name(generation), &text).map_err(
+        |error| DaemonError::Said {
+            what: error.to_string(),
+            next: "run it as root, with the configuration that custody runs with",
+        },
+    )?;
+    let text = format!(
+        "custody may destroy master key {generation}, once, within a day\n\
+         next: `strongroom master retire {generation} --pin-file -`, as an operator\n"
+    );
+    Ok(Report::new(text, &order, true))
 }
 
 /// Leaves the order.

@@ -35,7 +35,7 @@ mod token_watch;
 mod trail_keeping;
 mod unit;
 
-pub use accept::accept_rollback;
+pub use accept::{accept_destruction, accept_rollback};
 pub use advice::{ended, told};
 pub use backup::{restore_backup, verify_backup, verify_created};
 pub use config_check::check_config;

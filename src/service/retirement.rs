@@ -35,7 +35,8 @@ pub struct RetireMaster {
     #[serde(default)]
     #[schema(value_type = Option<u16>)]
     pub waiting_period_days: Option<u16>,
-    /// The token's user PIN, base64: with it the key is destroyed at once.
+    /// The token's user PIN, base64: with it the key is destroyed as soon as custody does, which has a waiting
+    /// period of its own that only root ends earlier.
     pub pin: Option<SecretBinary>,
 }
 

@@ -112,8 +112,16 @@ fn connect(appliance: &Appliance) -> Intruder {
     Intruder::connect(&path)
 }
 
+/// Root says that a master key need not wait.
+fn order(appliance: &Appliance, generation: &str) {
+    let config = appliance.config_file().display().to_string();
+    let output = appliance.cli(&["accept-destruction", generation, "--config", &config]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A PIN that was typed once stays with whoever has the front's place.
 #[test]
-fn the_operators_pin_takes_the_place_of_the_wait_and_a_wrong_one_counts() {
+fn no_pin_takes_the_place_of_the_wait_and_a_wrong_one_counts() {
     let conquered = Conquered::configured(shipped);
     let mut intruder = conquered.connect();
     conquered.unlock(&mut intruder);
@@ -133,7 +141,12 @@ fn the_operators_pin_takes_the_place_of_the_wait_and_a_wrong_one_counts() {
     let early = intruder.refused("too early", &destroy(1, Some(PIN)));
     assert!(matches!(early, Fault::PinRefused(_)), "{early:?}");
     std::thread::sleep(std::time::Duration::from_millis(6_000));
-    intruder.done(&destroy(1, Some(PIN)));
+    let why = refused(&mut intruder, &destroy(1, Some(PIN)));
+    assert!(why.contains("accept-destruction 1"), "{why}");
+    // Root's order does, once; a request about another one does not use it up.
+    order(&conquered.appliance, "1");
+    intruder.done(&destroy(7, None));
+    intruder.done(&destroy(1, None));
     let Reply::Masters(found) = intruder.done(&Verb::Masters { generations: vec![1, 2] }) else {
         panic!("another reply")
     };
@@ -162,7 +175,7 @@ fn only_the_next_generation_is_made_and_not_many() {
 }
 
 #[test]
-fn an_operator_retires_a_generation_at_once_with_the_pin_alone() {
+fn an_operator_retires_a_generation_at_once_where_root_has_said_so() {
     let appliance = Appliance::configured(shipped);
     appliance.post("/v1/init", &json!({})).expect_status(201);
     appliance.create_key("k");
@@ -177,6 +190,11 @@ fn an_operator_retires_a_generation_at_once_with_the_pin_alone() {
     std::thread::sleep(std::time::Duration::from_millis(6_000));
     let typed = format!("{PIN}\n");
     let retire = ["master", "retire", "1", "--yes", "--pin-file", "-"];
+    let output = appliance.cli_with(&retire, typed.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("accept-destruction 1"), "{said}");
+    assert_eq!(state(), "destruction-pending");
+    order(&appliance, "1");
     let output = appliance.cli_with(&retire, typed.as_bytes());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(state(), "retired");

@@ -37,6 +37,7 @@ pub trait Section: Serialize + DeserializeOwned + Clone + Default {
 }
 
 /// The directory, open and locked.
+#[derive(Clone)]
 pub struct State(Arc<Directory>);
 
 /// The version of the form.
