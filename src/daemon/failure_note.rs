@@ -1,5 +1,5 @@
 //! Why the daemon ended, where those who wait for it find it: in the status that systemd shows, and in a file
-//! beside the socket, which is gone while callers are served.
+//! beside the socket, which is empty or gone while callers are served.
 
 use std::fs::{File, Permissions};
 use std::io::{Seek, Write};
@@ -48,6 +48,7 @@ impl FailureNote {
     pub fn clear(&self) {
         if let Some((path, file)) = &self.file {
             let _ = file.set_len(0);
+            // Inside the sandbox no name is removed: it stays, empty, and means the same.
             let _ = std::fs::remove_file(path);
         }
     }
