@@ -4,13 +4,19 @@ use std::process::ExitCode;
 
 use strongroom::cli::{self, Backup, Config, Global, House, Policy, Work};
 use strongroom::daemon;
-use strongroom::secret::WipingHeap;
+use strongroom::secret::{self, WipingHeap};
 
 /// Buffers of the libraries that speak HTTP and JSON hold secrets for a moment, too.
 #[global_allocator]
 static HEAP: WipingHeap = WipingHeap;
 
 fn main() -> ExitCode {
+    // Before anything else: what is split off later is shut, too, and no process of the same user has it from here
+    // on. Between execve(2) and this the kernel keeps it shut where the user may not read the binary.
+    if let Err(error) = secret::harden_process() {
+        eprintln!("error: {error}; run it where a process may set its own limits");
+        return ExitCode::FAILURE;
+    }
     let (global, work) = cli::parse().work();
     match work {
         Work::Recovery(work) => daemon::told(&global, daemon::recover(&work)),

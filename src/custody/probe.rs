@@ -21,6 +21,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::process::StartError;
 use super::protocol::{Check, Outage, Reason, Verdict};
 use crate::sandbox::{self, Needs};
+use crate::secret::harden_process;
 use crate::token::{self, TokenError, pkcs11};
 
 /// How long a look may take: a module that hangs is as good as none.
@@ -63,7 +64,7 @@ impl Probe {
                 drop(ours);
                 let _ = prctl::set_pdeathsig(Signal::SIGKILL);
                 let _ = prctl::set_name(c"probe");
-                if Pid::parent() == parent {
+                if Pid::parent() == parent && harden_process().is_ok() {
                     serve(theirs, || look(token, sandbox, &needs()));
                 }
                 leave(0)

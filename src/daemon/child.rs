@@ -78,6 +78,11 @@ impl CustodyChild {
                 drop(orders);
                 let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                 let _ = prctl::set_name(c"supervisor");
+                // Whoever may trace it has every custody that it starts.
+                if let Err(error) = crate::secret::harden_process() {
+                    eprintln!("error: {error}");
+                    std::process::exit(1);
+                }
                 let logs = logging::start(log);
                 if let Ok(logs) = &logs {
                     logs.write();

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
 use super::config::Config;
-use super::{descriptors, needs};
+use super::{binary, descriptors, needs};
 use crate::custody::protocol::{Check, Verdict};
 use crate::service::HouseChecks;
 use crate::{custody, sandbox};
@@ -31,6 +31,7 @@ pub fn checks(path: &Path, config: &Config) -> HouseChecks {
             open_files(config.limits.connections),
         ];
         checks.push(roles(&config));
+        checks.push(binary::check());
         checks.extend(in_the_way.clone().map(|found| {
             let remedy = "[token] pin_file, or the token: to a directory of custody's own";
             check("hidden files", Verdict::Warn, found, remedy)

@@ -3,6 +3,7 @@
 mod accept;
 mod advice;
 mod backup;
+mod binary;
 mod child;
 mod config;
 mod config_check;

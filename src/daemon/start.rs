@@ -23,7 +23,7 @@ use super::notify::{Manager, Notifier};
 use super::offline::must_be_own;
 use super::process_state::Leftovers;
 use super::reload::{Verdict, reload};
-use super::{DaemonError, descriptors, io, process_state, threads, under_systemd};
+use super::{DaemonError, binary, descriptors, io, process_state, threads, under_systemd};
 use crate::cli::Serve;
 use crate::custody::{Client, Dialer, LinkState, OwnSocket, Spawn, resolve};
 use crate::http::{self, Making, Server};
@@ -99,6 +99,7 @@ fn serve_noted(
     secret::harden_process()?;
     descriptors::raise(&loaded.config.limits);
     let footprint = Footprint::of_this_program();
+    binary::look();
     make_places(&loaded.config);
     let needs = needs(&arguments.config, &loaded.config, logs.target());
     let sandbox = sandbox::enter(&loaded.config.sandbox, &needs)?;
@@ -199,6 +200,7 @@ async fn run(
     let (stop, stopped) = watch::channel(false);
     let server = Server::new(listener, appliance, limits, stopped);
     let (server, mut closed) = server.map_err(io("taking over the socket"))?;
+    let accepting = server.accepting();
     let serving = tokio::spawn(server.run());
     tracing::info!(socket = %config.listen.socket.display(), "callers are served");
     let notifier = Notifier::start(manager);
@@ -223,7 +225,9 @@ async fn run(
                 notifier.send(NotifyState::Ready);
             }
             _ = shown.tick() => show_status(&front, &notifier, &mut status),
-            _ = beat.tick() => notifier.send(NotifyState::Watchdog),
+            _ = beat.tick() => if accepting.goes_on() {
+                notifier.send(NotifyState::Watchdog);
+            },
         }
     };
     if let Err(error) = &end {

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -19,8 +20,41 @@ use super::share::{Place, Shares};
 use crate::identity::{Caller, UnixPeer};
 use crate::service::Appliance;
 
+/// When connections could last be accepted: for whoever answers for this process to a service manager.
+#[derive(Debug, Clone)]
+pub struct Accepting(Arc<Mutex<Instant>>);
+
+/// For so long nothing may be accepted, in which it is checked several times.
+const LONGEST_DEAF: Duration = Duration::from_secs(4);
+
+impl Accepting {
+    pub(super) fn begin() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    /// Whether connections can be accepted, as far as was seen in the last seconds.
+    pub fn goes_on(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < LONGEST_DEAF
+    }
+
+    fn went_well(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// A connection needs a descriptor of its own, and so does this.
+    fn check(&self, listener: &UnixListener) {
+        match listener.as_fd().try_clone_to_owned() {
+            Ok(_) => self.went_well(),
+            Err(error) => {
+                tracing::error!(%error, "no connection can be accepted; with a watchdog, the front is started again")
+            }
+        }
+    }
+}
+
 /// Who stands at the door.
 pub struct Door {
+    accepting: Accepting,
     appliance: Arc<Appliance>,
     shares: Arc<Shares>,
     /// Slots for connections that were turned away and may still write.
@@ -51,9 +85,14 @@ fn of_this_runtime(socket: std::os::unix::net::UnixListener) -> io::Result<UnixL
 }
 
 impl Door {
-    pub fn new(appliance: Arc<Appliance>, shares: Arc<Shares>, limits: &Limits) -> Self {
+    pub fn new(
+        accepting: Accepting,
+        appliance: Arc<Appliance>,
+        shares: Arc<Shares>,
+        limits: &Limits,
+    ) -> Self {
         let lingering = Arc::new(Semaphore::new(LINGERING));
-        Self { appliance, shares, lingering, body_bytes: limits.body_bytes }
+        Self { accepting, appliance, shares, lingering, body_bytes: limits.body_bytes }
     }
 
     /// Accepts until `stop` turns true. There are never more of those who were let in than places.
@@ -78,6 +117,7 @@ impl Door {
                         if let Some(new) = self.check(&mut place) {
                             listener = new;
                         }
+                        self.accepting.check(&listener);
                         continue;
                     }
                     () = stopped(&mut stop) => return,

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::door::{Admitted, Door};
+use super::door::{Accepting, Admitted, Door};
 use super::framing;
 use super::linger::{Unread, linger};
 use super::listen::Listener;
@@ -93,6 +93,7 @@ const HOLD: Duration = Duration::from_millis(100);
 /// Serves the API on a listening socket.
 pub struct Server {
     admitted: mpsc::UnboundedReceiver<Admitted>,
+    accepting: Accepting,
     stop: watch::Receiver<bool>,
     router: Router,
     limits: Arc<Limits>,
@@ -112,8 +113,15 @@ impl Server {
         let (open, closed) = oneshot::channel();
         let front = Front { appliance: Arc::clone(&appliance), limits: Arc::clone(&limits) };
         let shares = Arc::new(Shares::new(Arc::clone(&limits)));
-        let admitted = Door::new(appliance, shares, &limits).open(listener, stop.clone())?;
-        Ok((Self { admitted, stop, router: router(front), limits, open }, closed))
+        let accepting = Accepting::begin();
+        let door = Door::new(accepting.clone(), appliance, shares, &limits);
+        let admitted = door.open(listener, stop.clone())?;
+        Ok((Self { admitted, accepting, stop, router: router(front), limits, open }, closed))
+    }
+
+    /// Whether connections can be accepted.
+    pub fn accepting(&self) -> Accepting {
+        self.accepting.clone()
     }
 
     /// Serves until it is time to stop; then takes nothing new, and lets what is under way finish.
@@ -312,7 +320,8 @@ mod tests {
             let (_go_on, stop) = watch::channel(false);
             let (open, closed) = oneshot::channel();
             let limits = Arc::new(Limits::default());
-            let server = Server { admitted, stop, router: Router::new(), limits, open };
+            let accepting = Accepting::begin();
+            let server = Server { admitted, accepting, stop, router: Router::new(), limits, open };
             let serving = tokio::spawn(server.run());
             if panics {
                 serving.abort();

@@ -4,6 +4,8 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Origin;
+
 /// RSAES-OAEP with SHA-256 and MGF1-SHA-256 (RFC 7518 §4.3).
 pub(super) const RSA_OAEP_256: &str = "RSA-OAEP-256";
 
@@ -18,6 +20,17 @@ pub struct Jwk {
     pub kid: String,
     pub n: String,
     pub e: String,
+    /// Where its private key comes from, where that is on record: `generated` in custody, or `imported`, so that
+    /// there may be copies elsewhere. No member of RFC 7517.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub origin: Option<Origin>,
+}
+
+impl Jwk {
+    pub fn of_origin(self, origin: Option<Origin>) -> Self {
+        Self { origin, ..self }
+    }
 }
 
 /// Not a JWK that can be used here.

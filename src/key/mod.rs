@@ -23,5 +23,5 @@ pub use owner::{Owner, OwnerError};
 pub use public::{EncryptError, PublicKey, PublicKeyError};
 pub use state::{State, Transition, TransitionError, WaitingPeriod, WaitingPeriodError};
 pub use usage::{ForRecovery, MayProcess, MayProtect, Pick, UseError};
-pub use version::VersionMeta;
+pub use version::{Origin, VersionMeta};
 pub use versions::{KeyMeta, MalformedKey, RotateError};

@@ -188,6 +188,7 @@ impl PublicKey {
             kid: self.kid(),
             n: BASE64_URL_SAFE_NO_PAD.encode(self.modulus()),
             e: BASE64_URL_SAFE_NO_PAD.encode(self.exponent()),
+            origin: None,
         }
     }
 

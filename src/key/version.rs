@@ -25,6 +25,19 @@ pub struct VersionMeta {
     destroy_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     destroyed_at: Option<Timestamp>,
+    /// Not there where it was made before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<Origin>,
+}
+
+/// Where a private key comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Custody made it, and it was never in the clear elsewhere.
+    Generated,
+    /// It was made elsewhere, where there may be copies.
+    Imported,
 }
 
 impl VersionMeta {
@@ -41,7 +54,13 @@ impl VersionMeta {
             compromised_at: None,
             destroy_at: None,
             destroyed_at: None,
+            origin: None,
         }
+    }
+
+    /// Where its private key comes from; `None` where that was not noted.
+    pub fn origin(&self) -> Option<Origin> {
+        self.origin
     }
 
     /// The number, counted from 1.

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Algorithm, Labels, Mgf1Hash, Name, Owner, State, Transition, TransitionError, VersionMeta,
+    Algorithm, Labels, Mgf1Hash, Name, Origin, Owner, State, Transition, TransitionError,
+    VersionMeta,
 };
 
 /// Everything about a key but the key itself. At least one version; their numbers rise, their kids
@@ -49,8 +50,8 @@ pub enum RotateError {
 pub struct MalformedKey;
 
 impl KeyMeta {
-    /// The most versions of one key.
-    pub const MAX_VERSIONS: usize = 4096;
+    /// The most versions of one key: its own record names the revision of each, beside the longest labels.
+    pub const MAX_VERSIONS: usize = 1000;
 
     /// The most seconds of an outage that a key may serve: a week.
     pub const LONGEST_WITHOUT_TOKEN: u32 = 7 * 24 * 3600;
@@ -96,6 +97,13 @@ impl KeyMeta {
     /// Changes that, up to [`KeyMeta::LONGEST_WITHOUT_TOKEN`].
     pub fn serve_without_token(&mut self, seconds: u32) {
         self.serve_without_token_seconds = seconds.min(Self::LONGEST_WITHOUT_TOKEN);
+    }
+
+    /// Notes where the private key of its newest version comes from.
+    pub fn comes_from(&mut self, origin: Origin) {
+        if let Some(newest) = self.versions.last_mut() {
+            newest.origin = Some(origin);
+        }
     }
 
     pub fn name(&self) -> &Name {
@@ -177,6 +185,7 @@ impl KeyMeta {
         }
         let version = self.newest().version + 1;
         self.versions.push(VersionMeta::active(version, kid, now));
+        self.comes_from(Origin::Generated);
         Ok(version)
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cedar_policy::{
     Authorizer, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId, Request,
@@ -45,7 +46,11 @@ pub struct Policy {
     actions: Entities,
     sets: Sets,
     decisions: Decisions,
+    /// No two that this process loads have the same.
+    number: u64,
 }
+
+static LOADED: AtomicU64 = AtomicU64::new(0);
 
 impl Policy {
     /// Reads and checks every policy file and resolves every role.
@@ -62,6 +67,7 @@ impl Policy {
             actions: actions.map_err(|error| PolicyError::Schema(error.to_string()))?,
             sets,
             decisions: Decisions::new(),
+            number: LOADED.fetch_add(1, Ordering::Relaxed),
             loaded,
         })
     }
@@ -69,6 +75,18 @@ impl Policy {
     /// SHA-256 in lower-case hex over schema, roles, and the policy files with their names.
     pub fn hash(&self) -> &str {
         &self.loaded.hash
+    }
+
+    /// Tells it from every other policy that this process has loaded.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether a name belongs to a role that the caller has.
+    pub fn shares_name(&self, caller: &Caller, name: &Name) -> bool {
+        let roles = &self.loaded.roles;
+        namespace(name, roles)
+            .is_some_and(|role| roles.names_in(roles.of(caller)).any(|own| own == role))
     }
 
     /// How many policies there are.
@@ -116,7 +134,10 @@ impl Policy {
         }
         let rests_on_facts = mode != Mode::Certain && self.reads_facts(resource);
         match verdict {
-            Ok(()) => Ok(Permit::granted(caller.clone(), action, resource.clone(), rests_on_facts)),
+            Ok(()) => {
+                let (caller, resource) = (caller.clone(), resource.clone());
+                Ok(Permit::granted(caller, action, resource, rests_on_facts, self.number))
+            }
             Err(refusal) => Err(Denied::new(action, refusal)),
         }
     }

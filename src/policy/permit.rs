@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::gate::Refusal;
+use super::gate::{Policy, Refusal};
 use super::{Action, Resource};
 use crate::identity::Caller;
 use crate::key::ForRecovery;
@@ -17,6 +17,8 @@ pub struct Permit {
     resource: Resource,
     /// Whether it rests on what owner and labels were: it holds for that record and for no other.
     rests_on_facts: bool,
+    /// Which policy granted it; none where it did not come from one.
+    policy: Option<u64>,
 }
 
 /// The answer was no.
@@ -33,14 +35,21 @@ impl Permit {
         action: Action,
         resource: Resource,
         rests_on_facts: bool,
+        policy: u64,
     ) -> Self {
-        Self { caller, action, resource, rests_on_facts }
+        Self { caller, action, resource, rests_on_facts, policy: Some(policy) }
     }
 
     /// The way past policy: for what a part of the appliance does by itself, like a sweep that carries out
     /// what somebody was permitted to schedule.
     pub fn of_system(part: &'static str, action: Action, resource: Resource) -> Self {
-        Self { caller: Caller::System(part), action, resource, rests_on_facts: false }
+        Self { caller: Caller::System(part), action, resource, rests_on_facts: false, policy: None }
+    }
+
+    /// Whether the policy in force is the one that granted it, or none had to: under another one, it has to be
+    /// asked for again before it is used.
+    pub fn is_of(&self, policy: &Policy) -> bool {
+        self.policy.is_none_or(|number| number == policy.number())
     }
 
     /// Whether it rests on what owner and labels were when it was granted, so that the record it is used on

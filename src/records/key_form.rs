@@ -148,3 +148,37 @@ fn read<'a>(name: &Name, lines: &mut impl Iterator<Item = &'a [u8]>) -> Option<K
     }
     Some(KeyRecord { revision: 1, meta: whole_meta(name, meta, metas)?, versions })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Algorithm, Labels, Mgf1Hash};
+
+    #[test]
+    fn a_key_with_all_its_versions_and_the_longest_labels_has_room() {
+        let (now, mut labels) = (jiff::Timestamp::now(), Labels::default());
+        for label in 0..Labels::MAX {
+            let name = format!("{label:x}{}", "l".repeat(62));
+            labels.insert(&name, &"\u{1F511}".repeat(Labels::MAX_VALUE)).unwrap();
+        }
+        let name = Name::parse(&"n".repeat(63)).unwrap();
+        let hash = Mgf1Hash::default();
+        let mut meta = KeyMeta::new(name, Algorithm::Rsa4096, hash, labels, "0".to_owned(), now);
+        for version in 1..KeyMeta::MAX_VERSIONS {
+            meta.rotate(version.to_string(), now).unwrap();
+        }
+        meta.rotate("more".to_owned(), now).unwrap_err();
+        let version = VersionRecord {
+            revision: 99_999,
+            sealed: Vec::new(),
+            recovery: Vec::new(),
+            public: Vec::new(),
+        };
+        let version = Arc::new(version);
+        let versions = vec![version; KeyMeta::MAX_VERSIONS];
+        let stored = StoredKey::of(&KeyRecord { revision: 1, meta, versions }).unwrap();
+        let length = serde_json::to_vec(&stored).unwrap().len();
+        // What its seal adds is less than this.
+        assert!(length + 256 <= crate::store::MAX_VALUE, "{length}");
+    }
+}

@@ -5,6 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::unistd::{
     Gid, Uid, User as Entry, geteuid, getgrouplist, setgroups, setresgid, setresuid, setuid,
 };
@@ -80,6 +81,8 @@ impl User {
         setgroups(&groups).map_err(refused)?;
         setresgid(group, group, group).map_err(refused)?;
         setresuid(user, user, user).map_err(refused)?;
+        // A change of user may have opened it to tracers of the new one (prctl(2), PR_SET_DUMPABLE).
+        prctl::set_dumpable(false).map_err(refused)?;
         match setuid(Uid::from_raw(0)) {
             Err(Errno::EPERM) if geteuid() == user => Ok(()),
             _ => Err(UserError::NotForGood(uid)),

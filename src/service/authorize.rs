@@ -78,15 +78,30 @@ impl Appliance {
         self.permit(permit.caller(), action, resource).await
     }
 
-    /// Holds a permit against the record that it is used on: between policy's answer and this, what was
-    /// absent may have been made, and what was the caller's may have become another's.
+    /// Holds a permit against the record that it is used on, and against the policy in force: between policy's
+    /// answer and this, what was absent may have been made, what was the caller's may have become another's, and
+    /// the caller may have lost a role.
     pub(super) fn must_cover(&self, permit: &Permit, facts: Facts<'_>) -> Result<(), Error> {
-        if !permit.rests_on_facts() {
+        let policy = self.policy();
+        if permit.is_of(&policy) && !permit.rests_on_facts() {
             return Ok(());
         }
-        let again =
-            self.policy().permit(permit.caller(), permit.action(), permit.resource(), facts);
+        let again = policy.permit(permit.caller(), permit.action(), permit.resource(), facts);
         again.map(drop).map_err(Error::Denied)
+    }
+
+    /// The same for a permit that is held over a wait or a long piece of work, for a key that was judged as
+    /// `judged` is: asks only where policy or key have changed since.
+    pub(super) fn must_still_cover(
+        &self,
+        permit: &Permit,
+        judged: &KeyRecord,
+        now: &KeyRecord,
+    ) -> Result<(), Error> {
+        if now.revision == judged.revision && permit.is_of(&self.policy()) {
+            return Ok(());
+        }
+        self.must_cover(permit, facts_of_key(&now.meta))
     }
 
     /// The key that a permit is for.

@@ -13,7 +13,6 @@ use super::view::Named;
 use crate::audit::{Details, Versions};
 use crate::custody::protocol::{Fault, KeyAddress};
 use crate::custody::{CustodyError, SealedKey};
-use crate::identity::Caller;
 use crate::key::{Algorithm, EncryptError, MayProcess, MayProtect, Pick, UseError, VersionMeta};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
@@ -228,6 +227,9 @@ impl Request for Decrypt {
                 // Others have their turns between the items.
                 let abreast = 2 * std::thread::available_parallelism().map_or(1, usize::from);
                 let items = stream::iter(opening).buffered(abreast).collect().await;
+                // What was opened before policy or owner changed leaves no more than what came after.
+                let now = appliance.key(record.meta.name()).await?;
+                appliance.must_still_cover(&permit, &record, &now)?;
                 Ok(DecryptReply::Items { items })
             }
         }
@@ -307,7 +309,7 @@ impl Appliance {
         must_be_short(&item.label)?;
         let proof = self.may_process(permit, record, item.pick()?).await?;
         let input = (item.ciphertext.0, item.label.0);
-        self.process(permit.caller(), record, &proof, input).await
+        self.process(permit, record, &proof, input).await
     }
 
     /// The proof that a version may open something; asks policy again where that is a recovery.
@@ -330,10 +332,31 @@ impl Appliance {
         }
     }
 
+    /// Policy and key may have changed while something waited or was worked with: a caller that may no longer, and
+    /// a version that was stopped meanwhile, gets and gives nothing any more.
+    async fn still_may(
+        &self,
+        permit: &Permit,
+        judged: &KeyRecord,
+        proof: &MayProcess,
+    ) -> Result<(), Error> {
+        let now = self.key(proof.key()).await?;
+        self.must_still_cover(permit, judged, &now)?;
+        if !proof.for_recovery() {
+            if now.revision != judged.revision {
+                drop(now.meta.to_process(Pick::Version(proof.version()), None)?);
+            }
+        } else if now.revision != judged.revision || !permit.is_of(&self.policy()) {
+            let key = Resource::Key(proof.key().clone());
+            drop(self.permit_also(permit, Action::KeyRecover, &key).await?);
+        }
+        Ok(())
+    }
+
     /// Has custody open a ciphertext with the version that the proof names.
     pub(super) async fn process(
         &self,
-        caller: &Caller,
+        permit: &Permit,
         record: &KeyRecord,
         proof: &MayProcess,
         (ciphertext, label): (Vec<u8>, Vec<u8>),
@@ -352,7 +375,9 @@ impl Appliance {
             allowance: record.meta.serve_without_token_seconds(),
         };
         let allowance = key.allowance;
-        let slot = self.operation_slot(caller, record.meta.algorithm()).await?;
+        self.still_may(permit, record, proof).await?;
+        let slot = self.operation_slot(permit.caller(), record.meta.algorithm()).await?;
+        self.still_may(permit, record, proof).await?;
         let opened = self.custody.decrypt(key, ciphertext, label).await;
         drop(slot);
         let now = self.key(proof.key()).await;
@@ -365,8 +390,9 @@ impl Appliance {
             CustodyError::Fault(Fault::DecryptionFailed) => decryption_failed(record),
             other => other.into(),
         });
-        let (opened, now) = (opened?, now?);
-        still_may(&now, record, proof)?;
+        let opened = opened?;
+        now?;
+        self.still_may(permit, record, proof).await?;
         let (kid, for_recovery) = (proof.kid().to_owned(), proof.for_recovery());
         if for_recovery {
             let request_id = request_id();
@@ -382,15 +408,6 @@ impl Appliance {
 fn decryption_failed(record: &KeyRecord) -> Error {
     let (algorithm, mgf1_hash) = (record.meta.algorithm(), record.meta.mgf1_hash());
     Error::DecryptionFailed { algorithm: algorithm.as_str(), mgf1_hash: mgf1_hash.as_str() }
-}
-
-/// The key may have changed while it was worked with: a version that was stopped meanwhile gives nothing
-/// away any more.
-fn still_may(now: &KeyRecord, judged: &KeyRecord, proof: &MayProcess) -> Result<(), Error> {
-    if now.revision != judged.revision && !proof.for_recovery() {
-        drop(now.meta.to_process(Pick::Version(proof.version()), None)?);
-    }
-    Ok(())
 }
 
 impl Traced for Encrypted {

@@ -98,7 +98,9 @@ impl Request for Jwks {
         let show = |key: &KeyRecord| {
             let current = key.meta.current()?;
             match public_key(key, current.version()) {
-                Ok(public) => Some((1, public.jwk(key.meta.mgf1_hash()))),
+                Ok(public) => {
+                    Some((1, public.jwk(key.meta.mgf1_hash()).of_origin(current.origin())))
+                }
                 Err(error) => {
                     tracing::error!(%error, "the key set goes on without it");
                     None

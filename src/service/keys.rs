@@ -3,10 +3,11 @@
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::authorize::owner_of;
+use super::authorize::{facts_of_key, owner_of};
 use super::binary::decode_secret;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
+use super::precondition::Preconditions;
 use super::scheduling::{Cost, Rank};
 use super::transfer::must_be_able_to_own;
 use super::view::{KeyView, Named};
@@ -14,7 +15,9 @@ use crate::audit::Details;
 use crate::custody::NewKey;
 use crate::custody::protocol::KeyAddress;
 use crate::key::pem;
-use crate::key::{Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Owner, Pick, PublicKey};
+use crate::key::{
+    Algorithm, Jwk, KeyMeta, Labels, Mgf1Hash, Name, Origin, Owner, Pick, PublicKey, VersionMeta,
+};
 use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::KeyRecord;
 use crate::secret::{Pkcs8Der, SecretBytes};
@@ -162,13 +165,15 @@ impl Request for CreateKey {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {
         let without_token = appliance.grace(self.serve_without_token_seconds)?;
         let owner = appliance.owner_to_be(&permit, self.owner, &self.labels)?;
-        appliance.must_be_free(&self.name).await?;
+        appliance.must_be_free(&permit, &self.name, &Preconditions::default()).await?;
         let work = (Cost::of_generation(self.algorithm), Rank::Other);
         let _slot = appliance.generation_slot(permit.caller(), work).await?;
         let address = first_version(&self.name);
         let _same_master = appliance.same_master().await?;
+        appliance.may_still_make(&permit, owner.as_ref(), &self.labels)?;
         let made = appliance.custody.generate_key(address, self.algorithm).await?;
-        let key = NewMeta { mgf1_hash: self.mgf1_hash, labels: self.labels, without_token, owner };
+        let (mgf1_hash, labels, origin) = (self.mgf1_hash, self.labels, Origin::Generated);
+        let key = NewMeta { mgf1_hash, labels, without_token, owner, origin };
         appliance.keep_first(self.name, key, made).await
     }
 }
@@ -198,15 +203,15 @@ impl Request for ImportKey {
         if private_key.expose().len() > LONGEST_IMPORT {
             return Err(Error::BadKey("longer than any RSA key that is taken".to_owned()));
         }
-        let known = appliance.records.key(&name).await?;
-        conditions.check(known.map(|known| known.revision))?;
-        appliance.must_be_free(&name).await?;
+        appliance.must_be_free(&permit, &name, &conditions).await?;
         let work = (Cost::OF_IMPORT, Rank::Other);
         let _slot = appliance.generation_slot(permit.caller(), work).await?;
         let _same_master = appliance.same_master().await?;
+        appliance.may_still_make(&permit, owner.as_ref(), &labels)?;
         let taken = appliance.custody.import_key(first_version(&name), private_key).await?;
         let without_token = appliance.grace(serve_without_token_seconds)?;
-        let key = NewMeta { mgf1_hash, labels, without_token, owner };
+        let origin = Origin::Imported;
+        let key = NewMeta { mgf1_hash, labels, without_token, owner, origin };
         appliance.keep_first(name, key, taken).await
     }
 }
@@ -245,7 +250,9 @@ impl Request for ShowPublic {
         let public = public_key(&record, version)?;
         Ok(match self.with.format {
             PublicForm::Jwk => {
-                let jwk = Box::new(public.jwk(record.meta.mgf1_hash()));
+                let jwk = public.jwk(record.meta.mgf1_hash());
+                let origin = record.meta.version(version).and_then(VersionMeta::origin);
+                let jwk = Box::new(jwk.of_origin(origin));
                 PublicKeyReply::Jwk { version, jwk }
             }
             PublicForm::Pkcs1Pem => PublicKeyReply::Pem { version, pem: public.pkcs1_pem() },
@@ -291,6 +298,7 @@ struct NewMeta {
     labels: Labels,
     without_token: u32,
     owner: Option<Owner>,
+    origin: Origin,
 }
 
 impl Appliance {
@@ -330,22 +338,47 @@ impl Appliance {
         }
     }
 
-    async fn must_be_free(&self, name: &Name) -> Result<(), Error> {
+    /// The same after a wait, in which policy may have changed.
+    fn may_still_make(
+        &self,
+        permit: &Permit,
+        owner: Option<&Owner>,
+        labels: &Labels,
+    ) -> Result<(), Error> {
+        if permit.is_of(&self.policy()) {
+            return Ok(());
+        }
+        self.must_cover(permit, Facts::Known { owner, labels: Some(labels) })?;
+        self.owner_to_be(permit, owner.cloned(), labels).map(drop)
+    }
+
+    /// Refuses a name that is taken. The key that has it is judged first: whoever may not make such a key in its
+    /// place learns no more of it than that, and its revision only who may see the key.
+    async fn must_be_free(
+        &self,
+        permit: &Permit,
+        name: &Name,
+        conditions: &Preconditions,
+    ) -> Result<(), Error> {
         if self.records.home().is_none() {
             return Err(Error::NotInitialised);
         }
-        match self.records.key(name).await? {
-            Some(_) => Err(Error::Exists("key")),
-            None => Ok(()),
+        let Some(known) = self.records.key(name).await? else { return conditions.check(None) };
+        let facts = facts_of_key(&known.meta);
+        self.must_cover(permit, facts)?;
+        if self.may_see(permit, Action::KeyShow, permit.resource(), facts) {
+            conditions.check(Some(known.revision))?;
         }
+        Err(Error::Exists("key"))
     }
 
     async fn keep_first(&self, name: Name, key: NewMeta, made: NewKey) -> Result<KeyView, Error> {
-        let NewMeta { mgf1_hash, labels, without_token, owner } = key;
+        let NewMeta { mgf1_hash, labels, without_token, owner, origin } = key;
         let (kid, address) = (thumbprint(&made.public)?, first_version(&name));
         let mut meta = KeyMeta::new(name, made.algorithm, mgf1_hash, labels, kid, self.now());
         meta.serve_without_token(without_token);
         meta.transfer(owner);
+        meta.comes_from(origin);
         let first = self.to_keep(address, made).await?;
         let kept = self.records.add_key(meta, first).await.map_err(|error| match error {
             crate::records::RecordError::Conflict => Error::Exists("key"),

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::authorize::facts_of_key;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, request_id};
 use super::keys::thumbprint;
@@ -165,7 +166,7 @@ impl Request for Rotate {
         drop(old);
         let work = (Cost::of_generation(algorithm), Rank::First);
         let _slot = appliance.generation_slot(permit.caller(), work).await?;
-        let old = appliance.key(&self.name).await?;
+        let old = appliance.permitted_key(&permit).await?;
         self.conditions.check(Some(old.revision))?;
         old.meta.may_rotate()?;
         let version = u32::try_from(old.versions.len()).unwrap_or(u32::MAX).saturating_add(1);
@@ -174,6 +175,7 @@ impl Request for Rotate {
         let made = appliance.custody.generate_key(address.clone(), old.meta.algorithm()).await?;
         let kid = thumbprint(&made.public)?;
         let record = Arc::new(appliance.to_keep(address, made).await?);
+        appliance.must_cover(&permit, facts_of_key(&old.meta))?;
         let add = |key: &mut KeyRecord| {
             key.meta.rotate(kid.clone(), appliance.now())?;
             key.versions.push(Arc::clone(&record));

@@ -9,7 +9,7 @@ use super::gate::{Appliance, Request, Trace, Traced};
 use super::master_destruction::MOST_UNRETIRED;
 use crate::audit::Details;
 use crate::custody::protocol::MasterFound;
-use crate::policy::{Action, Permit, Resource};
+use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stage};
 
 /// Begin to rotate the master key: a new generation in the token, under which every data key and store
@@ -125,6 +125,7 @@ impl Request for RotateMaster {
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
+        appliance.must_cover(&permit, Facts::Unknown)?;
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
         appliance.must_not_rotate().await?;
         if !self.force {

@@ -18,7 +18,7 @@ use super::sweep::PART;
 use crate::audit::{Details, Intent};
 use crate::identity::Caller;
 use crate::key::{Name, WaitingPeriod};
-use crate::policy::{Action, Permit, Resource};
+use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::{Census, MasterRecord, Retirement, Stage};
 
 /// Have the master key of a generation that nothing lies under any more destroyed, after the waiting period.
@@ -100,6 +100,7 @@ impl Request for RetireMaster {
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let pin = appliance.given_pin(&permit, self.pin.as_ref()).await?;
         let _one_at_a_time = appliance.founding.lock().await;
+        appliance.must_cover(&permit, Facts::Unknown)?;
         let generation = self.generation;
         let period = appliance.waiting_period(self.waiting_period_days)?;
         let leave = parsed(&self.leave)?;
@@ -146,6 +147,7 @@ impl Request for CancelRetirement {
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
+        appliance.must_cover(&permit, Facts::Unknown)?;
         let generation = self.generation;
         let known = appliance.master_to_retire(generation)?;
         if known.waits().is_none() && known.is_destroying().is_none() {
@@ -173,6 +175,7 @@ impl Request for DestroyMaster {
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {
         let _one_at_a_time = appliance.founding.lock().await;
+        appliance.must_cover(&permit, Facts::Unknown)?;
         let generation = self.generation;
         // It may have been cancelled since, or be needed again: by what a restore brought back, perhaps.
         let retirement = appliance.due_retirement(generation)?;

@@ -171,8 +171,17 @@ impl Request for PutSecret {
         for permit in &of_the_key {
             appliance.must_cover(permit, facts_of_key(&key.meta))?;
         }
-        let kept = appliance.ciphertext_to_keep(&permit, &key, body).await?;
-        let (now, created) = (appliance.now(), known.is_none());
+        let kept = appliance.ciphertext_to_keep(&of_the_key, &key, body).await?;
+        // It may have waited: what it was permitted for has to be permitted still.
+        for permit in &of_the_key {
+            let now = appliance.key(key.meta.name()).await?;
+            appliance.must_still_cover(permit, &key, &now)?;
+        }
+        match &known {
+            Some(known) => appliance.must_cover(&permit, facts_of_secret(&known.record))?,
+            None => appliance.must_cover(&permit, Facts::Absent)?,
+        }
+        let (now, created, under) = (appliance.now(), known.is_none(), name.clone());
         let record = SecretRecord {
             created_at: known.as_ref().map_or(now, |known| known.record.created_at),
             name,
@@ -183,8 +192,12 @@ impl Request for PutSecret {
             updated_at: now,
             updated_by: permit.caller().name(),
             owner: match &known {
-                Some(known) => known.record.owner.clone(),
-                None => owner_of(permit.caller()),
+                // What is put under a role's name is not what somebody owns who put there before, and may have
+                // left the role, or given the name away.
+                Some(known) if !appliance.policy().shares_name(permit.caller(), &under) => {
+                    known.record.owner.clone()
+                }
+                _ => owner_of(permit.caller()),
             },
         };
         let put = appliance.records.put_secret(known.map(|at| at.revision), &record).await;
@@ -210,7 +223,7 @@ impl Appliance {
     /// one made here.
     async fn ciphertext_to_keep(
         &self,
-        permit: &Permit,
+        of_the_key: &[Permit],
         key: &KeyRecord,
         body: PutBody,
     ) -> Result<super::crypt::Encrypted, Error> {
@@ -231,6 +244,8 @@ impl Appliance {
                         return invalid("kid", "give either version or kid");
                     }
                 };
+                // To verify it needs the last of them, which is to decrypt.
+                let Some(permit) = of_the_key.last() else { return Err(Error::Abandoned) };
                 let proof = self.may_process(permit, key, pick).await?;
                 if ciphertext.0.len() != key.meta.algorithm().ciphertext_len() {
                     let len = key.meta.algorithm().ciphertext_len();
@@ -239,7 +254,7 @@ impl Appliance {
                 if body.verify {
                     let bytes = ciphertext.0.clone();
                     let input = (bytes, Vec::new());
-                    drop(self.process(permit.caller(), key, &proof, input).await?);
+                    drop(self.process(permit, key, &proof, input).await?);
                 }
                 let (version, kid) = (proof.version(), proof.kid().to_owned());
                 Ok(super::crypt::Encrypted { ciphertext, version, kid })
@@ -337,7 +352,12 @@ impl Appliance {
         let ciphertext = BASE64_STANDARD
             .decode(&secret.ciphertext)
             .map_err(|_| RecordError::Broken(format!("secret/{}", secret.name)))?;
-        self.process(permit.caller(), &key, &proof, (ciphertext, Vec::new())).await
+        let opened = self.process(&to_decrypt, &key, &proof, (ciphertext, Vec::new())).await?;
+        // The secret, too, may have become another's meanwhile, or its policy another.
+        match self.permitted_secret(permit).await? {
+            Some(_) => Ok(opened),
+            None => Err(self.absent("secret")),
+        }
     }
 }
 

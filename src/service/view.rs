@@ -6,7 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Error;
 use super::precondition::Preconditions;
-use crate::key::{Name, Owner, VersionMeta};
+use crate::key::{Name, Origin, Owner, VersionMeta};
 use crate::records::KeyRecord;
 
 /// A request about one named thing, with what came in the body or the query.
@@ -81,6 +81,10 @@ pub struct KeyView {
     pub owner: Option<Owner>,
     /// For how many seconds of an outage of the token the opened key may go on serving; 0 is not at all.
     pub serve_without_token_seconds: u32,
+    /// Where the private key of the newest version comes from, as each version says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub origin: Option<Origin>,
     /// The version that protects; absent where none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<u32>,
@@ -112,6 +116,11 @@ pub struct VersionView {
     pub state: &'static str,
     /// RFC 7638 thumbprint of the public key.
     pub kid: String,
+    /// `generated` in custody, or `imported`, so that there may be copies elsewhere; absent where the version is
+    /// older than this record of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub origin: Option<Origin>,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -149,6 +158,7 @@ impl KeyView {
             labels: meta.labels().clone(),
             owner: meta.owner().cloned(),
             serve_without_token_seconds: meta.serve_without_token_seconds(),
+            origin: meta.versions().last().and_then(VersionMeta::origin),
             current_version: meta.current().map(VersionMeta::version),
             created_at: meta.created_at(),
             destroy_at: meta.next_due(),
@@ -171,6 +181,7 @@ impl VersionView {
             version: meta.version(),
             state: meta.state().as_str(),
             kid: meta.kid().to_owned(),
+            origin: meta.origin(),
             created_at: meta.created_at(),
             activated_at: meta.activated_at(),
             suspended_at: meta.suspended_at(),

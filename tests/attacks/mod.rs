@@ -3,6 +3,7 @@
 
 mod backup_as_reader;
 mod batch_versions;
+mod dead_helpers;
 mod destroyed_masters;
 mod endless_backup;
 mod endless_rotations;
@@ -28,7 +29,9 @@ mod restore_plan;
 mod rolled_back_together;
 mod silent_front;
 mod stolen_connection;
+mod taken_away;
 mod terminal_escapes;
+mod traced_processes;
 mod unbounded_replies;
 mod undercut_waiting;
 mod unnoted_destruction;

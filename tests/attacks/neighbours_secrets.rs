@@ -245,3 +245,37 @@ fn a_policy_by_which_everybody_may_use_everything_is_warned_of() {
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && !text.contains("warning"), "{text}");
 }
+
+/// Who left a role, or was given a name of it by one who is in it, has what others put there later.
+#[test]
+fn what_is_put_under_a_roles_name_is_not_the_first_putters() {
+    let appliance = appliance();
+    let (at, reveal) = ("/v1/secrets/shop.db", "/v1/secrets/shop.db/reveal");
+    ask(&appliance, SHOP, ("PUT", at), value("one")).expect_status(201);
+    let to = json!({ "owner": "unix:60223" });
+    let give = ("POST", "/v1/secrets/shop.db/transfer");
+    ask(&appliance, SHOP, give, to).expect_problem(403, "denied");
+    let put = ask(&appliance, SECOND_OF_SHOP, ("PUT", at), value("two")).expect_status(200).json();
+    assert_eq!(put["owner"], "unix:60222");
+    ask(&appliance, THIEF, ("POST", reveal), json!({})).expect_problem(403, "denied");
+    ask(&appliance, SHOP, ("PUT", "/v1/secrets/shop.kept"), value("his")).expect_status(201);
+    appliance.change_config(|config| {
+        config["policy"]["roles"]["shop"]["users"] = vec![toml::Value::from(60_222)].into();
+    });
+    let from = appliance.log().len();
+    appliance.signal(nix::sys::signal::Signal::SIGHUP);
+    appliance.wait_for_log(from, "are loaded anew");
+    ask(&appliance, SECOND_OF_SHOP, ("PUT", at), value("three")).expect_status(200);
+    for what in [
+        ("POST", reveal),
+        ("DELETE", at),
+        ("PUT", at),
+        ("POST", "/v1/secrets/shop.kept/reveal"),
+        ("DELETE", "/v1/secrets/shop.kept"),
+    ] {
+        let body = if what.0 == "PUT" { value("x") } else { json!({}) };
+        ask(&appliance, SHOP, what, body).expect_problem(403, "denied");
+    }
+    let opened = ask(&appliance, SECOND_OF_SHOP, ("POST", reveal), json!({}));
+    assert_eq!(unb64(&opened.expect_status(200).json()["plaintext"]), b"three");
+}

@@ -64,6 +64,12 @@ fn pkcs1_and_pkcs8_come_in_as_pem_and_as_der() {
         expect_traced(&appliance, &reply, "key:import", &format!("key/{name}"));
         assert_eq!((&key["algorithm"], &key["state"]), (&json!("RSA-2048"), &json!("active")));
         assert_eq!(key["labels"], json!({"from": "elsewhere"}));
+        assert_eq!(
+            (&key["origin"], &key["versions"][0]["origin"]),
+            (&json!("imported"), &json!("imported"))
+        );
+        let jwk = appliance.get(&format!("/v1/keys/{name}/public")).json();
+        assert_eq!(jwk["origin"], "imported");
         kids.push(key["versions"][0]["kid"].clone());
         let body = json!({ "ciphertext": ciphertext });
         let opened = appliance.post(&format!("/v1/keys/{name}/decrypt"), &body);
@@ -73,6 +79,12 @@ fn pkcs1_and_pkcs8_come_in_as_pem_and_as_der() {
     }
     assert!(kids.windows(2).all(|two| two[0] == two[1]));
     import(&appliance, "pkcs8-pem", &forms[0].1, json!({})).expect_problem(409, "exists");
+    let set = appliance.get("/v1/jwks.json").json()["keys"].clone();
+    assert!(set.as_array().expect("a list").iter().all(|jwk| jwk["origin"] == "imported"), "{set}");
+    // What custody makes after it was never elsewhere.
+    let rotated = appliance.post("/v1/keys/pkcs8-pem/rotate", &json!({})).expect_status(200).json();
+    let origins = [0, 1].map(|version| rotated["versions"][version]["origin"].clone());
+    assert_eq!(origins, ["imported", "generated"]);
     for bits in ["3072", "4096"] {
         let reply = import(&appliance, &format!("k{bits}"), &text(rsa(bits)), json!({}));
         assert_eq!(expect_json(&reply, 201)["algorithm"], format!("RSA-{bits}"));

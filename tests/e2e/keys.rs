@@ -30,7 +30,8 @@ fn keys_are_made_shown_and_listed() {
     let made = appliance.post("/v1/keys", &body);
     expect_traced(&appliance, &made, "key:create", "key/payments");
     let key = expect_json(&made, 201);
-    expect_members(&key, &KEY, &["current_version"]);
+    expect_members(&key, &KEY, &["current_version", "origin"]);
+    assert_eq!(key["origin"], "generated");
     assert_eq!(key["name"], "payments");
     assert_eq!(key["algorithm"], "RSA-2048");
     assert_eq!(key["mgf1_hash"], "SHA-256");
@@ -40,7 +41,11 @@ fn keys_are_made_shown_and_listed() {
     assert_eq!(key["current_version"], 1);
     expect_time(&key["created_at"]);
     let version = &key["versions"][0];
-    expect_members(version, &["version", "state", "kid", "created_at", "activated_at"], &[]);
+    expect_members(
+        version,
+        &["version", "state", "kid", "origin", "created_at", "activated_at"],
+        &[],
+    );
     assert_eq!((&version["version"], &version["state"]), (&json!(1), &json!("active")));
     expect_time(&version["activated_at"]);
 
@@ -103,7 +108,7 @@ fn public_halves_come_in_three_forms_that_agree() {
     let appliance = Appliance::new();
     appliance.create_key("payments");
     let old = expect_json(&appliance.get("/v1/keys/payments/public"), 200);
-    expect_members(&old, &["kty", "use", "alg", "kid", "n", "e"], &[]);
+    expect_members(&old, &["kty", "use", "alg", "kid", "n", "e", "origin"], &[]);
     assert_eq!((&old["kty"], &old["use"]), (&json!("RSA"), &json!("enc")));
     assert_eq!((&old["alg"], &old["e"]), (&json!("RSA-OAEP-256"), &json!("AQAB")));
     // RFC 7638 §3.1: the required members, in the order of their names, without white space.
