@@ -1,0 +1,202 @@
+//! Checkpoints are signed in a chain and remembered, in the state and in the token.
+
+use super::super::state::leave_order;
+use super::*;
+use crate::token::fault::{FaultToken, Mishap, Times, Verb};
+
+const TRAIL: &str = "0123456789abcdef";
+const START: Mark = Mark { number: 0, covers: 0, head: [0; 32] };
+
+struct Bench {
+    place: tempfile::TempDir,
+    token: FaultToken,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let token = FaultToken::new();
+        token.create_signer(1).unwrap();
+        Self { place: tempfile::tempdir().unwrap(), token }
+    }
+
+    fn open(&self, accepts: bool) -> History {
+        let state = State::open(&self.place.path().join("state")).unwrap();
+        History::open(state, accepts).unwrap()
+    }
+
+    fn order(&self, newest: Mark) {
+        let order = Accept { trail: TRAIL.to_owned(), newest, at: String::new(), by: 0 };
+        let bytes = serde_json::to_vec(&order).unwrap();
+        leave_order(&self.place.path().join("state"), ACCEPT, &bytes).unwrap();
+    }
+
+    fn sign(&self, history: &History, covers: u64, before: Mark) -> Result<Checkpoint, Fault> {
+        self.sign_as(history, covers, before, false)
+    }
+
+    fn sign_as(
+        &self,
+        history: &History,
+        covers: u64,
+        before: Mark,
+        closes: bool,
+    ) -> Result<Checkpoint, Fault> {
+        let head = [covers as u8; 32];
+        let wanted = ToSign { trail: TRAIL, covers, head, before, closes };
+        match history.sign(&self.token, 1, &wanted)? {
+            Reply::Checkpoint { checkpoint, .. } => Ok(checkpoint),
+            _ => panic!("another reply"),
+        }
+    }
+}
+
+fn newest(history: &History) -> Newest {
+    match history.newest() {
+        Reply::Newest(newest) => newest,
+        _ => panic!("another reply"),
+    }
+}
+
+fn is_refused<T>(result: Result<T, Fault>) -> bool {
+    matches!(result, Err(Fault::NotNewest(_)))
+}
+
+#[test]
+fn numbers_follow_each_other_over_a_restart_and_nothing_else_is_signed() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap();
+    assert_eq!((first.mark.number, first.before), (1, START));
+    assert_eq!(bench.sign(&history, 10, START).unwrap(), first, "an answer that was lost");
+    for (covers, before) in [
+        (11, START),
+        (20, Mark { covers: 9, ..first.mark }),
+        (20, Mark { number: 2, ..first.mark }),
+        (20, Mark { head: [1; 32], ..first.mark }),
+    ] {
+        assert!(is_refused(bench.sign(&history, covers, before)), "{covers} {before}");
+    }
+    assert!(bench.sign(&history, 10, first.mark).is_err(), "it covers no more");
+    drop(history);
+    let history = bench.open(false);
+    assert_eq!(newest(&history).known.unwrap().signed.unwrap(), first);
+    assert_eq!(bench.sign(&history, 20, first.mark).unwrap().mark.number, 2);
+    assert!(is_refused(bench.sign(&history, 30, first.mark)));
+}
+
+#[test]
+fn what_cannot_be_remembered_is_not_signed() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap();
+    let blocked = bench.place.path().join("state/checkpoints.new");
+    std::fs::create_dir(&blocked).unwrap();
+    assert!(matches!(bench.sign(&history, 20, first.mark), Err(Fault::State(_))));
+    std::fs::remove_dir(&blocked).unwrap();
+    assert_eq!(newest(&history).known.unwrap().mark, first.mark);
+    assert_eq!(bench.sign(&history, 20, first.mark).unwrap().mark.number, 2);
+    bench.token.plan(Verb::Sign, Mishap::Unavailable, Times::Next(1));
+    let second = newest(&history).known.unwrap().mark;
+    assert!(bench.sign(&history, 30, second).is_err());
+    assert_eq!(newest(&history).known.unwrap().mark, second);
+}
+
+#[test]
+fn only_root_s_order_or_the_configuration_takes_an_older_history_and_once() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    let second = bench.sign(&history, 20, first).unwrap().mark;
+    assert!(is_refused(history.begin(TRAIL, first, false)));
+    bench.order(second);
+    assert!(is_refused(history.begin(TRAIL, first, false)), "another one was meant");
+    bench.order(first);
+    let begun = history.begin(TRAIL, first, false).unwrap();
+    let replaced = |reply: &Reply| match reply {
+        Reply::Begun { replaced } => replaced.as_ref().map(|replaced| replaced.mark),
+        _ => panic!("another reply"),
+    };
+    assert_eq!(replaced(&begun), Some(second));
+    let third = bench.sign(&history, 15, first).unwrap();
+    assert_eq!(third.mark.number, 3, "no number is used twice");
+    assert_eq!(replaced(&history.begin(TRAIL, third.mark, false).unwrap()), None);
+    assert!(is_refused(history.begin(TRAIL, first, false)));
+    drop(history);
+    let history = bench.open(true);
+    history.begin(TRAIL, first, false).unwrap();
+    assert!(is_refused(history.begin(TRAIL, START, false)), "once in a process");
+}
+
+#[test]
+fn an_order_replaces_what_the_token_alone_remembers() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    let second = bench.sign(&history, 20, first).unwrap().mark;
+    drop(history);
+    std::fs::remove_file(bench.place.path().join("state/checkpoints.json")).unwrap();
+    bench.order(first);
+    let history = bench.open(false);
+    history.begin(TRAIL, first, false).unwrap();
+    history.compare_with(&bench.token).unwrap();
+    let Reply::Begun { replaced } = history.begin(TRAIL, first, false).unwrap() else {
+        panic!("another reply")
+    };
+    assert_eq!(replaced.map(|replaced| replaced.mark), Some(second));
+    assert!(!newest(&history).state_lost);
+    assert_eq!(bench.sign(&history, 15, first).unwrap().mark.number, 3);
+}
+
+#[test]
+fn nothing_stands_behind_an_orderly_end() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let last = bench.sign_as(&history, 10, START, true).unwrap().mark;
+    assert!(newest(&history).closed);
+    assert!(is_refused(history.begin(TRAIL, last, true)));
+    history.begin(TRAIL, last, false).unwrap();
+    assert!(!newest(&history).closed);
+    history.begin(TRAIL, last, true).unwrap();
+}
+
+#[test]
+fn the_token_is_believed_where_the_state_is_older_or_gone() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    let file = bench.place.path().join("state/checkpoints.json");
+    let older = std::fs::read(&file).unwrap();
+    let second = bench.sign(&history, 20, first).unwrap().mark;
+    drop(history);
+    for put_back in [Some(older), None] {
+        match put_back {
+            Some(older) => std::fs::write(&file, older).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let history = bench.open(false);
+        history.compare_with(&bench.token).unwrap();
+        let newest = newest(&history);
+        assert!(newest.state_lost && newest.with_token);
+        assert_eq!(newest.known.unwrap().mark, second);
+        assert!(is_refused(bench.sign(&history, 15, first)));
+    }
+    let history = bench.open(false);
+    history.compare_with(&bench.token).unwrap();
+    assert!(!newest(&history).state_lost, "the state has it again");
+    assert_eq!(bench.sign(&history, 30, second).unwrap().mark.number, 3);
+}
+
+#[test]
+fn a_new_signing_key_starts_again_and_an_old_log_is_believed_once() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    history.start_again(&bench.token).unwrap();
+    assert_eq!(bench.token.remembered().unwrap(), Vec::<Vec<u8>>::new());
+    let old = Mark { number: 0, covers: 700, head: [5; 32] };
+    let wanted = ToSign { trail: TRAIL, covers: 710, head: [6; 32], before: old, closes: false };
+    let signed = history.sign(&bench.token, 1, &wanted).unwrap();
+    let Reply::Checkpoint { checkpoint, adopted } = signed else { panic!("another reply") };
+    assert!(adopted && checkpoint.mark.number == 1 && checkpoint.before == old);
+    assert!(is_refused(bench.sign(&history, 20, first)));
+}
