@@ -521,7 +521,12 @@ fn a_role_that_no_policy_names_is_worth_a_warning() {
     settings.roles = [("servcie".to_owned(), Binding::default())].into();
     let policy = Policy::load(&settings).unwrap();
     let says: Vec<String> = policy.warnings().iter().map(Finding::to_string).collect();
-    assert_eq!(says, ["roles: the role \"servcie\" is given to somebody, but no policy names it"]);
+    assert_eq!(
+        says,
+        [
+            "roles: the role \"servcie\" is given to somebody, but no policy names it; is \"service\" meant?"
+        ]
+    );
 }
 
 #[test]

@@ -244,11 +244,10 @@ fn too_wide(schema: &Schema, policies: &PolicySet, roles: &Roles) -> Vec<(Policy
     wide::permits(schema, policies, &all)
 }
 
-/// A role that somebody has and no policy names is mostly a slip of the pen, unless names stand for roles.
+/// A role that somebody has and no policy names is mostly a slip of the pen. Where names stand for roles
+/// (`shop.…` for the role `shop`) it is one where it is spelled almost like a role that a policy names.
 fn unused_roles(policies: &PolicySet, roles: &Roles) -> Vec<Finding> {
-    if policies.policies().any(|policy| reads_attribute(policy, "namespace")) {
-        return Vec::new();
-    }
+    let by_name = policies.policies().any(|policy| reads_attribute(policy, "namespace"));
     let named: Vec<String> = policies
         .policies()
         .flat_map(cedar_policy::Policy::entity_literals)
@@ -258,12 +257,23 @@ fn unused_roles(policies: &PolicySet, roles: &Roles) -> Vec<Finding> {
     roles
         .names()
         .filter(|role| !named.iter().any(|name| name == role))
-        .map(|role| Finding {
-            file: "roles".to_owned(),
-            line: None,
-            what: format!("the role {role:?} is given to somebody, but no policy names it"),
+        .map(|role| (role, named.iter().find(|name| is_almost(role, name))))
+        .filter(|(_, meant)| !by_name || meant.is_some())
+        .map(|(role, meant)| {
+            let mut what =
+                format!("the role {role:?} is given to somebody, but no policy names it");
+            if let Some(meant) = meant {
+                what += &format!("; is {meant:?} meant?");
+            }
+            Finding { file: "roles".to_owned(), line: None, what }
         })
         .collect()
+}
+
+/// Whether one is the other but for a slip or two.
+fn is_almost(one: &str, other: &str) -> bool {
+    let slips = strsim::damerau_levenshtein(one, other);
+    slips <= 2 && slips * 3 <= other.len()
 }
 
 /// The line of the first place that Cedar points at.
