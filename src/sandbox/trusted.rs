@@ -238,8 +238,9 @@ fn is_open_to_others(found: &Metadata) -> bool {
     found.mode() & 0o002 != 0 || by_group && !is_private_group(found)
 }
 
-/// Whether the group is the owner's own: its primary one, of its name, with no other member. Where every user
-/// has such a group, users' files are writable by it as a rule.
+/// Whether the group is the owner's own: its primary one, of its name, with no other member, and no other
+/// user's primary one. Where every user has such a group, users' files are writable by it as a rule. Users of a
+/// directory service are seen only where the group names them.
 fn is_private_group(found: &Metadata) -> bool {
     let owner = Entry::from_uid(Uid::from_raw(found.uid())).ok().flatten();
     let group = Group::from_gid(Gid::from_raw(found.gid())).ok().flatten();
@@ -247,6 +248,18 @@ fn is_private_group(found: &Metadata) -> bool {
         owner.gid == group.gid
             && owner.name == group.name
             && group.mem.iter().all(|member| *member == owner.name)
+            // What cannot be read says nothing good.
+            && std::fs::read_to_string("/etc/passwd")
+                .is_ok_and(|users| !is_primary_of_others(&users, found.gid(), found.uid()))
+    })
+}
+
+/// Whether a line of passwd(5) names this group as the primary one of another user than `owner`.
+fn is_primary_of_others(users: &str, group: u32, owner: u32) -> bool {
+    users.lines().any(|line| {
+        let mut fields = line.split(':').skip(2).map(|field| field.parse::<u32>().ok());
+        let (uid, gid) = (fields.next().flatten(), fields.next().flatten());
+        gid == Some(group) && uid != Some(owner)
     })
 }
 
@@ -276,6 +289,19 @@ mod tests {
 
     fn mode(path: &Path, mode: u32) {
         set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_group_that_is_another_user_s_primary_one_is_not_private() {
+        let users = "root:x:0:0::/root:/bin/sh\nshop:x:1000:1000::/:/bin/sh\n";
+        assert!(!is_primary_of_others(users, 1000, 1000));
+        let other = format!("{users}guest:x:1001:1000::/:/bin/sh\n");
+        assert!(is_primary_of_others(&other, 1000, 1000));
+        assert!(
+            is_primary_of_others("guest:x:?:1000::/:/bin/sh", 1000, 1000),
+            "no number is nobody"
+        );
+        assert!(!is_primary_of_others("a line that is none\n:::\n", 1000, 1000));
     }
 
     #[test]
