@@ -24,7 +24,8 @@ pub struct Jwks(pub JwksQuery);
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct JwksQuery {
-    /// At most this many, 1 to 1000: the set is a page then. Without it, a set of more than 1000 is refused.
+    /// At most this many, 1 to 1000: the set is a page then. Without it, a set of more than 1000 is refused, and
+    /// so is one that lies among more than 10 000 keys.
     pub limit: Option<usize>,
     /// What the page before gave as `next`.
     pub after: Option<String>,
@@ -109,7 +110,7 @@ impl Request for Jwks {
         };
         let mut keys = Vec::new();
         let mut page = page;
-        loop {
+        for _ in 0..MOST_PAGES {
             let walk = Walk { list: "jwks", action: Action::KeyPublic, page: &page };
             let filled = appliance.walk_keys(&permit, walk, Page::MOST, show).await?;
             keys.extend(filled.entries);
@@ -121,12 +122,17 @@ impl Request for Jwks {
                 next => page.after = next,
             }
         }
+        Err(too_many())
     }
 }
 
+/// The most pages that a set is made of, of 2000 keys that are read: more are read by nobody at once, however
+/// few of them may be shown.
+const MOST_PAGES: usize = 5;
+
 fn too_many() -> Error {
     let rule = format!(
-        "the set has more than {} keys: ask for a page of it with `limit`, for those of one `prefix`, or for \
+        "the set has more than {} keys, or there are too many others: ask for a page of it with `limit`, for those of one `prefix`, or for \
          one key at /v1/keys/{{key}}/public",
         Page::MOST
     );
@@ -156,9 +162,12 @@ impl Appliance {
             };
             let whole = listed.found.iter().filter_map(|key| {
                 let name = key.meta.name();
+                // What may not be shown costs no more than the question.
+                if !may_see(name, facts_of_key(&key.meta)) {
+                    return None;
+                }
                 let (weight, shown) = show(key)?;
-                may_see(name, facts_of_key(&key.meta))
-                    .then(|| (name.clone(), weight, Entry::Whole(shown)))
+                Some((name.clone(), weight, Entry::Whole(shown)))
             });
             let broken = listed.broken.iter().filter(|name| may_see(name, Facts::Unknown));
             let broken = broken.map(|name| (name.clone(), 1, Entry::Broken));
