@@ -56,7 +56,12 @@ pub(super) struct Segment {
     dirty: bool,
     /// Up to here the disk's room is the file's own, whoever else fills the disk.
     held: u64,
+    /// So many bytes of the disk it had when it was opened: what a process before has kept needs no room again.
+    owned: u64,
 }
+
+/// What `st_blocks` counts in, whatever the file system does (stat(2)).
+const BLOCK: u64 = 512;
 
 /// Room is taken for a file in steps of this many bytes.
 const STEP: u64 = 64 * 1024;
@@ -74,7 +79,7 @@ impl Segment {
         }
         sync_directory(directory)?;
         let place = Place::of(&file, &path).map_err(|error| of_io("making a file", &error))?;
-        Ok(Self { file, place, good: 0, dirty: false, held: 0 })
+        Ok(Self { file, place, good: 0, dirty: false, held: 0, owned: 0 })
     }
 
     /// Goes on with a file whose first `good` bytes have been checked.
@@ -83,7 +88,9 @@ impl Segment {
         let failed = |error| of_opening("opening the newest file", path, &error);
         let file = open_plain(path, Open::Append).map_err(failed)?;
         let place = Place::of(&file, path).map_err(failed)?;
-        Ok(Self { file, place, good, dirty: true, held: good })
+        // Room that was kept behind the end before a crash is the file's still.
+        let owned = file.metadata().map_err(failed)?.blocks().saturating_mul(BLOCK);
+        Ok(Self { file, place, good, dirty: true, held: good, owned })
     }
 
     pub fn len(&self) -> u64 {
@@ -132,7 +139,7 @@ impl Segment {
             return Ok(());
         }
         let wanted = wanted.saturating_add(STEP);
-        let missing = wanted - self.held.max(self.good);
+        let missing = wanted.saturating_sub(self.held.max(self.good).max(self.owned));
         if free_bytes(&self.file).is_some_and(|free| free < missing.saturating_add(reserve)) {
             return Err(AuditError::Full);
         }
@@ -186,7 +193,7 @@ impl Segment {
             .set_len(self.good)
             .and_then(|()| self.file.sync_data())
             .map_err(|error| of_io("cutting back", &error))?;
-        (self.dirty, self.held) = (false, self.good);
+        (self.dirty, self.held, self.owned) = (false, self.good, 0);
         Ok(())
     }
 }
