@@ -7,6 +7,7 @@
 //! Where it does not fit, an older copy was put back, or lines were written anew, and nothing is written.
 
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::entry::EventNote;
 use super::line::{Hash, Head};
@@ -14,38 +15,47 @@ use super::read::hash_of;
 use super::segment::of_io;
 use super::tend::SignError;
 use super::verify::VerifyKey;
-use super::{AuditError, Event, Trail};
+use super::{AuditError, Event, OnBreak, Trail};
 use crate::custody::protocol::{Known, Newest};
 use crate::custody::{Checkpoint, Mark};
 
 /// The key that signs now, for a trail of which custody remembers nothing.
 pub type SigningKey = (u32, VerifyKey);
 
+/// A trail that fits what custody remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fits {
+    /// The token's memory was compared, too.
+    pub with_token: bool,
+    /// The line that the store's sealed record must reach; 0 where it need not be there.
+    pub stored: u64,
+}
+
 impl Trail {
-    /// Holds the trail against what custody remembers, and lets lines be written where it fits. Returns
-    /// whether the token's memory was held against it, too. May be said again at any time.
+    /// Compares the trail with what custody remembers, and lets lines be written where it fits. May be called
+    /// again at any time.
     ///
     /// # Errors
     /// [`AuditError::NotSigned`]: with [`SignError::NotNewest`] where it does not fit, which is what a
     /// person is told; else custody could not be asked.
-    pub async fn begin_history(&self, key: Option<SigningKey>) -> Result<bool, AuditError> {
+    pub async fn begin_history(&self, key: Option<SigningKey>) -> Result<Fits, AuditError> {
         let mut newest = self.newest.lock().await;
         let known = self.signer.newest().await?;
         let missing = self.missing(&known, *newest)?;
         let ours = missing.as_ref().map_or(*newest, |checkpoint| checkpoint.mark);
-        self.must_fit(&known, ours, key)?;
         let behind = self.behind(ours);
         let behind_end = known.closed && behind.is_some();
-        let replaced = self.signer.begin(self.id.clone(), ours, behind_end).await;
-        let replaced = replaced.map_err(|error| self.explain(error, &known, ours, behind_end))?;
+        let begun = self.signer.begin(self.id.clone(), ours, behind_end).await;
+        let begun = begun.map_err(|error| self.explain(error, &known, ours, behind_end))?;
+        if !begun.ordered {
+            self.must_fit(&known, ours, key)?;
+        }
         self.shared.hold(false);
         if let Some(checkpoint) = missing {
             self.write_checkpoint(&mut newest, checkpoint, None).await?;
         }
-        if let Some(replaced) = replaced {
-            let Mark { covers, head, .. } = replaced.mark;
-            let note = EventNote::of(Event::RollbackAccepted, head).about_line(covers);
-            self.event(note).await?;
+        if let Some(replaced) = &begun.replaced {
+            self.tell_of_replaced(replaced.mark).await?;
         }
         if !self.begun.swap(true, Ordering::Relaxed)
             && let Some((line, count)) = behind
@@ -55,7 +65,42 @@ impl Trail {
         if known.state_lost && !self.told_of_state.swap(true, Ordering::Relaxed) {
             self.event(EventNote::new(Event::CustodyStateLost)).await?;
         }
-        Ok(known.with_token)
+        Ok(Fits { with_token: known.with_token, stored: begun.stored })
+    }
+
+    /// One event says that an operator took this trail, or its store, in the place of what custody remembered,
+    /// however often custody says so until the next checkpoint is signed.
+    async fn tell_of_replaced(&self, mark: Mark) -> Result<(), AuditError> {
+        let place = (mark.covers, Hash(mark.head));
+        if self.end.accepted.contains(&place) || self.told_of_replaced().as_ref() == Some(&place) {
+            return Ok(());
+        }
+        let note = EventNote::of(Event::RollbackAccepted, mark.head).about_line(mark.covers);
+        self.event(note).await?;
+        *self.told_of_replaced() = Some(place);
+        Ok(())
+    }
+
+    fn told_of_replaced(&self) -> MutexGuard<'_, Option<(u64, Hash)>> {
+        self.told_of_replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `line` of this trail is the one with this hash.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn has_line(&self, line: u64, hash: Hash) -> Result<bool, AuditError> {
+        let head = self.head();
+        if head.seq == line {
+            return Ok(head.hash == hash);
+        }
+        let found = hash_of(&self.settings.directory, line);
+        Ok(found.map_err(|error| of_io("reading a line", &error))? == Some(hash))
+    }
+
+    /// Whether the settings have a break recorded, and gone on from.
+    pub fn accepts_breaks(&self) -> bool {
+        self.settings.on_break == OnBreak::Record
     }
 
     /// Has no line written until it is said again that the trail fits.
@@ -118,7 +163,8 @@ impl Trail {
             return Ok(());
         }
         let why = format!(
-            "the newest checkpoint, over line {}, is not signed by the token's key: it was forged",
+            "custody remembers no checkpoint, and the newest one, over line {}, is not signed by the token's \
+             key: it was forged, or signed by a token before this one",
             ours.covers
         );
         Err(SignError::NotNewest(why).into())

@@ -6,12 +6,12 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::AuditError;
 use super::line::{Hash, Head, Kind, Line, checkpoint_message};
 use super::look_back::LookBack;
 use super::read::last_head;
 use super::segment::of_io;
 use super::verify::VerifyKey;
+use super::{AuditError, Event};
 use crate::custody::{Mark, checkpoint};
 
 /// The end of a trail.
@@ -23,6 +23,8 @@ pub(super) struct End {
     pub newest: Mark,
     /// The first line that it does not cover, and how many there are, not counting checkpoints.
     pub behind: Option<(u64, u64)>,
+    /// What events behind it say that an operator has replaced: the line, and its hash.
+    pub accepted: Vec<(u64, Hash)>,
     signed: Option<Signed>,
 }
 
@@ -47,7 +49,8 @@ impl End {
     /// Reads the files back from line `head` to the newest checkpoint.
     pub fn find(directory: &Path, trail: &str, head: Head) -> Result<Self, AuditError> {
         let start = Mark { number: 0, covers: 0, head: Hash::genesis(trail).0 };
-        let mut end = Self { head, newest: start, behind: None, signed: None };
+        let mut end =
+            Self { head, newest: start, behind: None, accepted: Vec::new(), signed: None };
         let mut found = false;
         let mut back = LookBack::from_end(directory)?;
         let mut show = |bytes: &[u8]| {
@@ -63,7 +66,10 @@ impl End {
                     end.take(trail, &line);
                 }
                 Kind::Checkpoint => {}
-                _ => end.behind = Some((line.seq, end.behind.map_or(1, |(_, count)| count + 1))),
+                _ => {
+                    end.behind = Some((line.seq, end.behind.map_or(1, |(_, count)| count + 1)));
+                    end.accepted.extend(replaced_by(&line));
+                }
             }
             ControlFlow::Continue(())
         };
@@ -85,13 +91,17 @@ impl End {
         self.signed = Some(Signed { message, signature, generation });
     }
 
-    /// Whether the newest checkpoint is one that this key has signed, where it says that this key did.
+    /// Whether this key has signed the newest checkpoint, if there is one.
     pub fn is_signed_by(&self, generation: u32, key: &VerifyKey) -> bool {
-        match &self.signed {
-            Some(signed) if signed.generation == generation => {
-                key.verifies(&signed.message, &signed.signature)
-            }
-            _ => true,
-        }
+        self.signed.as_ref().is_none_or(|signed| {
+            signed.generation == generation && key.verifies(&signed.message, &signed.signature)
+        })
     }
+}
+
+/// What a `rollback-accepted` event is about.
+fn replaced_by(line: &Line<'_>) -> Option<(u64, Hash)> {
+    let is_accepted = line.event == Some(Event::RollbackAccepted.as_str());
+    let hash = line.digest.filter(|_| is_accepted)?.parse().ok()?;
+    Some((line.line?, hash))
 }

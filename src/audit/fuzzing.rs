@@ -16,7 +16,7 @@ use super::{
     AuditError, BoxFuture, HeadKeeper, Report, Settings, SignError, Signature, Signer, ToSign,
     Trail,
 };
-use crate::custody::protocol::{Newest, Replaced};
+use crate::custody::protocol::{Begun, Newest};
 use crate::custody::{Mark, checkpoint};
 
 /// One line, and what stands in it.
@@ -261,13 +261,13 @@ impl Signer for Nobody {
         _trail: String,
         _newest: Mark,
         _behind_end: bool,
-    ) -> BoxFuture<Result<Option<Replaced>, SignError>> {
+    ) -> BoxFuture<Result<Begun, SignError>> {
         Box::pin(std::future::ready(Err(SignError::NotReady)))
     }
 }
 
 impl HeadKeeper for Nobody {
-    fn keep(&self, _head: Head, _signed: bool) -> BoxFuture<()> {
-        Box::pin(std::future::ready(()))
+    fn keep(&self, _trail: &str, _head: Head, _signed: bool) -> BoxFuture<bool> {
+        Box::pin(std::future::ready(false))
     }
 }

@@ -35,7 +35,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use begin::SigningKey;
+pub use begin::{Fits, SigningKey};
 pub use budget::Budgets;
 pub use compressed::Compression;
 pub use end::newest_checkpoint;

@@ -10,7 +10,7 @@ use super::gather::Durable;
 use super::line::Head;
 use super::writer::{Job, Signed};
 use super::{AuditError, Event, Trail};
-use crate::custody::protocol::{Newest, Replaced};
+use crate::custody::protocol::{Begun, Newest};
 use crate::custody::{Checkpoint, Mark};
 
 /// What is to be signed.
@@ -22,6 +22,8 @@ pub struct ToSign {
     pub before: Mark,
     /// The trail ends with it in order.
     pub closes: bool,
+    /// The head is sealed in the store.
+    pub stored: bool,
 }
 
 /// A checkpoint that was signed.
@@ -44,6 +46,9 @@ pub enum SignError {
     /// The newest checkpoint that custody remembers is another one than the trail has.
     #[error("{0}")]
     NotNewest(String),
+    /// Custody cannot write its own state, and signs nothing that it could not remember.
+    #[error("{0}")]
+    Unremembered(String),
 }
 
 /// A future that borrows nothing.
@@ -57,20 +62,21 @@ pub trait Signer: Send + Sync {
     /// What is remembered.
     fn newest(&self) -> BoxFuture<Result<Newest, SignError>>;
 
-    /// A trail is gone on with whose newest checkpoint is this one; what it was accepted in the place of.
+    /// A trail is gone on with whose newest checkpoint is this one; what it was accepted in the place of, and
+    /// how far the store must reach.
     fn begin(
         &self,
         trail: String,
         newest: Mark,
         behind_end: bool,
-    ) -> BoxFuture<Result<Option<Replaced>, SignError>>;
+    ) -> BoxFuture<Result<Begun, SignError>>;
 }
 
 /// Keeps heads of the trail somewhere else; the newest one is handed to [`Trail::open`] next time.
 pub trait HeadKeeper: Send + Sync {
     /// `head` is durable in the trail. `signed` says that a checkpoint covers it. A keeper that fails
-    /// says so in its own log; the trail goes on.
-    fn keep(&self, head: Head, signed: bool) -> BoxFuture<()>;
+    /// says so in its own log; the trail goes on. Returns whether it is kept where nobody else can write it.
+    fn keep(&self, trail: &str, head: Head, signed: bool) -> BoxFuture<bool>;
 }
 
 impl Trail {
@@ -90,7 +96,8 @@ impl Trail {
         if let Some(covered) = durable.checkpoint.filter(|_| durable.uncovered() == 0) {
             return Ok(covered);
         }
-        let signed = match self.signer.sign(self.to_sign(*newest, &durable, closes)).await {
+        let ends = (closes, self.keeper.keep(&self.id, durable.head, false).await);
+        let signed = match self.signer.sign(self.to_sign(*newest, &durable, ends)).await {
             Err(SignError::NotNewest(why)) => {
                 // It may have signed one whose answer was lost: then that one comes first.
                 let known = self.signer.newest().await?;
@@ -98,7 +105,7 @@ impl Trail {
                     return Err(SignError::NotNewest(why).into());
                 };
                 self.write_checkpoint(&mut newest, checkpoint, None).await?;
-                self.signer.sign(self.to_sign(*newest, &durable, closes)).await?
+                self.signer.sign(self.to_sign(*newest, &durable, ends)).await?
             }
             signed => signed?,
         };
@@ -110,8 +117,8 @@ impl Trail {
         Ok(head)
     }
 
-    fn to_sign(&self, before: Mark, durable: &Durable, closes: bool) -> ToSign {
-        ToSign { trail: self.id.clone(), head: durable.head, before, closes }
+    fn to_sign(&self, before: Mark, durable: &Durable, (closes, stored): (bool, bool)) -> ToSign {
+        ToSign { trail: self.id.clone(), head: durable.head, before, closes, stored }
     }
 
     /// Writes the next checkpoint; `others` lines that are none are covered by it, where that is known.
@@ -125,7 +132,7 @@ impl Trail {
         let signed = Signed { checkpoint, others: others.unwrap_or(0) };
         self.hand_in(|reply| Job::Checkpoint { signed, reply }).durable().await?;
         *newest = mark;
-        self.keeper.keep(head, true).await;
+        self.keeper.keep(&self.id, head, true).await;
         tracing::info!(target: "strongroom::audit", trail = %self.id, %head, number = mark.number, "checkpoint");
         Ok(head)
     }
@@ -166,7 +173,7 @@ impl Trail {
             }
             let head = self.head();
             if head.seq > kept.0.seq && kept.1.elapsed().as_secs() >= self.settings.head_seconds {
-                self.keeper.keep(head, false).await;
+                self.keeper.keep(&self.id, head, false).await;
                 tracing::debug!(target: "strongroom::audit", trail = %self.id, %head, "head");
                 kept = (head, Instant::now());
             }

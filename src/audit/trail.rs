@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::end::End;
 use super::entry::{Code, EventNote, Intent, Outcome, Subject, Verdict};
 use super::gather::Shared;
-use super::line::Head;
+use super::line::{Hash, Head};
 use super::recover::recover;
 use super::tend::{HeadKeeper, Signer};
 use super::writer::Job;
@@ -33,6 +33,8 @@ pub struct Trail {
     /// It was begun with; and custody's lost state has its line.
     pub(super) begun: AtomicBool,
     pub(super) told_of_state: AtomicBool,
+    /// What the newest event says that an operator has replaced.
+    pub(super) told_of_replaced: Mutex<Option<(u64, Hash)>>,
     known_changes: Option<u64>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -100,6 +102,7 @@ impl Trail {
             end,
             begun: AtomicBool::new(false),
             told_of_state: AtomicBool::new(false),
+            told_of_replaced: Mutex::default(),
             known_changes,
             writer: Mutex::new(Some(thread)),
         };

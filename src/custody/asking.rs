@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::client::{Client, CustodyError};
 use super::protocol::{
-    Check, Checkpoint, Home, KeyAddress, Mark, MasterFacts, Newest, Passing, RecordAddress,
-    Replaced, Reply, StoreKey, Verb,
+    Begun, Check, Checkpoint, Home, KeyAddress, Mark, MasterFacts, Newest, Passing, RecordAddress,
+    Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
@@ -253,11 +253,11 @@ impl Client {
         trail: &str,
         mark: (u64, [u8; 32]),
         before: Mark,
-        closes: bool,
+        (closes, stored): (bool, bool),
     ) -> Result<(Checkpoint, bool), CustodyError> {
         let (covers, head) = mark;
         let trail = trail.to_owned();
-        let verb = Verb::SignCheckpoint { trail, covers, head, before, closes };
+        let verb = Verb::SignCheckpoint { trail, covers, head, before, closes, stored };
         expect!(
             self.ask(verb).await?,
             Reply::Checkpoint { checkpoint, adopted } => (checkpoint, adopted)
@@ -281,8 +281,8 @@ impl Client {
         trail: &str,
         newest: Mark,
         behind_end: bool,
-    ) -> Result<Option<Replaced>, CustodyError> {
+    ) -> Result<Begun, CustodyError> {
         let verb = Verb::BeginTrail { trail: trail.to_owned(), newest, behind_end };
-        expect!(self.ask_any(&verb).await?, Reply::Begun { replaced } => replaced)
+        expect!(self.ask_any(&verb).await?, Reply::Begun(begun) => begun)
     }
 }

@@ -6,11 +6,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::backup_rate::BackupRate;
 use super::brown_out::Stand;
 use super::cache::{self, KeyCache};
 use super::generations::Generations;
 use super::history::{History, ToSign};
 use super::keyring::Keyring;
+use super::lock_memory::LockMemory;
 use super::notice::Notices;
 use super::probe::{Probe, Unseen};
 use super::protocol::{Answer, Check, Fault, Outage, Reason, Reply, Status, Verb, Verdict};
@@ -57,6 +59,10 @@ pub struct Custodian {
     pub(super) refused: Mutex<Option<String>>,
     /// Which checkpoints were signed.
     pub(super) history: History,
+    /// How often a backup was signed.
+    backups: BackupRate,
+    /// Whether an operator locked it.
+    pub(super) lock: Arc<LockMemory>,
     /// Called before the process ends, when keys have been wiped.
     pub(super) before_exit: fn(),
     /// Since when each master key is out of use.
@@ -83,7 +89,7 @@ impl Custodian {
         cache: cache::Settings,
         arena: String,
         recovery: Result<Option<RecoveryKey>, String>,
-        (history, generations): (History, Generations),
+        (history, generations, lock): (History, Generations, LockMemory),
     ) -> Self {
         Self {
             opener,
@@ -99,6 +105,8 @@ impl Custodian {
             notices: Notices::default(),
             refused: Mutex::new(None),
             history,
+            backups: BackupRate::default(),
+            lock: Arc::new(lock),
             before_exit: || {},
             generations: Arc::new(generations),
         }
@@ -167,6 +175,9 @@ impl Custodian {
     /// Carries out what [`Custodian::quick`] handed on; may wait for the token.
     pub fn slow(&self, verb: Verb) -> Answer {
         let unlocking = matches!(verb, Verb::Unlock { .. });
+        if let Verb::Unlock { by_operator, .. } = &verb {
+            self.may_unlock(*by_operator)?;
+        }
         // Needs no token.
         if let Verb::BeginTrail { trail, newest, behind_end } = &verb {
             return self.history.begin(trail, *newest, *behind_end);
@@ -193,12 +204,18 @@ impl Custodian {
                 .with_recovery(&fingerprint, |keyring, key| {
                     keyring.wrap_store_key_for(key, &store_key)
                 }),
-            Verb::SignCheckpoint { trail, covers, head, before, closes } => {
+            Verb::SignCheckpoint { trail, covers, head, before, closes, stored } => {
                 let keyring = self.keyring().ok_or(Fault::Locked)?;
                 let generation = keyring.home()?.signer_generation;
-                let wanted = ToSign { trail: &trail, covers, head, before, closes };
+                let wanted = ToSign { trail: &trail, covers, head, before, closes, stored };
                 self.history.sign(keyring.token.as_ref(), generation, &wanted)
             }
+            Verb::SignBackup { message } => self.backups.take(Instant::now()).and_then(|()| {
+                let signed = self.keyring().ok_or(Fault::Locked)?.sign_backup(&message)?;
+                let message = String::from_utf8_lossy(&message);
+                tracing::info!(manifest = message.lines().nth(1), "a backup's manifest was signed");
+                Ok(signed)
+            }),
             Verb::MakeMaster { generation } => self.make_master(generation),
             Verb::DestroyMaster { generation, pin } => self.destroy_master(generation, pin),
             verb => self.keyring().ok_or(Fault::Locked)?.slow(verb),

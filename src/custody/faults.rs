@@ -40,6 +40,7 @@ pub fn outage_of(fault: &Fault) -> Outage {
         Fault::Master(why) => Outage::new(Reason::MasterUnfit, why.clone()),
         Fault::PinRefused(why) => Outage::new(Reason::PinRefused, why.clone()),
         Fault::PinUnavailable(why) => Outage::new(Reason::PinUnavailable, why.clone()),
+        Fault::State(why) => Outage::new(Reason::CustodyState, why.clone()),
         other => Outage::new(Reason::TokenFailed, other.to_string()),
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{self, Checkpoint, Mark};
-use super::protocol::{Answer, Check, Fault, Known, Newest, Replaced, Reply, Verdict};
+use super::protocol::{Answer, Begun, Check, Fault, Known, Newest, Replaced, Reply, Verdict};
 use super::state::{Kept, Section, State, StateError};
 use crate::token::Token;
 
@@ -41,6 +41,12 @@ pub struct Remembered {
     pub ordered: bool,
     /// What an operator replaced, until the next checkpoint is signed.
     pub replaced: Option<Replaced>,
+    /// The newest line up to which a checkpoint was signed whose head the store had sealed before; 0 where
+    /// there was none. A store whose sealed record does not reach it was put back.
+    pub stored: u64,
+    /// SHA-256 of the order that was followed last, in hex digits: one that could not be removed is not
+    /// followed again.
+    pub followed: String,
 }
 
 impl Section for Remembered {
@@ -54,6 +60,8 @@ pub struct Accept {
     pub trail: String,
     /// The newest checkpoint that it holds.
     pub newest: Mark,
+    /// Whether the store is taken as it is, too, however far it reaches.
+    pub store: bool,
     /// When it was given, and the uid of who gave it.
     pub at: String,
     pub by: u32,
@@ -68,6 +76,8 @@ pub struct ToSign<'a> {
     pub before: Mark,
     /// Nothing is to be written after it.
     pub closes: bool,
+    /// The store has the head in its sealed record.
+    pub stored: bool,
 }
 
 /// What is remembered, where, and how it is used.
@@ -127,38 +137,55 @@ impl History {
         if newest.number > self.most_believed() {
             return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
-        let order = self.state.take_order(ACCEPT)?;
-        let order = order.and_then(|bytes| serde_json::from_slice::<Accept>(&bytes).ok());
-        let ordered = order.is_some_and(|order| order.trail == trail && order.newest == newest);
         let now = self.kept.get();
+        let order = self.order(&now)?.filter(|(order, _)| order.is_for(trail, newest));
         let is_known = now.newest.as_ref().is_none_or(|it| it.trail == trail && it.mark == newest);
-        if is_known && !ordered && !now.closed {
-            return Ok(Reply::Begun { replaced: now.replaced });
+        if is_known && order.is_none() && !now.closed {
+            return Ok(begun(&now));
         }
-        self.kept.change(|memory| {
-            let fits = match &memory.newest {
-                None => true,
-                Some(known) => known.trail == trail && known.mark == newest,
-            };
+        let reply = self.kept.change(|memory| {
+            let ordered = order.is_some();
+            let fits = memory.newest.as_ref().is_none_or(|it| it.is_at(trail, newest));
             if !(fits && !(behind_end && memory.closed)) {
                 if !ordered && !self.accepts.swap(false, Ordering::Relaxed) {
                     return Err(not_newest(memory));
                 }
-                memory.replaced = memory.newest.as_ref().map(|known| Replaced {
-                    trail: known.trail.clone(),
-                    mark: known.mark,
-                });
-                memory.newest =
-                    Some(Known { trail: trail.to_owned(), mark: newest, signed: None });
+                memory.take_for_newest(trail, newest);
                 tracing::error!(%newest, replaced = ?memory.replaced, "an operator has the audit log taken as it is");
+            } else if memory.stored > 0 && order.as_ref().is_some_and(|(order, _)| order.store) {
+                // What root has accepted is the store.
+                memory.take_for_newest(trail, newest);
+                tracing::error!(%newest, "an operator has the store taken as it is");
             }
             memory.closed = false;
-            memory.ordered |= ordered;
+            if let Some((_, digest)) = &order {
+                memory.ordered = true;
+                memory.followed.clone_from(digest);
+            }
             if memory.ordered && memory.newest.is_none() {
                 memory.newest = Some(Known { trail: trail.to_owned(), mark: newest, signed: None });
             }
-            Ok(Reply::Begun { replaced: memory.replaced.clone() })
-        })
+            Ok(begun(memory))
+        })?;
+        if order.is_some() {
+            self.remove_order();
+        }
+        Ok(reply)
+    }
+
+    /// Root's order and its digest, unless it was followed already.
+    fn order(&self, now: &Remembered) -> Result<Option<(Accept, String)>, Fault> {
+        let Some(bytes) = self.state.read_order(ACCEPT)? else { return Ok(None) };
+        let digest = checkpoint::hex(&Sha256::digest(&bytes));
+        let order = serde_json::from_slice::<Accept>(&bytes).ok();
+        Ok(order.filter(|_| digest != now.followed).map(|order| (order, digest)))
+    }
+
+    /// An order that was followed, or that later checkpoints have overtaken, counts no more.
+    fn remove_order(&self) {
+        if let Err(error) = self.state.remove_order(ACCEPT) {
+            tracing::warn!(%error, "an order of root's could not be removed; it is not followed again");
+        }
     }
 
     /// The highest number that a checkpoint may have that is gone on from.
@@ -171,7 +198,8 @@ impl History {
     ///
     /// And if the front lies? It cannot have signed what does not follow, no number twice, and no other time.
     /// It can have a head signed that its lines do not have: then they do not fit what custody remembers, and
-    /// the next start holds service.
+    /// the next start holds service. Where it says that the store has the head sealed and it has not, the next
+    /// start holds service, too; where it says the opposite, an older store is not noticed by its record.
     pub fn sign(&self, token: &dyn Token, generation: u32, wanted: &ToSign<'_>) -> Answer {
         if !checkpoint::is_trail(wanted.trail) {
             return Err(Fault::Protocol("an audit log has 16 hex digits".to_owned()));
@@ -208,10 +236,16 @@ impl History {
                 closed: wanted.closes,
                 ordered: false,
                 replaced: None,
+                stored: if wanted.stored { wanted.covers } else { memory.stored },
+                followed: std::mem::take(&mut memory.followed),
             };
             Ok((signed, adopted))
         })?;
         self.remember_in(token);
+        // What root said of the time before is over.
+        if self.state.read_order(ACCEPT).is_ok_and(|order| order.is_some_and(|it| !it.is_empty())) {
+            self.remove_order();
+        }
         Ok(Reply::Checkpoint { checkpoint, adopted })
     }
 
@@ -236,6 +270,11 @@ impl History {
             None => "no checkpoint yet".to_owned(),
         };
         let mut checks = vec![check("custody's memory", Verdict::Ok, newest, "")];
+        if let Some(why) = self.state.trouble() {
+            let remedy =
+                "room on the file system of [custody] state_directory, and its permissions";
+            checks.push(check("custody's state", Verdict::Fail, why, remedy));
+        }
         if self.was_behind.load(Ordering::Relaxed) {
             let found = "it was older than the token remembers: lost, or put back".to_owned();
             let remedy = "the disk of [custody] state_directory; see the journal of custody";
@@ -264,7 +303,29 @@ impl History {
     }
 }
 
+impl Accept {
+    fn is_for(&self, trail: &str, newest: Mark) -> bool {
+        self.trail == trail && self.newest == newest
+    }
+}
+
+impl Known {
+    fn is_at(&self, trail: &str, mark: Mark) -> bool {
+        self.trail == trail && self.mark == mark
+    }
+}
+
 impl Remembered {
+    /// This is the newest from here on, with whatever store is there, in the place of what was remembered.
+    fn take_for_newest(&mut self, trail: &str, newest: Mark) {
+        self.replaced = self
+            .newest
+            .as_ref()
+            .map(|known| Replaced { trail: known.trail.clone(), mark: known.mark });
+        self.newest = Some(Known { trail: trail.to_owned(), mark: newest, signed: None });
+        self.stored = 0;
+    }
+
     /// The newest one, where it is the very one that is wanted.
     fn again(&self, wanted: &ToSign<'_>) -> Option<Checkpoint> {
         let signed = self.newest.as_ref()?.signed.as_ref()?;
@@ -293,6 +354,11 @@ fn signed(
         generation,
         signature: checkpoint::hex(&signature),
     })
+}
+
+fn begun(memory: &Remembered) -> Reply {
+    let Remembered { replaced, ordered, stored, .. } = memory.clone();
+    Reply::Begun(Begun { replaced, ordered, stored })
 }
 
 fn not_newest(memory: &Remembered) -> Fault {

@@ -181,7 +181,6 @@ impl Keyring {
             Verb::RewrapStoreKey { store_key, generation } => {
                 self.rewrap_store_key(&store_key, generation)
             }
-            Verb::SignBackup { message } => self.sign(&message),
             _ => Err(Fault::Protocol("not a verb for an open token".to_owned())),
         }
     }
@@ -307,7 +306,7 @@ impl Keyring {
         }
     }
 
-    fn sign(&self, message: &[u8]) -> Answer {
+    pub(super) fn sign_backup(&self, message: &[u8]) -> Answer {
         let home = self.home()?;
         if !checkpoint::is_backup(message) {
             let why = "only what names a backup is signed";

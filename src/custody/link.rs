@@ -142,6 +142,8 @@ async fn bring_up(shared: &Shared, connection: &Connection, home: Option<Home>) 
         Ok(Err(Fault::PinRefused(why))) => LinkState::PinRefused(why),
         Ok(Err(Fault::PinUnavailable(why))) => LinkState::PinUnavailable(why),
         Ok(Err(Fault::Master(why))) => LinkState::Unfit(why),
+        Ok(Err(Fault::State(why))) => LinkState::Down(Outage::new(Reason::CustodyState, why)),
+        Ok(Err(Fault::Locked)) => return shared.found_locked(),
         Ok(Err(Fault::TokenUnavailable(outage) | Fault::TokenAbsent(outage))) => {
             LinkState::Down(outage)
         }

@@ -6,6 +6,7 @@
 //! ended and started at any moment.
 
 mod asking;
+mod backup_rate;
 mod breaker;
 mod brown_out;
 mod cache;
@@ -28,6 +29,7 @@ mod housekeeping;
 mod keyring;
 mod link;
 mod link_state;
+mod lock_memory;
 mod masters;
 mod needs;
 mod notice;
@@ -61,6 +63,7 @@ pub use needs::{
     Settings as SandboxSettings, Surroundings, needs, private_files, softhsm_configuration,
 };
 pub use outage::{Outage, Reason};
+pub use pin_budget::may_try_offline;
 pub use probe::Probe;
 pub use process::{Settings, Spawn, StartError};
 pub use recovery::{

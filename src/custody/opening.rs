@@ -54,6 +54,7 @@ impl Custodian {
         }
         let generations = Arc::clone(&self.generations);
         self.install(Keyring::new(token, facts.clone(), home, self.cache.clone(), generations));
+        self.end_lock()?;
         tracing::info!(
             token = facts.label,
             serial = facts.serial,

@@ -44,10 +44,12 @@ pub enum Reason {
     PinUnavailable,
     /// The token does not hold this appliance's keys, or not as they should be.
     MasterUnfit,
+    /// Custody cannot write its own state, without which it opens no token.
+    CustodyState,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::TokenAbsent,
         Reason::TokenFailed,
         Reason::LoginLost,
@@ -58,6 +60,7 @@ impl Reason {
         Reason::PinRefused,
         Reason::PinUnavailable,
         Reason::MasterUnfit,
+        Reason::CustodyState,
     ];
 
     /// The word in the trail: `token-absent`.
@@ -73,6 +76,7 @@ impl Reason {
             Reason::PinRefused => "pin-refused",
             Reason::PinUnavailable => "pin-unavailable",
             Reason::MasterUnfit => "master-unfit",
+            Reason::CustodyState => "custody-state-unavailable",
         }
     }
 

@@ -14,6 +14,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::protocol::Fault;
 use super::state::{Kept, Section, StateError};
 
 /// What is remembered.
@@ -61,6 +62,8 @@ impl PinFile {
 pub struct PinBudget {
     tries: Kept<Tries>,
     most: u32,
+    /// The count lasts no longer than this process: the token's own stands for it.
+    is_brief: bool,
 }
 
 /// Why no PIN is tried, in words.
@@ -70,6 +73,28 @@ pub enum Withheld {
     Rule(String),
     #[error("no PIN is tried while wrong tries cannot be counted: {0}")]
     Uncounted(#[from] StateError),
+}
+
+impl From<Withheld> for Fault {
+    fn from(why: Withheld) -> Self {
+        match why {
+            Withheld::Rule(why) => Fault::PinRefused(why),
+            Withheld::Uncounted(_) => Fault::State(why.to_string()),
+        }
+    }
+}
+
+/// Why an offline command tries none.
+const LOW_COUNT: &str = "the token says that a PIN was wrong since the last right one, and a command without a \
+                         daemon does not count the wrong ones. Log in by hand with the right PIN first: \
+                         pkcs11-tool --login --test";
+
+/// Whether a command without a daemon may try a PIN: its wrong ones are counted by nothing but the token.
+///
+/// # Errors
+/// The token says that one was wrong since the last right one.
+pub fn may_try_offline(count_low: bool) -> Result<(), String> {
+    if count_low { Err(LOW_COUNT.to_owned()) } else { Ok(()) }
 }
 
 /// Seconds after the first wrong PIN, and at most; each further one doubles them.
@@ -113,7 +138,13 @@ fn at(seconds: i64) -> Timestamp {
 impl PinBudget {
     /// `most` wrong ones may be tried since the last right one.
     pub fn new(tries: Kept<Tries>, most: u32) -> Self {
-        Self { tries, most }
+        Self { tries, most, is_brief: false }
+    }
+
+    /// Where what is counted is forgotten at the end of the process, as an offline command's is: after a wrong
+    /// PIN that the token tells of, none is tried before one was right elsewhere.
+    pub fn brief(self, is_brief: bool) -> Self {
+        Self { is_brief, ..self }
     }
 
     /// Counts a given PIN that is about to be tried; `count_low`: the token says that one was wrong since
@@ -122,6 +153,7 @@ impl PinBudget {
     /// # Errors
     /// It must not be tried.
     pub fn spend(&self, count_low: bool, now: i64) -> Result<(), Withheld> {
+        may_try_offline(count_low && self.is_brief).map_err(Withheld::Rule)?;
         self.tries.change(|tries| {
             let known = tries.given.wrong.max(tries.credential.wrong);
             let is_known = known > 0 || tries.refused_file.is_some();
@@ -155,7 +187,13 @@ impl PinBudget {
     ///
     /// # Errors
     /// It was refused, and is the same.
-    pub fn may_try_configured(&self, file: Option<PinFile>, now: i64) -> Result<(), Withheld> {
+    pub fn may_try_configured(
+        &self,
+        file: Option<PinFile>,
+        count_low: bool,
+        now: i64,
+    ) -> Result<(), Withheld> {
+        may_try_offline(count_low && self.is_brief).map_err(Withheld::Rule)?;
         // A refusal that cannot be remembered would be forgotten, and the PIN be tried at each start.
         let tries = self.tries.change(|tries| Ok::<_, StateError>(tries.clone()))?;
         match file {
@@ -259,20 +297,32 @@ mod tests {
         std::fs::write(&pin, "1").unwrap();
         let budget = budget(&directory.path().join("state"), 2);
         let file = PinFile::of(&pin);
-        budget.may_try_configured(file, 1000).unwrap();
+        budget.may_try_configured(file, false, 1000).unwrap();
         budget.configured_was_refused(file, 1000);
-        budget.may_try_configured(file, 999_999).unwrap_err();
+        budget.may_try_configured(file, false, 999_999).unwrap_err();
         std::fs::write(&pin, "22").unwrap();
-        budget.may_try_configured(PinFile::of(&pin), 1000).unwrap();
+        budget.may_try_configured(PinFile::of(&pin), false, 1000).unwrap();
         budget.configured_was_right();
-        budget.may_try_configured(file, 1000).unwrap();
+        budget.may_try_configured(file, false, 1000).unwrap();
         for wrong in [1000, 2000] {
-            budget.may_try_configured(None, wrong).unwrap();
+            budget.may_try_configured(None, false, wrong).unwrap();
             budget.configured_was_refused(None, wrong);
-            budget.may_try_configured(None, wrong + 1).unwrap_err();
+            budget.may_try_configured(None, false, wrong + 1).unwrap_err();
         }
-        budget.may_try_configured(None, 999_999).unwrap_err();
+        budget.may_try_configured(None, false, 999_999).unwrap_err();
         budget.given_was_right();
-        budget.may_try_configured(None, 999_999).unwrap();
+        budget.may_try_configured(None, false, 999_999).unwrap();
+    }
+
+    #[test]
+    fn what_is_forgotten_at_the_end_heeds_the_count_of_the_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let budget = budget(&directory.path().join("state"), 2);
+        budget.may_try_configured(None, true, 1000).unwrap();
+        let brief = budget.brief(true);
+        assert!(matches!(brief.may_try_configured(None, true, 1000), Err(Withheld::Rule(_))));
+        assert!(matches!(brief.spend(true, 1000), Err(Withheld::Rule(_))));
+        brief.may_try_configured(None, false, 1000).unwrap();
+        brief.spend(false, 1000).unwrap();
     }
 }

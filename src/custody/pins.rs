@@ -1,7 +1,7 @@
 //! The PINs that the token refused, and where the configured one comes from: none is tried twice by itself,
 //! for every wrong try brings the token nearer to its lock; and the right one is known again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::pin_budget::{PinBudget, PinFile};
+use super::pin_budget::{PinBudget, PinFile, Withheld};
 use super::protocol::{Fault, Outage, Reason};
 use crate::secret::{Pin, SecretBytes, on_locked_stack};
 use crate::token::pkcs11::Pkcs11Token;
@@ -59,9 +59,9 @@ impl Pins {
         settings: &token::Settings,
         pin: Pin,
     ) -> Result<Arc<dyn Token>, Fault> {
-        let is_counted = Cell::new(false);
+        let (is_counted, uncounted) = (Cell::new(false), Uncounted::default());
         let opened = Pkcs11Token::open_if(settings, &pin, |count_low| {
-            self.budget.spend(count_low, now()).map_err(|why| why.to_string())?;
+            self.budget.spend(count_low, now()).map_err(|why| uncounted.note(why))?;
             is_counted.set(true);
             Ok(())
         });
@@ -84,7 +84,7 @@ impl Pins {
                                starts anew";
                     Fault::TokenUnavailable(Outage::new(Reason::TokenFailed, why))
                 };
-                other.map_err(Fault::from).and_then(|_| Err(unchecked()))
+                other.map_err(|error| uncounted.or(error)).and_then(|_| Err(unchecked()))
             }
         }
     }
@@ -96,12 +96,13 @@ impl Pins {
     ) -> Result<Arc<dyn Token>, Fault> {
         let is_another = self.is_another(&pin)?;
         let file = self.file.as_deref().and_then(PinFile::of);
-        let may_try = |_| match is_another {
+        let uncounted = Uncounted::default();
+        let may_try = |count_low| match is_another {
             true => Ok(()),
             false => self
                 .budget
-                .may_try_configured(file, now())
-                .map_err(|why| format!("{why}; {}", self.source)),
+                .may_try_configured(file, count_low, now())
+                .map_err(|why| format!("{}; {}", uncounted.note(why), self.source)),
         };
         match Pkcs11Token::open_if(settings, &pin, may_try) {
             Ok(opened) => {
@@ -114,7 +115,7 @@ impl Pins {
                 self.known().refused_configured = Some(pin);
                 Err(Fault::PinRefused(format!("{error}; {}", self.source)))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(uncounted.or(error)),
         }
     }
 
@@ -141,7 +142,7 @@ impl Pins {
     /// # Errors
     /// It is not, or there were too many that were not.
     pub fn prove(&self, given: &Pin) -> Result<(), Fault> {
-        self.budget.spend(false, now()).map_err(|why| Fault::PinRefused(why.to_string()))?;
+        self.budget.spend(false, now())?;
         let is_right = match self.known().right.as_ref() {
             Some(right) => {
                 let (salt, digest) = right.expose().split_at(SALT);
@@ -170,6 +171,24 @@ impl Pins {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// That tries could not be counted, on its way past the token, which knows of no such thing.
+#[derive(Default)]
+struct Uncounted(RefCell<Option<Fault>>);
+
+impl Uncounted {
+    /// What is said to the token.
+    fn note(&self, why: Withheld) -> String {
+        let text = why.to_string();
+        *self.0.borrow_mut() = Some(Fault::from(why)).filter(|it| matches!(it, Fault::State(_)));
+        text
+    }
+
+    /// What came of it.
+    fn or(&self, error: TokenError) -> Fault {
+        self.0.take().unwrap_or_else(|| error.into())
     }
 }
 

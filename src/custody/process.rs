@@ -52,6 +52,10 @@ pub struct Settings {
     pub max_outage_grace_seconds: u32,
     /// Wrong PINs that may be given since the last right one. Root raises it where they are used up.
     pub max_wrong_pins: u32,
+    /// What custody remembers ends with it. Set for the custody of `backup verify` and `backup restore`, which
+    /// then tries no PIN where the token says that one was wrong since the last right one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forgets: bool,
     /// Days that a master key must have been out of use before it is destroyed; 0: none.
     pub master_destroy_wait_days: u32,
     /// Seconds between two trials of the token with a known blob; a lost token that nobody needs is
@@ -84,6 +88,7 @@ impl Default for Settings {
             token_threads: 4,
             waiting_bytes: 8 * 1024 * 1024,
             max_wrong_pins: 2,
+            forgets: false,
             master_destroy_wait_days: 30,
             max_outage_grace_seconds: KeyMeta::LONGEST_WITHOUT_TOKEN,
             canary_seconds: 10,
@@ -353,6 +358,9 @@ fn work(
         front.hear();
         let busy = seat.and_then(Seat::start);
         let lock = matches!(verb, Verb::Lock);
+        if lock {
+            office.custodian.note_lock();
+        }
         let (queue, verb) = match office.custodian.quick(verb) {
             Quick::Answered(answer) => {
                 reply(front, &mut output, id, answer);

@@ -16,7 +16,7 @@ use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The longest packet, in bytes: below the kernel's default socket buffer.
 pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");
@@ -77,20 +77,24 @@ pub enum Verb {
     /// Opens the token and logs in: with this PIN, else with the configured one.
     ///
     /// If the front lies: a home whose master key, newest store key or signing key are not the token's is
-    /// refused. Custody counts wrong PINs itself, over its end.
+    /// refused. Custody counts wrong PINs itself, over its end. Whoever may send this opens what an operator
+    /// locked, with the configured PIN, by saying that an operator asks; and may use up the tries of PINs, after
+    /// which root has to raise their number.
     Unlock {
         appliance: Option<Home>,
         pin: Option<Passing<Pin>>,
         /// Whether an operator asks, and not the link. It decides which of two answers an open custody gives,
-        /// and nothing else: no PIN is tried for it.
+        /// and whether one that remembers a lock is opened: no PIN is tried for it.
         by_operator: bool,
         /// It was away: it is looked for from outside this process before it is opened in it. Leaving it out
         /// costs this process where the token is away, and the next one starts.
         look_first: bool,
     },
-    /// Wipes everything and ends the process; the next one starts locked.
+    /// Wipes everything, remembers the lock, and ends the process; the next one starts locked, and stays so until
+    /// an operator unlocks it.
     ///
-    /// If the front lies: service stops for as long as it repeats this.
+    /// If the front lies: service stops until an operator unlocks. Whoever may send this may stop service in any
+    /// case, so it is not bounded.
     Lock,
     /// Generates what an appliance needs in the token, and a store key; with `resume`, keeps what the
     /// token holds already.
@@ -174,6 +178,8 @@ pub enum Verb {
         before: Mark,
         /// The log is closed with it: nothing is to be written after.
         closes: bool,
+        /// The store has the head in its sealed record.
+        stored: bool,
     },
     /// Which checkpoint is the newest that custody signed.
     ///
@@ -192,7 +198,10 @@ pub enum Verb {
     },
     /// Signs SHA-256 of what names a backup's manifest, in its one form.
     ///
-    /// If the front lies: any manifest is signed; what is in a backup is held against its own seals and log.
+    /// If the front lies: any manifest is signed, for only its hash is seen, but nothing that is not the hash of
+    /// one, and not many. What is in a backup is compared with its own seals and with its audit log, whose
+    /// checkpoints are signed one after another: a manifest that was signed for a lie says which log it is of, and
+    /// does not make one. Each signature is in custody's journal, with the hash.
     SignBackup { message: Vec<u8> },
     /// The checks that only this process can make.
     ///
@@ -308,9 +317,7 @@ pub enum Reply {
     },
     Newest(Newest),
     /// The audit log may be gone on with; what it was accepted in the place of, until that is signed over.
-    Begun {
-        replaced: Option<Replaced>,
-    },
+    Begun(Begun),
     Checks(Vec<Check>),
     Masters(Vec<MasterFacts>),
     RecoveryKey(Option<[u8; 32]>),
@@ -391,6 +398,17 @@ pub struct Replaced {
     pub mark: Mark,
 }
 
+/// What custody says of an audit log that is gone on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// What an operator accepted it in the place of, until that is signed over.
+    pub replaced: Option<Replaced>,
+    /// Root's order was that this is the newest, until the next checkpoint is signed.
+    pub ordered: bool,
+    /// The line that the store's sealed record must reach; 0 where it need not be there.
+    pub stored: u64,
+}
+
 /// One line of `doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
@@ -460,7 +478,7 @@ pub enum Fault {
     #[error("{0}")]
     NotNewest(String),
     /// What custody has to remember could not be written or read.
-    #[error("{0}")]
+    #[error("custody cannot keep what it has to remember: {0}")]
     State(String),
     /// Custody has not the recovery key that it is asked for.
     #[error("the recovery key: {0}")]

@@ -16,6 +16,7 @@ use super::custodian::{Custodian, Examiner, Opener};
 use super::doctor;
 use super::generations::Generations;
 use super::history::History;
+use super::lock_memory::LockMemory;
 use super::needs::{Granted, Surroundings, needs};
 use super::pin_budget::PinBudget;
 use super::pins::Pins;
@@ -75,8 +76,9 @@ impl Ready {
         sandbox::enter(sandbox, &needs)?;
         let places = (around.credentials.clone(), settings.state_directory.clone());
         let examiner = examiner(token.clone(), places, arena);
-        let budget = PinBudget::new(state.load()?, settings.max_wrong_pins);
+        let budget = PinBudget::new(state.load()?, settings.max_wrong_pins).brief(settings.forgets);
         let generations = Generations::open(&state, settings.master_destroy_wait_days)?;
+        let lock = LockMemory::new(state.load()?, around.accepts_history);
         let history = History::open(state, around.accepts_history)?;
         let opener = opener(token, around.credentials.clone(), pin, budget);
         let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());
@@ -87,7 +89,7 @@ impl Ready {
             cache,
             arena_in_words,
             recovery,
-            (history, generations),
+            (history, generations, lock),
         );
         let front = (front_uid, front);
         Ok(Self { settings, listener, front, custodian, arena })

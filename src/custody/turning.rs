@@ -43,6 +43,21 @@ impl Shared {
         self.turn_to(LinkState::Locked);
     }
 
+    /// Custody remembers a lock that was not known here: only an operator opens it. An unlock that was faster
+    /// than this answer counts.
+    pub fn found_locked(&self) {
+        let _turning = self.turning();
+        if matches!(*self.state.borrow(), LinkState::Unlocked { .. } | LinkState::BrownOut { .. }) {
+            return;
+        }
+        tracing::error!(
+            "custody remembers that an operator locked it, and the store does not: it was changed, or the \
+             record of the lock was never written. It stays locked until `strongroom unlock`"
+        );
+        self.wanted.send_replace(Wanted::Locked);
+        self.turn_to(LinkState::Locked);
+    }
+
     /// An operator unlocked custody; `state` where it was not open before. Returns whether that holds: it
     /// does not where somebody locked since.
     pub fn turn_to_unlocked(

@@ -66,17 +66,18 @@ pub fn accept_destruction(arguments: &AcceptDestruction) -> Result<Report, Daemo
 
 /// Leaves the order.
 fn order(state: &Path, trail: &str, newest: Mark) -> Result<(), StateError> {
-    leave_order(state, ACCEPT, &text(trail, newest))
+    leave_order(state, ACCEPT, &text(trail, newest, true))
 }
 
-fn text(trail: &str, newest: Mark) -> Vec<u8> {
+fn text(trail: &str, newest: Mark, store: bool) -> Vec<u8> {
     let (at, by) = (format!("{:.0}", jiff::Timestamp::now()), nix::unistd::getuid().as_raw());
-    let order = Accept { trail: trail.to_owned(), newest, at, by };
+    let order = Accept { trail: trail.to_owned(), newest, store, at, by };
     serde_json::to_vec(&order).unwrap_or_default()
 }
 
-/// An order whose file was opened by root, for a restore that goes on as another user: the restored trail is
-/// older than custody or its token remember, where they knew another one, and that is what is wanted.
+/// An order whose file was opened by root, for a restore or a reseal that goes on as another user. The restored
+/// trail is older than custody or its token remember, where they knew another one; that of a reseal was signed
+/// by another token; and that is what is wanted.
 pub struct Prepared(Result<File, StateError>);
 
 impl Prepared {
@@ -85,16 +86,20 @@ impl Prepared {
         Self(prepare_order(state, ACCEPT, (users.custody.uid, users.custody.gid)))
     }
 
-    /// Says which checkpoint is the newest.
-    pub fn give(self, trail: &str, newest: Mark) -> Result<(), DaemonError> {
+    /// Says which checkpoint is the newest, and whether the store is taken as it is; `done` is what was done.
+    pub fn give(
+        self,
+        (trail, newest): (&str, Mark),
+        store: bool,
+        done: &str,
+    ) -> Result<(), DaemonError> {
         let given = self.0.map_err(|error| error.to_string()).and_then(|mut file| {
-            let written = file.write_all(&text(trail, newest)).and_then(|()| file.sync_all());
+            let written =
+                file.write_all(&text(trail, newest, store)).and_then(|()| file.sync_all());
             written.map_err(|error| error.to_string())
         });
         given.map_err(|error| DaemonError::Said {
-            what: format!(
-                "the backup is in its place, and custody could not be told of it: {error}"
-            ),
+            what: format!("{done}, and custody could not be told of it: {error}"),
             next: "start the daemon; `strongroom status` writes out `strongroom accept-rollback`",
         })
     }

@@ -47,10 +47,11 @@ impl Front {
             .map(|head| head.parse())
             .transpose()
             .map_err(|_| records::RecordError::Broken("appliance/head".to_owned()))?;
-        let signer = Arc::new(CustodySigner(custody.clone()));
-        let keeper = Arc::new(InStore(Arc::clone(&store)));
-        let trail = Trail::open_held(&config.audit, known, signer, keeper)?;
         let records = Records::open(Arc::clone(&store), custody.clone(), &config.records)?;
+        let records = Arc::new(records);
+        let signer = Arc::new(CustodySigner(custody.clone()));
+        let keeper = InStore { records: Arc::clone(&records), custody: custody.clone() };
+        let trail = Trail::open_held(&config.audit, known, signer, Arc::new(keeper))?;
         check_store(&records, &trail, config.audit.on_break).await?;
         let clock = Clock::open(store.as_ref(), config.keys.clock_doubt_hours)?;
         let digest = policy_digest(&policy);

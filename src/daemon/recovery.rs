@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::accept::Prepared;
 use super::config::Config;
-use super::offline::{Users, become_custody, pin_of_custody, pin_of_root};
+use super::offline::{Users, become_custody, in_child, pin_of_custody, pin_of_root};
 use super::offline_store::open_apart;
 use super::unit::take_over_environment;
 use super::{DaemonError, io};
+use crate::audit;
 use crate::cli::{
     Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal, dry_run_text,
 };
+use crate::custody::{self, Mark};
 use crate::records::{Offline, OfflineError, Planned, Resealed};
 use crate::sandbox::{self, Needs};
 use crate::secret::{self, IoBuffer, SecretBytes, Use, arena};
@@ -46,8 +49,14 @@ pub fn recover(work: &OfflineRecovery) -> Result<Report, DaemonError> {
             let mut config = Config::load(&reseal.config)?.config;
             config.use_pin_file(reseal.pin_file.as_deref());
             let users = Users::of(&config)?;
+            let trail = in_child(&users.front, || {
+                audit::newest_checkpoint(&config.audit.directory).ok().flatten()
+            })?;
+            // Another token signs from here on, which custody is told of at the end.
+            let trail = trail.filter(|_| !reseal.dry.dry_run);
+            let order = trail.map(|of| (of, Prepared::at(&config.custody.state_directory, &users)));
             let (store, process) = open_apart(&config.store, &config.sandbox)?;
-            let resealed = reseal_all(&config, &users, reseal, store);
+            let resealed = reseal_all(&config, &users, reseal, (store, order));
             process.wait();
             resealed
         }
@@ -71,7 +80,7 @@ fn reseal_all(
     config: &Config,
     users: &Users,
     reseal: &Reseal,
-    store: Arc<dyn Store>,
+    (store, order): (Arc<dyn Store>, Option<Order>),
 ) -> Result<Report, DaemonError> {
     shut_in(&config.custody.arena)?;
     let pin = pin_of_root(config)?;
@@ -80,7 +89,9 @@ fn reseal_all(
     let pin = pin_of_custody(&config.token, pin)
         .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
     let mut offline = Offline::open(store, private.expose())?;
-    let token = Pkcs11Token::open(&config.token, &pin).map_err(OfflineError::from)?;
+    // Nothing counts the wrong PINs of this command but the token.
+    let opened = Pkcs11Token::open_if(&config.token, &pin, custody::may_try_offline);
+    let token = opened.map_err(OfflineError::from)?.token;
     let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;
     let what = intended(config, &offline, &token, (planned, all))?;
@@ -102,8 +113,15 @@ fn reseal_all(
     let show = |done| progress.show(done, all);
     let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
     progress.finish();
+    if let Some(((trail, newest), order)) = order {
+        let store = !resealed.reach_opens;
+        order.give((&trail, newest), store, "the store lies under the new token")?;
+    }
     Ok(told(&resealed))
 }
+
+/// The audit log that custody is to take as it is, with its newest checkpoint, and how it is told.
+type Order = ((String, Mark), Prepared);
 
 /// What a reseal is about to do, for whoever is to agree.
 fn intended(
@@ -149,7 +167,7 @@ struct ResealTold<'a> {
 
 /// What came of a reseal.
 fn told(resealed: &Resealed) -> Report {
-    let Resealed { generation, left, anew, renewed } = resealed;
+    let Resealed { generation, left, anew, renewed, .. } = resealed;
     let mut text = String::new();
     if *anew > 0 {
         text +=

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use crate::audit::{BoxFuture, Head, HeadKeeper, SignError, Signature, Signer, ToSign};
-use crate::custody::protocol::{Fault, Newest, Replaced};
+use crate::custody::protocol::{Begun, Fault, Newest};
 use crate::custody::{Client, CustodyError, LinkState, Mark};
-use crate::records;
-use crate::store::Store;
+use crate::records::Records;
 
 /// Has custody sign checkpoints in the token, and remember them.
 pub struct CustodySigner(pub Client);
@@ -18,9 +17,9 @@ impl Signer for CustodySigner {
             if !matches!(custody.state(), LinkState::Unlocked { .. }) {
                 return Err(SignError::NotReady);
             }
-            let ToSign { trail, head, before, closes } = wanted;
+            let ToSign { trail, head, before, closes, stored } = wanted;
             let mark = (head.seq, head.hash.0);
-            let signed = custody.sign_checkpoint(&trail, mark, before, closes).await;
+            let signed = custody.sign_checkpoint(&trail, mark, before, (closes, stored)).await;
             let (checkpoint, adopted) = signed.map_err(of_custody)?;
             Ok(Signature { checkpoint, adopted })
         })
@@ -36,7 +35,7 @@ impl Signer for CustodySigner {
         trail: String,
         newest: Mark,
         behind_end: bool,
-    ) -> BoxFuture<Result<Option<Replaced>, SignError>> {
+    ) -> BoxFuture<Result<Begun, SignError>> {
         let custody = self.0.clone();
         Box::pin(async move {
             custody.begin_trail(&trail, newest, behind_end).await.map_err(of_custody)
@@ -47,6 +46,7 @@ impl Signer for CustodySigner {
 fn of_custody(error: CustodyError) -> SignError {
     match error {
         CustodyError::Fault(Fault::NotNewest(why)) => SignError::NotNewest(why),
+        CustodyError::Fault(fault @ Fault::State(_)) => SignError::Unremembered(fault.to_string()),
         CustodyError::Fault(Fault::Locked | Fault::NotInitialised | Fault::Master(_)) => {
             SignError::NotReady
         }
@@ -57,15 +57,29 @@ fn of_custody(error: CustodyError) -> SignError {
     }
 }
 
-/// Keeps heads in the store; the trail itself tells the journal.
-pub struct InStore(pub Arc<dyn Store>);
+/// Keeps heads in the store, sealed while custody is unlocked; the trail itself tells the journal.
+pub struct InStore {
+    pub records: Arc<Records>,
+    pub custody: Client,
+}
 
 impl HeadKeeper for InStore {
-    fn keep(&self, head: Head, _signed: bool) -> BoxFuture<()> {
-        let store = Arc::clone(&self.0);
+    fn keep(&self, trail: &str, head: Head, _signed: bool) -> BoxFuture<bool> {
+        let (records, trail) = (Arc::clone(&self.records), trail.to_owned());
+        let may_seal = matches!(self.custody.state(), LinkState::Unlocked { .. });
+        // It is not given up half-way where nobody waits for it any longer.
+        let kept = tokio::spawn(async move {
+            let head = (head.seq, head.to_string());
+            records.keep_reach(&trail, (head.0, &head.1), may_seal).await
+        });
         Box::pin(async move {
-            if let Err(error) = records::keep_head(store.as_ref(), &head.to_string()).await {
-                tracing::warn!(%error, "the trail's head could not be kept in the store");
+            match kept.await {
+                Ok(Ok(is_sealed)) => is_sealed,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the trail's head could not be kept in the store");
+                    false
+                }
+                Err(_) => false,
             }
         })
     }

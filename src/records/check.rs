@@ -43,6 +43,7 @@ impl Records {
         self.check_recovery(&mut checked).await?;
         checked.take(self.rotation().await)?;
         checked.take(self.note::<ResealedRecord>().await)?;
+        checked.take(self.reach().await)?;
         let mut versions = HashMap::new();
         let mut after: Option<String> = None;
         while let Some(page) = self.page(Table::Key, &mut after)? {

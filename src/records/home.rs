@@ -1,6 +1,7 @@
 //! What the appliance is: its id, its master generation, its wrapped store key; and whether an
 //! operator locked it. These lie open in the store, for they are read before custody is unlocked:
-//! the wrapped store key proves itself, the rest decides nothing that custody does not check.
+//! the wrapped store key proves itself, the rest decides nothing that custody does not check. A lock is
+//! remembered by custody, too, so that whoever takes this record away unlocks nothing.
 
 use std::sync::{Arc, PoisonError};
 
@@ -18,8 +19,8 @@ const STORE_KEY: &str = "store-key/";
 /// And each master key one behind this.
 const MASTER: &str = "master/";
 const LOCKED: &str = "locked";
-const HEAD: &str = "head";
-/// Put with every change, so that its revision counts them.
+pub(super) const HEAD: &str = "head";
+/// Put with every change, so that its revision counts them; how far it was is in a sealed record, too.
 const CHANGES: &str = "changes";
 
 /// The one record without which nothing else opens.
@@ -162,12 +163,6 @@ pub fn read_locked(store: &dyn Store) -> Result<Option<LockRecord>, RecordError>
 /// The newest head of the trail that was kept here: a text that the trail understands.
 pub fn read_head(store: &dyn Store) -> Result<Option<String>, RecordError> {
     plain(store, HEAD)
-}
-
-/// Keeps the newest head of the trail. Returns once it is durable.
-pub async fn keep_head(store: &dyn Store, head: &str) -> Result<(), RecordError> {
-    let value = encode(HEAD, &head)?;
-    Ok(store.commit(Batch::new().put(Table::Appliance, HEAD, Expect::Any, value)).await?)
 }
 
 /// Reads the appliance's record from a store that may be new.

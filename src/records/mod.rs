@@ -20,6 +20,7 @@ mod memo;
 mod notes;
 mod offline;
 mod opened;
+mod reach;
 mod recovery;
 mod rotation;
 mod sealing;
@@ -44,13 +45,13 @@ pub use census::{Census, Dependents};
 pub use check::Checked;
 pub use clock::{ClockRecord, keep_clock, read_clock};
 pub use home::{
-    Destroying, HomeRecord, LockRecord, MasterRecord, Retirement, keep_head, read_head, read_home,
-    read_locked,
+    Destroying, HomeRecord, LockRecord, MasterRecord, Retirement, read_head, read_home, read_locked,
 };
 pub use keys::{KeyRecord, VersionRecord};
 pub use notes::{Note, ResealedRecord, RestoredRecord};
 pub use offline::{Offline, OfflineError, Planned, Resealed};
 pub use opened::{SEALS_PER_STORE_KEY, Settings};
+pub use reach::ReachRecord;
 pub use recovery::RecoveryRecord;
 pub use rotation::{Line, PassRecord, Purpose, Stage};
 pub use secrets::SecretRecord;
@@ -104,6 +105,7 @@ pub struct Records {
     recovery: recovery::Known,
     pass: Memo<Stored, At<PassRecord>>,
     owners: secrets::Owners,
+    reach: reach::Reach,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -151,6 +153,7 @@ impl Records {
             recovery,
             pass: Memo::default(),
             owners: secrets::Owners::default(),
+            reach: reach::Reach::default(),
         })
     }
 

@@ -64,7 +64,7 @@ const CUSTODY: Row = Row {
     ..AWAY
 };
 
-static TABLE: [Row; 17] = [
+static TABLE: [Row; 18] = [
     AWAY,
     Row { cause: Cause::Token(Reason::TokenFailed), ..AWAY },
     Row { cause: Cause::Token(Reason::LoginLost), ..AWAY },
@@ -103,6 +103,16 @@ static TABLE: [Row; 17] = [
                own backup, and it goes on by itself; `strongroom status` says what was found instead",
         mends: "[token] label or serial: the token with this appliance's master key, or its backup",
         passes: false,
+    },
+    Row {
+        cause: Cause::Token(Reason::CustodyState),
+        state: "custody-state-unavailable",
+        code: "custody-state-unavailable",
+        text: "custody cannot write what it has to remember, so it opens no token",
+        next: "try again once an operator has freed room on the file system of [custody] state_directory, or \
+               mended its permissions; `strongroom status` says what failed, and it goes on by itself",
+        mends: "room on the file system of [custody] state_directory, and its permissions",
+        passes: true,
     },
     Row {
         cause: Cause::Locked,
@@ -190,8 +200,8 @@ mod tests {
             if let Cause::Token(reason) = cause {
                 assert_eq!(row.passes, !reason.needs_operator(), "{reason:?}");
                 // Where state and reason are of one kind they are one word.
-                let own =
-                    if reason.needs_operator() { reason.as_str() } else { "token-unavailable" };
+                let is_own = reason.needs_operator() || reason == Reason::CustodyState;
+                let own = if is_own { reason.as_str() } else { "token-unavailable" };
                 assert_eq!(row.state, own);
             }
         }

@@ -198,6 +198,9 @@ impl Error {
                 ),
             ) => Cause::Token(outage.reason),
             Error::Custody(CustodyError::Gone) => Cause::Token(Reason::CustodyGone),
+            Error::Custody(CustodyError::Fault(Fault::State(_))) => {
+                Cause::Token(Reason::CustodyState)
+            }
             Error::Custody(CustodyError::Fault(Fault::TokenCall(_))) => {
                 Cause::Token(Reason::TokenFailed)
             }

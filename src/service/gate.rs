@@ -94,7 +94,7 @@ pub struct Appliance {
     pub(super) policy: RwLock<Arc<Policy>>,
     pub(super) trail: Arc<Trail>,
     pub(super) store: Arc<dyn Store>,
-    pub(super) records: Records,
+    pub(super) records: Arc<Records>,
     pub(super) custody: Client,
     pub(super) settings: RwLock<Settings>,
     pub(super) secret_settings: RwLock<SecretSettings>,
@@ -125,7 +125,7 @@ pub struct Parts {
     pub trail: Trail,
     /// The store that the records lie in, to be asked how it is.
     pub store: Arc<dyn Store>,
-    pub records: Records,
+    pub records: Arc<Records>,
     pub custody: Client,
     pub settings: Settings,
     pub secret_settings: SecretSettings,

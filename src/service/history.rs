@@ -7,8 +7,11 @@ use std::time::Duration;
 use super::error::Error;
 use super::gate::Appliance;
 use super::state::History;
-use crate::audit::{AuditError, SignError, SigningKey, VerifyKey};
+use crate::audit::{
+    AuditError, Code, Event, EventNote, Fits, Head, SignError, SigningKey, VerifyKey,
+};
 use crate::custody::{CustodyError, LinkState, Outage, Reason};
+use crate::records::{ReachRecord, RecordError};
 
 /// Until custody is asked again.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -39,7 +42,15 @@ impl Appliance {
     /// Has the trail held against custody's memory; whether there is nothing to ask until something changes.
     pub(super) async fn check_history(&self) -> bool {
         match self.trail.begin_history(self.signing_key()).await {
-            Ok(with_token) => {
+            Ok(fits) => {
+                let with_token = match self.check_reach(fits).await {
+                    Ok(checked) => checked && fits.with_token,
+                    Err(why) => {
+                        self.trail.hold();
+                        self.hold_service(why).await;
+                        return false;
+                    }
+                };
                 self.standing.history.send_modify(|known| {
                     if matches!(known, History::RolledBack(_)) {
                         tracing::warn!(
@@ -58,6 +69,7 @@ impl Appliance {
                 if self.records.home().is_none() && !self.is_rolled_back() =>
             {
                 // Nothing was kept here yet; what custody remembers is of another appliance.
+                self.records.reach_was_checked();
                 self.trail.release();
                 self.standing.history.send_replace(History::Fits);
                 true
@@ -88,6 +100,75 @@ impl Appliance {
             Err(error) => Err(error.into()),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Compares the sealed record of how far store and audit log reach with both, once: whether that is done.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    async fn check_reach(&self, fits: Fits) -> Result<bool, String> {
+        if self.records.reach_is_checked() {
+            return Ok(true);
+        }
+        if fits.stored > 0 && self.records.home().is_some() {
+            if !fits.with_token {
+                return Ok(false);
+            }
+            let trouble = match self.reach_trouble(fits.stored).await {
+                Ok(trouble) => trouble,
+                Err(error) => {
+                    tracing::debug!(%error, "how far the store reaches is not known yet");
+                    return Ok(false);
+                }
+            };
+            if let Some(why) = trouble {
+                if !self.trail.accepts_breaks() {
+                    return Err(why);
+                }
+                tracing::error!(why, "going on, as the settings say");
+                self.tell(EventNote::because(Event::BreakRecorded, Code("store-behind"))).await;
+            }
+        }
+        self.records.reach_was_checked();
+        Ok(true)
+    }
+
+    /// What the sealed record says that does not fit, where it must reach line `stored`.
+    async fn reach_trouble(&self, stored: u64) -> Result<Option<String>, Error> {
+        let what =
+            "the store's sealed record of the audit log's newest line and of the number of changes";
+        let reach = match self.records.reach().await {
+            Err(RecordError::Broken(_)) => {
+                return Ok(Some(format!("{what} was changed outside Strongroom")));
+            }
+            found => found?,
+        };
+        let Some(ReachRecord { trail, line, head, changes }) = reach else {
+            return Ok(Some(format!("{what} was taken away")));
+        };
+        let found = self.records.changes();
+        let hash = head.parse::<Head>().ok().filter(|head| head.seq == line).map(|head| head.hash);
+        let has_line = match hash {
+            Some(hash) if trail == self.trail.status().trail => self.trail.has_line(line, hash)?,
+            _ => false,
+        };
+        Ok(if line < stored {
+            let behind = format!(
+                "reaches line {line}, and custody has signed a checkpoint over line {stored}"
+            );
+            Some(format!("{what} {behind}: the store, or this record, is an older copy"))
+        } else if !has_line {
+            Some(format!(
+                "{what} names line {line}, which the audit log does not have: its end was cut off, or \
+                 it was written again"
+            ))
+        } else if found < changes {
+            Some(format!(
+                "{what} tells of {changes} changes, and the store counts {found}: it was put back"
+            ))
+        } else {
+            None
+        })
     }
 
     async fn hold_service(&self, why: String) {

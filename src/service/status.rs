@@ -28,7 +28,7 @@ const LOCK_OWED: &str = "an operator locked it, and the store could not be told:
 pub struct StatusView {
     pub version: &'static str,
     /// `ready`, `not-initialised`, `locked`, `pin-refused`, `pin-unavailable`, `token-unavailable`,
-    /// `master-unfit`, `store-edited` (older than the trail knows it), `store-rolled-back` (store and
+    /// `master-unfit`, `custody-state-unavailable`, `store-edited` (older than the trail knows it), `store-rolled-back` (store and
     /// trail do not end as custody remembers), `store-unavailable`,
     /// `trail-unavailable`, `brown-out` (the token is away, and keys that may serve without it do) or `changes-refused` (the store has too little room; keys and secrets open as ever).
     pub state: &'static str,

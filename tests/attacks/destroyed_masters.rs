@@ -83,7 +83,7 @@ fn a_master_key_is_destroyed_after_custodys_own_time_and_not_before() {
         conquered.custody = Custody::start(&conquered.appliance);
         intruder = connect(&conquered.appliance);
         conquered.home = home.clone();
-        conquered.unlock(&mut intruder);
+        conquered.unlock_locked(&mut intruder);
         refused(&mut intruder, &destroy(1, None));
     }
     opens(&conquered, &mut intruder, &sealed);
@@ -93,7 +93,7 @@ fn a_master_key_is_destroyed_after_custodys_own_time_and_not_before() {
     conquered.appliance.move_clock("+31d");
     conquered.custody = Custody::start(&conquered.appliance);
     let mut intruder = connect(&conquered.appliance);
-    conquered.unlock(&mut intruder);
+    conquered.unlock_locked(&mut intruder);
     intruder.done(&destroy(1, None));
     let opened = conquered.decrypt("brought", 1, &sealed);
     assert!(matches!(intruder.refused("a key under it", &opened), Fault::Master(_)));

@@ -21,12 +21,12 @@ fn stopped() -> Appliance {
     appliance
 }
 
-fn lines(appliance: &Appliance) -> Vec<String> {
+pub fn lines(appliance: &Appliance) -> Vec<String> {
     trail_texts(&appliance.trail()).concat().lines().map(str::to_owned).collect()
 }
 
 /// Writes these lines as the whole audit log, each naming the one before it, numbered from 1.
-fn write(appliance: &Appliance, lines: &[String]) -> Vec<String> {
+pub fn write(appliance: &Appliance, lines: &[String]) -> Vec<String> {
     let mut chained: Vec<String> = Vec::new();
     for line in lines {
         let prev = match chained.last() {
@@ -58,7 +58,7 @@ fn field(line: &str, name: &str) -> String {
 }
 
 /// Has the store name this line as the newest that it knows.
-fn patch_kept_head(appliance: &Appliance, lines: &[String]) {
+pub fn patch_kept_head(appliance: &Appliance, lines: &[String]) {
     let head = format!("{}:{}", lines.len(), hash(lines.last().expect("lines")));
     let raw = Raw::open(appliance);
     let bytes = raw.bytes(APPLIANCE, "head");
@@ -172,6 +172,7 @@ fn a_front_that_has_another_history_signed_is_found_out_by_the_next_one() {
         head: [7; 32],
         before: known.mark,
         closes: false,
+        stored: false,
     };
     let Reply::Checkpoint { checkpoint, .. } = intruder.done(&sign) else { panic!("another") };
     let age = jiff::Timestamp::now().duration_since(checkpoint.at.parse().expect("a time"));

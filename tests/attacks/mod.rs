@@ -16,12 +16,14 @@ mod hidden_refusals;
 mod key_on_the_stack;
 mod loose_files;
 mod lying_front;
+mod memory_at_rewrap;
 #[path = "../survival/mounts.rs"]
 #[allow(dead_code)] // these tests use a part of it
 mod mounts;
 mod neighbours_secrets;
 mod numbers_run_out;
 mod odd_ciphertexts;
+mod patched_state;
 mod pin_guessing;
 mod planted_links;
 mod reaching_out;

@@ -78,8 +78,17 @@ impl Conquered {
     }
 
     pub fn unlock(&self, intruder: &mut Intruder) {
+        self.unlock_as(intruder, false);
+    }
+
+    /// The same where custody remembers a lock.
+    pub fn unlock_locked(&self, intruder: &mut Intruder) {
+        self.unlock_as(intruder, true);
+    }
+
+    fn unlock_as(&self, intruder: &mut Intruder, by_operator: bool) {
         let appliance = Some(self.home.clone());
-        let unlock = Verb::Unlock { appliance, pin: None, by_operator: false, look_first: false };
+        let unlock = Verb::Unlock { appliance, pin: None, by_operator, look_first: false };
         assert!(matches!(intruder.done(&unlock), Reply::Unlocked { .. }));
     }
 
@@ -370,7 +379,7 @@ fn nothing_but_checkpoints_is_signed(c: &Conquered, intruder: &mut Intruder) {
     let head = Hash::of_line(b"x").0;
     let sign = |trail: &str, covers, before| {
         let trail = trail.to_owned();
-        Verb::SignCheckpoint { trail, covers, head, before, closes: false }
+        Verb::SignCheckpoint { trail, covers, head, before, closes: false, stored: true }
     };
     let start = Mark { number: 0, covers: 0, head };
     let elsewhere = Mark { head, ..known.mark };
@@ -406,7 +415,7 @@ fn nothing_but_checkpoints_is_signed(c: &Conquered, intruder: &mut Intruder) {
 
 /// The store key, both data keys and both private keys, each with something that has it in it: by way of
 /// the token itself, with the PIN, as no verb can.
-fn everything_secret(c: &Conquered, made: &[u8], brought: &[u8]) -> Vec<(Needles, Vec<u8>)> {
+pub fn everything_secret(c: &Conquered, made: &[u8], brought: &[u8]) -> Vec<(Needles, Vec<u8>)> {
     let token = c.appliance.token();
     let (variable, conf) = token.environment();
     // SAFETY: this test runs alone in a process of its own.

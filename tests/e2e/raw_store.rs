@@ -87,11 +87,16 @@ impl Raw {
         entries.map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    /// Makes everything as it is in a picture.
+    /// Makes everything as it is in a picture, but for the newest record of how far the store reaches: without
+    /// it nothing at all would be served, as `attacks::patched_state` shows.
     pub fn restore(&self, picture: &Picture) {
+        let reach = self.tree.get(address(APPLIANCE, "reach")).expect("readable");
         self.tree.clear().expect("writable");
         for (key, value) in picture {
             self.tree.insert(key.as_slice(), value.as_slice()).expect("writable");
+        }
+        if let Some(reach) = reach {
+            self.tree.insert(address(APPLIANCE, "reach"), reach).expect("writable");
         }
         self.tree.flush().expect("writable");
     }

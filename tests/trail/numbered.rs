@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::signature::KeyPair;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
-use strongroom::audit::{AuditError, FindingKind, Head, SignError};
+use strongroom::audit::{AuditError, FindingKind, Head, SignError, VerifyKey};
 use strongroom::custody::Mark;
 
 use super::tools::{Bench, Sign, chain_anew, deed, intent, kinds, lines, signed, write_lines};
@@ -44,7 +45,7 @@ async fn one_that_a_crash_has_kept_from_the_disk_is_written_at_the_start() {
     let waits = trail.begin(intent(3)).durable().await;
     assert!(matches!(waits, Err(AuditError::Held)));
     assert_eq!(numbers(&bench), [0; 0], "nothing is written before custody was asked");
-    assert!(trail.begin_history(None).await.unwrap());
+    assert!(trail.begin_history(None).await.unwrap().with_token);
     deed(&trail, 4).await;
     trail.stop().await.unwrap();
     drop(trail);
@@ -75,6 +76,33 @@ async fn a_trail_that_is_not_the_one_that_was_signed_stays_as_it_is() {
     tokio::time::timeout(Duration::from_secs(10), trail.stop()).await.unwrap().unwrap_err();
     drop(trail);
     assert_eq!(lines(&bench), cut);
+}
+
+#[tokio::test]
+async fn a_newest_checkpoint_of_another_key_is_not_believed_where_custody_remembers_nothing() {
+    let bench = Bench::new();
+    let trail = bench.open(None).unwrap();
+    deed(&trail, 1).await;
+    trail.checkpoint().await.unwrap();
+    drop(trail);
+    *bench.memory.lock().unwrap() = None;
+    let key = |bench: &Bench| {
+        let pem = VerifyKey::pem_of_point(bench.key.public_key().as_ref()).unwrap();
+        VerifyKey::from_pem(&pem).unwrap()
+    };
+    let other = Bench::new();
+    for (generation, of) in [(1, &other), (2, &bench), (2, &other)] {
+        let trail = bench.open_held();
+        let begun = trail.begin_history(Some((generation, key(of)))).await;
+        let Err(AuditError::NotSigned(SignError::NotNewest(why))) = begun else {
+            panic!("{generation}: {begun:?}")
+        };
+        assert!(why.contains("is not signed by the token's key"), "{why}");
+        assert!(trail.is_held());
+    }
+    let trail = bench.open_held();
+    trail.begin_history(Some((1, key(&bench)))).await.unwrap();
+    assert!(!trail.is_held());
 }
 
 /// The line of a checkpoint as whoever has the key could write it.

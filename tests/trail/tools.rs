@@ -10,7 +10,7 @@ use strongroom::audit::{
     AuditError, Details, Expectations, FindingKind, Hash, Head, HeadKeeper, Intent, Outcome,
     Report, Settings, SignError, Signature, Signer, ToSign, Trail, VerifyKey, verify,
 };
-use strongroom::custody::protocol::{Known, Newest, Replaced};
+use strongroom::custody::protocol::{Begun, Known, Newest};
 use strongroom::custody::{Checkpoint, Mark, checkpoint};
 use strongroom::identity::{Caller, UnixPeer};
 use strongroom::key::Name;
@@ -163,10 +163,11 @@ impl Signer for TestSigner {
         _trail: String,
         newest: Mark,
         _behind_end: bool,
-    ) -> BoxFuture<Result<Option<Replaced>, SignError>> {
+    ) -> BoxFuture<Result<Begun, SignError>> {
         let known = self.memory.lock().unwrap().as_ref().map(|checkpoint| checkpoint.mark);
         let fits = known.is_none_or(|known| known == newest);
-        let begun = if fits { Ok(None) } else { Err(SignError::NotNewest("no".to_owned())) };
+        let fitting = Begun { replaced: None, ordered: false, stored: 0 };
+        let begun = if fits { Ok(fitting) } else { Err(SignError::NotNewest("no".to_owned())) };
         Box::pin(std::future::ready(begun))
     }
 }
@@ -174,9 +175,9 @@ impl Signer for TestSigner {
 struct TestKeeper(Kept);
 
 impl HeadKeeper for TestKeeper {
-    fn keep(&self, head: Head, signed: bool) -> BoxFuture<()> {
+    fn keep(&self, _trail: &str, head: Head, signed: bool) -> BoxFuture<bool> {
         self.0.lock().unwrap().push((head, signed));
-        Box::pin(std::future::ready(()))
+        Box::pin(std::future::ready(true))
     }
 }
 

@@ -40,8 +40,9 @@ impl History {
                     memory.replaced = Some(Replaced { trail: held.trail.clone(), mark });
                     memory.highest = highest;
                 } else {
-                    let newest = Some(held.clone());
-                    *memory = Remembered { newest, highest, ..Remembered::default() };
+                    // Every checkpoint is signed over a head that the store has sealed, as a rule.
+                    let (newest, stored) = (Some(held.clone()), held.mark.covers);
+                    *memory = Remembered { newest, highest, stored, ..Remembered::default() };
                     self.was_behind.store(true, Ordering::Relaxed);
                 }
                 Ok::<_, Fault>(())

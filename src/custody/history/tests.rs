@@ -25,7 +25,8 @@ impl Bench {
     }
 
     fn order(&self, newest: Mark) {
-        let order = Accept { trail: TRAIL.to_owned(), newest, at: String::new(), by: 0 };
+        let order =
+            Accept { trail: TRAIL.to_owned(), newest, store: true, at: String::new(), by: 0 };
         let bytes = serde_json::to_vec(&order).unwrap();
         leave_order(&self.place.path().join("state"), ACCEPT, &bytes).unwrap();
     }
@@ -42,7 +43,7 @@ impl Bench {
         closes: bool,
     ) -> Result<Checkpoint, Fault> {
         let head = [covers as u8; 32];
-        let wanted = ToSign { trail: TRAIL, covers, head, before, closes };
+        let wanted = ToSign { trail: TRAIL, covers, head, before, closes, stored: true };
         match history.sign(&self.token, 1, &wanted)? {
             Reply::Checkpoint { checkpoint, .. } => Ok(checkpoint),
             _ => panic!("another reply"),
@@ -113,7 +114,7 @@ fn only_root_s_order_or_the_configuration_takes_an_older_history_and_once() {
     bench.order(first);
     let begun = history.begin(TRAIL, first, false).unwrap();
     let replaced = |reply: &Reply| match reply {
-        Reply::Begun { replaced } => replaced.as_ref().map(|replaced| replaced.mark),
+        Reply::Begun(begun) => begun.replaced.as_ref().map(|replaced| replaced.mark),
         _ => panic!("another reply"),
     };
     assert_eq!(replaced(&begun), Some(second));
@@ -139,7 +140,7 @@ fn an_order_replaces_what_the_token_alone_remembers() {
     let history = bench.open(false);
     history.begin(TRAIL, first, false).unwrap();
     history.compare_with(&bench.token).unwrap();
-    let Reply::Begun { replaced } = history.begin(TRAIL, first, false).unwrap() else {
+    let Reply::Begun(Begun { replaced, .. }) = history.begin(TRAIL, first, false).unwrap() else {
         panic!("another reply")
     };
     assert_eq!(replaced.map(|replaced| replaced.mark), Some(second));
@@ -194,9 +195,102 @@ fn a_new_signing_key_starts_again_and_an_old_log_is_believed_once() {
     history.start_again(&bench.token).unwrap();
     assert_eq!(bench.token.remembered().unwrap(), Vec::<Vec<u8>>::new());
     let old = Mark { number: 0, covers: 700, head: [5; 32] };
-    let wanted = ToSign { trail: TRAIL, covers: 710, head: [6; 32], before: old, closes: false };
+    let wanted = ToSign {
+        trail: TRAIL,
+        covers: 710,
+        head: [6; 32],
+        before: old,
+        closes: false,
+        stored: true,
+    };
     let signed = history.sign(&bench.token, 1, &wanted).unwrap();
     let Reply::Checkpoint { checkpoint, adopted } = signed else { panic!("another reply") };
     assert!(adopted && checkpoint.mark.number == 1 && checkpoint.before == old);
     assert!(is_refused(bench.sign(&history, 20, first)));
+}
+
+#[test]
+fn an_order_is_removed_once_it_was_followed_and_not_before() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    let second = bench.sign(&history, 20, first).unwrap().mark;
+    let (state, order) =
+        (bench.place.path().join("state"), bench.place.path().join("state/accept.json"));
+    bench.order(first);
+    let blocked = state.join("checkpoints.new");
+    std::fs::create_dir(&blocked).unwrap();
+    assert!(matches!(history.begin(TRAIL, first, false), Err(Fault::State(_))));
+    assert!(order.exists(), "nothing was accepted");
+    std::fs::remove_dir(&blocked).unwrap();
+    assert!(is_refused(history.begin(TRAIL, START, false)) && order.exists(), "another is meant");
+    let order_again = std::fs::read(&order).unwrap();
+    history.begin(TRAIL, first, false).unwrap();
+    assert!(!order.exists());
+    // One that could not be removed is not followed again.
+    let third = bench.sign(&history, 30, first).unwrap().mark;
+    assert!(is_refused(history.begin(TRAIL, first, false)));
+    leave_order(&state, ACCEPT, &order_again).unwrap();
+    assert!(is_refused(history.begin(TRAIL, first, false)));
+    // What was ordered before a checkpoint is over with it.
+    bench.order(second);
+    bench.sign(&history, 40, third).unwrap();
+    assert!(!order.exists());
+    // A file that is being prepared stays.
+    leave_order(&state, ACCEPT, b"").unwrap();
+    let fourth = newest(&history).known.unwrap().mark;
+    bench.sign(&history, 50, fourth).unwrap();
+    assert!(order.exists());
+}
+
+#[test]
+fn how_far_the_store_must_reach_is_remembered_until_an_operator_accepts_another() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let stored = |history: &History, newest: Mark| match history.begin(TRAIL, newest, false) {
+        Ok(Reply::Begun(begun)) => (begun.stored, begun.replaced.map(|it| it.mark)),
+        _ => panic!("another reply"),
+    };
+    assert_eq!(stored(&history, START), (0, None));
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    assert_eq!(stored(&history, first), (10, None));
+    let wanted = ToSign {
+        trail: TRAIL,
+        covers: 20,
+        head: [2; 32],
+        before: first,
+        closes: false,
+        stored: false,
+    };
+    history.sign(&bench.token, 1, &wanted).unwrap();
+    let second = newest(&history).known.unwrap().mark;
+    drop(history);
+    let history = bench.open(false);
+    assert_eq!(stored(&history, second), (10, None), "the store did not have the later one");
+    bench.order(second);
+    assert_eq!(stored(&history, second), (0, Some(second)), "root's order is for this very store");
+    assert_eq!(stored(&history, second), (0, Some(second)));
+    let third = bench.sign(&history, 30, second).unwrap().mark;
+    assert_eq!(stored(&history, third), (30, None));
+    drop(history);
+    std::fs::remove_file(bench.place.path().join("state/checkpoints.json")).unwrap();
+    let history = bench.open(false);
+    history.compare_with(&bench.token).unwrap();
+    assert_eq!(stored(&history, third), (30, None), "as the token remembers");
+}
+
+#[test]
+fn what_is_remembered_can_be_read_while_the_token_signs() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    bench.token.plan(Verb::Sign, Mishap::Slow(std::time::Duration::from_secs(2)), Times::Next(1));
+    std::thread::scope(|scope| {
+        let signing = scope.spawn(|| bench.sign(&history, 20, first).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let asked = std::time::Instant::now();
+        assert_eq!(newest(&history).known.unwrap().mark, first);
+        assert!(asked.elapsed() < std::time::Duration::from_secs(1) && !signing.is_finished());
+    });
+    assert_eq!(newest(&history).known.unwrap().mark.covers, 20);
 }

@@ -1,9 +1,11 @@
 //! The directory itself: opened once, never left by a link, and nobody else's.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{
@@ -38,6 +40,8 @@ pub enum StateError {
 pub(super) struct Directory {
     directory: File,
     path: PathBuf,
+    /// The files that could not be written the last time, and why.
+    trouble: Mutex<BTreeMap<String, String>>,
     _lock: File,
 }
 
@@ -109,7 +113,7 @@ impl Directory {
             .map_err(|errno| of_io(path, "opening its lock", errno.into()))?;
         must_be_ours(&lock, &path.join("lock"), 0o600)?;
         take_lock(&lock, path)?;
-        Ok(Self { directory, path: path.to_owned(), _lock: lock })
+        Ok(Self { directory, path: path.to_owned(), trouble: Mutex::default(), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -132,25 +136,57 @@ impl Directory {
         contents(&file, &path, most).map(Some)
     }
 
-    /// The same, of what root may have written, too; and removes it.
-    pub fn take_order(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, StateError> {
+    /// Removes a file, durably, where there is one.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.file(name);
-        let Some(file) = self.open_file(&path)? else { return Ok(None) };
-        must_be_ours(&file, &path, 0o600)?;
-        let bytes = contents(&file, &path, most)?;
-        let during = "removing an order";
-        unlinkat(&self.directory, file_name(&path), AtFlags::empty())
-            .map_err(io::Error::from)
-            .and_then(|()| self.directory.sync_all())
-            .map_err(|cause| of_io(&path, during, cause))?;
-        Ok(Some(bytes))
+        match unlinkat(&self.directory, file_name(&path), AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            removed => removed.map_err(io::Error::from),
+        }
+        .and_then(|()| self.directory.sync_all())
+        .map_err(|cause| of_io(&path, "removing it", cause))
+    }
+
+    /// Why one of its files could not be written the last time.
+    pub fn first_trouble(&self) -> Option<String> {
+        self.trouble().values().next().cloned()
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what came of writing a file; the journal is told once whenever that changes.
+    fn note(&self, name: &str, written: &Result<(), StateError>) {
+        let mut known = self.trouble();
+        match written {
+            Ok(()) => {
+                if known.remove(name).is_some() && known.is_empty() {
+                    tracing::info!(path = %self.path.display(), "custody's state can be written again");
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if known.is_empty() {
+                    tracing::error!(
+                        error,
+                        "custody's state cannot be written: until it can, no checkpoint is signed, no PIN is \
+                         tried and no token is opened. Free some room on its file system, or mend its \
+                         permissions"
+                    );
+                }
+                known.insert(name.to_owned(), error);
+            }
+        }
     }
 
     /// Replaces a file; durable when this returns.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.file(name);
-        replace(&self.directory, file_name(&path), bytes, None)
-            .map_err(|cause| of_io(&path, "writing it", cause))
+        let written = replace(&self.directory, file_name(&path), bytes, None)
+            .map_err(|cause| of_io(&path, "writing it", cause));
+        self.note(name, &written);
+        written
     }
 
     fn open_file(&self, path: &Path) -> Result<Option<File>, StateError> {
@@ -162,7 +198,7 @@ impl Directory {
     }
 }
 
-/// Puts a file that custody takes as an order ([`super::State::take_order`]) into the directory at `path`,
+/// Puts a file that custody takes as an order ([`super::State::read_order`]) into the directory at `path`,
 /// for the directory's owner. For root and custody's user, beside a custody that runs.
 ///
 /// # Errors

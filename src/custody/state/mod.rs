@@ -84,16 +84,39 @@ impl State {
             None => S::default(),
         };
         let directory = Arc::clone(&self.0);
-        Ok(Kept { directory, was_there, value: Mutex::new(value) })
+        let (value, changing) = (Mutex::new(value), Mutex::new(()));
+        Ok(Kept { directory, was_there, value, changing })
     }
 
-    /// Reads a file that root or custody's user has put beside the sections, and removes it. `None` where
-    /// there is none.
+    /// Reads a file that root or custody's user has put beside the sections. `None` where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`] where it belongs to somebody else: then it does not count.
+    pub fn read_order(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        self.0.read(name, MAX_BYTES)
+    }
+
+    /// Removes such a file, durably. Does nothing where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`] where it stays.
+    pub fn remove_order(&self, name: &str) -> Result<(), StateError> {
+        self.0.remove(name)
+    }
+
+    /// Reads such a file and removes it: it counts once.
     ///
     /// # Errors
     /// [`StateError`] where it belongs to somebody else, or cannot be removed: then it does not count.
     pub fn take_order(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        self.0.take_order(name, MAX_BYTES)
+        let found = self.read_order(name)?;
+        self.remove_order(name)?;
+        Ok(found)
+    }
+
+    /// Why the directory could not be written the last time that it was tried, if it could not.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.first_trouble()
     }
 }
 
@@ -101,7 +124,10 @@ impl State {
 pub struct Kept<S> {
     directory: Arc<Directory>,
     was_there: bool,
+    /// Held only to read or replace it, so that a slow change holds up nobody who reads.
     value: Mutex<S>,
+    /// Held for the time of a change.
+    changing: Mutex<()>,
 }
 
 impl<S: Section> Kept<S> {
@@ -129,8 +155,8 @@ impl<S: Section> Kept<S> {
         &self,
         change: impl FnOnce(&mut S) -> Result<R, E>,
     ) -> Result<R, E> {
-        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = value.clone();
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.get();
         let result = change(&mut next)?;
         let bytes = form(&next).ok_or_else(|| self.directory.damaged(S::NAME))?;
         // What could not be read again would keep custody from starting.
@@ -138,7 +164,7 @@ impl<S: Section> Kept<S> {
             return Err(StateError::TooLong(self.path()).into());
         }
         self.directory.write(S::NAME, &bytes)?;
-        *value = next;
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(result)
     }
 }
@@ -326,12 +352,51 @@ mod tests {
     }
 
     #[test]
-    fn an_order_counts_once() {
+    fn an_order_is_there_until_it_is_removed() {
         let (_place, path) = place();
         let state = State::open(&path).unwrap();
-        assert_eq!(state.take_order("accept").unwrap(), None);
+        assert_eq!(state.read_order("accept").unwrap(), None);
+        state.remove_order("accept").unwrap();
         directory::leave_order(&path, "accept", b"this").unwrap();
-        assert_eq!(state.take_order("accept").unwrap(), Some(b"this".to_vec()));
-        assert_eq!(state.take_order("accept").unwrap(), None);
+        for _ in 0..2 {
+            assert_eq!(state.read_order("accept").unwrap(), Some(b"this".to_vec()));
+        }
+        state.remove_order("accept").unwrap();
+        assert_eq!(state.read_order("accept").unwrap(), None);
+    }
+
+    #[test]
+    fn a_slow_change_holds_up_nobody_who_reads() {
+        let (_place, path) = place();
+        let kept = State::open(&path).unwrap().load::<Count>().unwrap();
+        set(&kept, 1).unwrap();
+        let (begun, go_on) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let changed: Result<(), StateError> = kept.change(|count| {
+                    begun.wait();
+                    go_on.wait();
+                    count.number = 2;
+                    Ok(())
+                });
+                changed.unwrap();
+            });
+            begun.wait();
+            assert_eq!(kept.get().number, 1);
+            go_on.wait();
+        });
+        assert_eq!(kept.get().number, 2);
+    }
+
+    #[test]
+    fn that_it_cannot_be_written_is_known_until_it_can() {
+        let (_place, path) = place();
+        let state = State::open(&path).unwrap();
+        let kept = state.load::<Count>().unwrap();
+        std::fs::create_dir(path.join("count.new")).unwrap();
+        assert!(set(&kept, 1).is_err() && state.trouble().unwrap().contains("count"));
+        std::fs::remove_dir(path.join("count.new")).unwrap();
+        set(&kept, 1).unwrap();
+        assert_eq!(state.trouble(), None);
     }
 }

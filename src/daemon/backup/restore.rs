@@ -77,7 +77,7 @@ pub fn restore_backup(arguments: &Restore) -> Result<Report, DaemonError> {
     let newest = audit::newest_checkpoint(&building.places.trail)?;
     building.keep()?;
     if let Some((trail, mark)) = newest {
-        order.give(&trail, mark)?;
+        order.give((&trail, mark), true, "the backup is in its place")?;
     }
     let undone = |head: audit::Head| Undone { from_line: examined.head.seq + 1, to_line: head.seq };
     restored.done = true;

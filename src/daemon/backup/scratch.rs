@@ -73,6 +73,7 @@ impl Scratch {
         own.custody.socket = directory.join(SOCKET);
         // What the appliance's own custody remembers is not this one's to read or change.
         own.custody.state_directory = directory.join(STATE);
+        own.custody.forgets = true;
         make_directory(&own.custody.state_directory)?;
         if !custody.is_current() {
             let state = &own.custody.state_directory;

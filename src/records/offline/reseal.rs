@@ -8,12 +8,13 @@ use serde::de::DeserializeOwned;
 use super::super::home::{counted, encode, put_home, store_key_at};
 use super::super::key_form::{stored_parts, version_key};
 use super::super::notes::{RESEALED, RESTORED};
+use super::super::reach::REACH;
 use super::super::recovery::RECOVERY;
 use super::super::rotation::{PassRecord, ROTATION, Stage};
 use super::super::sealing::seals_after;
 use super::super::{
-    HomeRecord, MasterRecord, RecordError, RecoveryRecord, ResealedRecord, RestoredRecord,
-    VersionRecord, address,
+    HomeRecord, MasterRecord, ReachRecord, RecordError, RecoveryRecord, ResealedRecord,
+    RestoredRecord, VersionRecord, address,
 };
 use super::begin::RESEAL;
 use super::{Offline, OfflineError};
@@ -33,6 +34,8 @@ pub struct Resealed {
     pub anew: u64,
     /// What is not known any more of how the appliance was set up, and what was done about it.
     pub renewed: Vec<String>,
+    /// Whether the record of how far the store reaches can still be opened, if there is one.
+    pub reach_opens: bool,
 }
 
 /// What a key's versions came to.
@@ -77,7 +80,11 @@ impl Offline {
             }
         }
         let renewed = self.end_reseal(token, generation, now, (done, &left)).await?;
-        Ok(Resealed { generation, left, anew, renewed })
+        let reach_opens = match self.of_appliance::<ReachRecord>(REACH) {
+            Err(RecordError::Broken(_)) => false,
+            found => found.map(|_| true)?,
+        };
+        Ok(Resealed { generation, left, anew, renewed, reach_opens })
     }
 
     /// Puts a key under the new generation. A number of a generation says nothing of the token that made
