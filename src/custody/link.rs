@@ -42,7 +42,7 @@ pub(super) async fn keep_link(shared: Arc<Shared>) {
         match Connection::open(&shared.settings).await {
             Ok(connection) => match hold(&shared, Arc::new(connection)).await {
                 End::Worked => failures = 0,
-                End::NotOpened => tokio::time::sleep(NEXT_LOOK).await,
+                End::NotOpened => {}
                 End::Broken => failures += 1,
             },
             Err(error) => {
@@ -76,6 +76,8 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
     let is_down = || matches!(*shared.state.borrow(), LinkState::Down(_));
     let not_opened = is_down();
     if not_opened {
+        // What needs no token is asked meanwhile: which checkpoint is the newest.
+        tokio::time::sleep(NEXT_LOOK).await;
         connection.close();
     }
     let outage = tokio::select! {

@@ -50,7 +50,7 @@ impl LockMemory {
     /// # Errors
     /// [`Fault::State`] where a later lock could not be remembered.
     pub fn must_be_writable(&self) -> Result<(), Fault> {
-        self.kept.change(|_| Ok::<_, Fault>(()))
+        Ok(self.kept.try_out()?)
     }
 
     /// Remembers a lock.

@@ -167,6 +167,9 @@ fn an_older_store_is_noticed_however_its_count_of_changes_is_patched() {
     assert!(!appliance.wait_for_end().success(), "the audit log tells of more changes");
 }
 
+/// What is done to the store.
+type Edit<'a> = &'a dyn Fn(&Raw);
+
 #[test]
 fn the_sealed_record_itself_is_not_patched_replaced_or_taken_away() {
     let mut appliance = appliance();
@@ -181,7 +184,7 @@ fn the_sealed_record_itself_is_not_patched_replaced_or_taken_away() {
     assert_ne!(older, newest);
     let open = json!({ "trail": "0123456789abcdef", "line": 1, "head": "1:0", "changes": 1 });
     let open = [&newest[..8], open.to_string().as_bytes()].concat();
-    let edits: [(&str, &dyn Fn(&Raw)); 4] = [
+    let edits: [(&str, Edit<'_>); 4] = [
         ("was changed outside Strongroom", &|raw| raw.damage(APPLIANCE, "reach")),
         ("was changed outside Strongroom", &|raw| raw.put(APPLIANCE, "reach", open.clone())),
         ("is an older copy", &|raw| raw.put(APPLIANCE, "reach", older.clone())),

@@ -189,6 +189,18 @@ impl Directory {
         written
     }
 
+    /// Writes a few bytes beside a file and takes them back, without waiting for the disk.
+    pub fn probe(&self, name: &str) -> Result<(), StateError> {
+        let path = self.file(name);
+        let new = file_name(&path).with_extension("new");
+        let tried = make_new(&self.directory, &new)
+            .and_then(|mut file| file.write_all(&[b' '; 64]))
+            .and_then(|()| Ok(unlinkat(&self.directory, &new, AtFlags::empty())?))
+            .map_err(|cause| of_io(&path, "writing it", cause));
+        self.note(name, &tried);
+        tried
+    }
+
     fn open_file(&self, path: &Path) -> Result<Option<File>, StateError> {
         match openat(&self.directory, file_name(path), OPEN | OFlags::RDONLY, Mode::empty()) {
             Ok(file) => Ok(Some(File::from(file))),
@@ -278,13 +290,7 @@ fn replace(
     owner: Option<(Uid, Gid)>,
 ) -> io::Result<()> {
     let new = name.with_extension("new");
-    // What a kill has left of an earlier one.
-    match unlinkat(directory, &new, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let flags = OPEN | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let mut file = File::from(openat(directory, &new, flags, PRIVATE)?);
+    let mut file = make_new(directory, &new)?;
     let written = file
         .write_all(bytes)
         .and_then(|()| match owner {
@@ -300,6 +306,16 @@ fn replace(
         let _ = unlinkat(directory, &new, AtFlags::empty());
     }
     written
+}
+
+/// An empty file of this name, in the place of what a kill has left.
+fn make_new(directory: &File, name: &Path) -> io::Result<File> {
+    match unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OPEN | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    Ok(File::from(openat(directory, name, flags, PRIVATE)?))
 }
 
 fn open_directory(path: &Path) -> Result<File, StateError> {

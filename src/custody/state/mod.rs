@@ -146,6 +146,15 @@ impl<S: Section> Kept<S> {
         self.directory.file(S::NAME)
     }
 
+    /// Whether it could be changed, as far as that is seen without waiting for the disk.
+    ///
+    /// # Errors
+    /// [`StateError`] where it could not.
+    pub fn try_out(&self) -> Result<(), StateError> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.directory.probe(S::NAME)
+    }
+
     /// Changes it: durable when this returns, and unchanged in memory and on disk after any error. Changes
     /// wait for each other.
     ///
