@@ -16,7 +16,14 @@ fn place(number: u64, covers: u64) -> Mark {
 }
 
 fn sign(covers: u64, before: Mark) -> Verb {
-    Verb::SignCheckpoint { trail: TRAIL.to_owned(), covers, head: [0; 32], before, closes: false }
+    Verb::SignCheckpoint {
+        trail: TRAIL.to_owned(),
+        covers,
+        head: [0; 32],
+        before,
+        closes: false,
+        stored: false,
+    }
 }
 
 /// A custody that remembers nothing, of an appliance that was just made.
