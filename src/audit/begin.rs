@@ -16,7 +16,7 @@ use super::segment::of_io;
 use super::tend::SignError;
 use super::verify::VerifyKey;
 use super::{AuditError, Event, OnBreak, Trail};
-use crate::custody::protocol::{Known, Newest};
+use crate::custody::protocol::{Known, Newest, Noted};
 use crate::custody::{Checkpoint, Mark};
 
 /// The key that signs now, for a trail of which custody remembers nothing.
@@ -43,10 +43,14 @@ impl Trail {
         let known = self.signer.newest().await?;
         let missing = self.missing(&known, *newest)?;
         let ours = missing.as_ref().map_or(*newest, |checkpoint| checkpoint.mark);
-        let behind = self.behind(ours);
-        let behind_end = known.closed && behind.is_some();
-        let begun = self.signer.begin(self.id.clone(), ours, behind_end).await;
-        let begun = begun.map_err(|error| self.explain(error, &known, ours, behind_end))?;
+        let held = self.held(&known)?;
+        let behind = match held {
+            Some(noted) => self.behind_note(noted),
+            None => self.behind(ours),
+        };
+        let holds = (known.closed && behind.is_some(), held);
+        let begun = self.signer.begin(self.id.clone(), ours, holds).await;
+        let begun = begun.map_err(|error| self.explain(error, &known, ours, holds))?;
         if !begun.ordered {
             self.must_fit(&known, ours, key)?;
         }
@@ -170,6 +174,21 @@ impl Trail {
         Err(SignError::NotNewest(why).into())
     }
 
+    /// The line that custody has noted, where this trail has it.
+    fn held(&self, known: &Newest) -> Result<Option<Noted>, AuditError> {
+        let Some(noted) = known.noted else { return Ok(None) };
+        let is_ours = known.known.as_ref().is_some_and(|known| known.trail == self.id);
+        let has = is_ours && self.has_line(noted.covers, Hash(noted.head))?;
+        Ok(has.then_some(noted))
+    }
+
+    /// What stood behind a noted line when the trail was opened.
+    fn behind_note(&self, noted: Noted) -> Option<(u64, u64)> {
+        let count = self.end.head.seq.saturating_sub(noted.covers);
+        let is_new = count > 0 && !self.begun.load(Ordering::Relaxed);
+        is_new.then(|| (noted.covers + 1, count))
+    }
+
     /// What stood behind a checkpoint when the trail was opened: the first line, and how many.
     fn behind(&self, newest: Mark) -> Option<(u64, u64)> {
         let end = &self.end;
@@ -190,7 +209,7 @@ impl Trail {
         error: SignError,
         known: &Newest,
         ours: Mark,
-        behind_end: bool,
+        (behind_end, held): (bool, Option<Noted>),
     ) -> AuditError {
         let (SignError::NotNewest(_), Some(Known { trail, mark, .. })) = (&error, &known.known)
         else {
@@ -199,8 +218,15 @@ impl Trail {
         let last = self.head().seq;
         let why = if *trail != self.id {
             format!("custody remembers audit log {trail}, and this is {}", self.id)
+        } else if let (true, Some(noted), None) = (*mark == ours, known.noted, held) {
+            format!(
+                "custody noted line {} while nothing could be signed, and it does not have that line (its last \
+                 is {last}): an older copy was put back, or its end was cut off",
+                noted.covers
+            )
         } else if *mark == ours && behind_end {
-            format!("it was closed with line {}, and lines stand behind it", mark.covers)
+            let line = held.map_or(mark.covers, |noted| noted.covers);
+            format!("it was closed with line {line}, and lines stand behind it")
         } else if mark.number > ours.number {
             format!(
                 "custody has signed checkpoint {} over line {}, and it ends with checkpoint {} over line {} \

@@ -16,7 +16,7 @@ use super::{
     AuditError, BoxFuture, HeadKeeper, Report, Settings, SignError, Signature, Signer, ToSign,
     Trail,
 };
-use crate::custody::protocol::{Begun, Newest};
+use crate::custody::protocol::{Begun, Newest, Noted};
 use crate::custody::{Mark, checkpoint};
 
 /// One line, and what stands in it.
@@ -260,8 +260,12 @@ impl Signer for Nobody {
         &self,
         _trail: String,
         _newest: Mark,
-        _behind_end: bool,
+        _holds: (bool, Option<Noted>),
     ) -> BoxFuture<Result<Begun, SignError>> {
+        Box::pin(std::future::ready(Err(SignError::NotReady)))
+    }
+
+    fn note(&self, _trail: String, _head: Head, _closes: bool) -> BoxFuture<Result<(), SignError>> {
         Box::pin(std::future::ready(Err(SignError::NotReady)))
     }
 }

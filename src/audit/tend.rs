@@ -10,7 +10,7 @@ use super::gather::Durable;
 use super::line::Head;
 use super::writer::{Job, Signed};
 use super::{AuditError, Event, Trail};
-use crate::custody::protocol::{Begun, Newest};
+use crate::custody::protocol::{Begun, Newest, Noted};
 use crate::custody::{Checkpoint, Mark};
 
 /// What is to be signed.
@@ -63,13 +63,26 @@ pub trait Signer: Send + Sync {
     fn newest(&self) -> BoxFuture<Result<Newest, SignError>>;
 
     /// A trail is gone on with whose newest checkpoint is this one; what it was accepted in the place of, and
-    /// how far the store must reach.
+    /// how far the store must reach. `holds`: whether lines stand behind its orderly end, and the noted line,
+    /// where it has that.
     fn begin(
         &self,
         trail: String,
         newest: Mark,
-        behind_end: bool,
+        holds: (bool, Option<Noted>),
     ) -> BoxFuture<Result<Begun, SignError>>;
+
+    /// Notes the newest line where it cannot be signed; the trail must hold it at the next start.
+    fn note(&self, trail: String, head: Head, closes: bool) -> BoxFuture<Result<(), SignError>>;
+}
+
+/// How the newest line is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// By a checkpoint over this line.
+    Signed(Head),
+    /// By custody alone: nothing can be signed now.
+    Noted,
 }
 
 /// Keeps heads of the trail somewhere else; the newest one is handed to [`Trail::open`] next time.
@@ -84,6 +97,24 @@ impl Trail {
     /// when the checkpoint is durable. One is made at a time.
     pub async fn checkpoint(&self) -> Result<Head, AuditError> {
         self.sign_head(false).await
+    }
+
+    /// The same; where nothing can be signed, custody notes the newest line.
+    pub(super) async fn keep_head(&self, closes: bool) -> Result<Kept, AuditError> {
+        let error = match self.sign_head(closes).await {
+            Err(error @ AuditError::NotSigned(SignError::NotReady | SignError::Unavailable)) => {
+                error
+            }
+            signed => return signed.map(Kept::Signed),
+        };
+        // No checkpoint is made meanwhile.
+        let _newest = self.newest.lock().await;
+        let head = self.shared.durable().head;
+        let noted = self.signer.note(self.id.clone(), head, closes).await;
+        noted.map(|()| Kept::Noted).map_err(|why| {
+            tracing::debug!(%why, %head, "custody does not note the newest line now");
+            error
+        })
     }
 
     /// The same; with `closes`, it is the last one of a trail that ends in order.
@@ -153,12 +184,13 @@ impl Trail {
             let many = durable.uncovered() >= self.settings.checkpoint_lines;
             let long = last.elapsed() >= Duration::from_secs(self.settings.checkpoint_seconds);
             if (many || long) && durable.uncovered() > 0 {
-                let result = self.checkpoint().await;
+                let result = self.keep_head(false).await;
                 match &result {
-                    Ok(head) => {
+                    Ok(Kept::Signed(head)) => {
                         last = Instant::now();
                         kept = (*head, last);
                     }
+                    Ok(Kept::Noted) => last = Instant::now(),
                     Err(AuditError::Closed) => return,
                     Err(error) if !silent => {
                         tracing::warn!(%error, "no checkpoint now; it is tried again");
@@ -166,7 +198,7 @@ impl Trail {
                     Err(_) => {}
                 }
                 silent = result.is_err();
-                if asked && silent {
+                if asked && !matches!(result, Ok(Kept::Signed(_))) {
                     // `checkpoint_due` is told with every group; failing must not be busy.
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }

@@ -13,7 +13,7 @@ use super::entry::{Code, EventNote, Intent, Outcome, Subject, Verdict};
 use super::gather::Shared;
 use super::line::{Hash, Head};
 use super::recover::recover;
-use super::tend::{HeadKeeper, Signer};
+use super::tend::{HeadKeeper, Kept, Signer};
 use super::writer::Job;
 use super::{AuditError, Event, Settings};
 use crate::custody::Mark;
@@ -189,8 +189,11 @@ impl Trail {
         let told = self.event(EventNote::new(Event::Stop)).await;
         // With nothing open, the last checkpoint says that nothing comes after it.
         let sealed = self.hand_in(|reply| Job::Seal { reply }).durable().await.unwrap_or(false);
-        match tokio::time::timeout(patience, self.sign_head(sealed)).await {
-            Ok(Ok(_)) => {}
+        match tokio::time::timeout(patience, self.keep_head(sealed)).await {
+            Ok(Ok(Kept::Signed(_))) => {}
+            Ok(Ok(Kept::Noted)) => {
+                tracing::info!("nothing can be signed now; custody remembers the last line");
+            }
             Ok(Err(error)) => tracing::warn!(%error, "stopping without a last checkpoint"),
             Err(_) => tracing::warn!("stopping without a last checkpoint: signing takes too long"),
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::client::{Client, CustodyError};
 use super::protocol::{
-    Begun, Check, Checkpoint, Home, KeyAddress, Mark, MasterFacts, Newest, Passing, RecordAddress,
-    Reply, StoreKey, Verb,
+    Begun, Check, Checkpoint, Home, KeyAddress, Mark, MasterFacts, Newest, Noted, Passing,
+    RecordAddress, Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
@@ -275,14 +275,25 @@ impl Client {
         expect!(self.ask_any(&Verb::NewestCheckpoint).await?, Reply::Newest(newest) => newest)
     }
 
+    /// Has custody note the newest line of the audit log, where it can sign none. Unlocked or not.
+    pub async fn note_line(
+        &self,
+        trail: &str,
+        noted: Noted,
+        closes: bool,
+    ) -> Result<(), CustodyError> {
+        let verb = Verb::NoteLine { trail: trail.to_owned(), noted, closes };
+        expect!(self.ask_any(&verb).await?, Reply::Done => ())
+    }
+
     /// Begins with an audit log; what it was accepted in the place of. Unlocked or not.
     pub async fn begin_trail(
         &self,
         trail: &str,
         newest: Mark,
-        behind_end: bool,
+        (behind_end, holds): (bool, Option<Noted>),
     ) -> Result<Begun, CustodyError> {
-        let verb = Verb::BeginTrail { trail: trail.to_owned(), newest, behind_end };
+        let verb = Verb::BeginTrail { trail: trail.to_owned(), newest, behind_end, holds };
         expect!(self.ask_any(&verb).await?, Reply::Begun(begun) => begun)
     }
 }

@@ -162,9 +162,12 @@ impl Custodian {
         match verb {
             Verb::Status => Quick::Answered(Ok(Reply::Status(self.status()))),
             Verb::NewestCheckpoint => Quick::Answered(Ok(self.history.newest())),
-            Verb::Unlock { .. } | Verb::Init { .. } | Verb::Doctor | Verb::BeginTrail { .. } => {
-                Quick::Token(verb)
-            }
+            Verb::Unlock { .. }
+            | Verb::Init { .. }
+            | Verb::Doctor
+            | Verb::BeginTrail { .. }
+            | Verb::NoteLine { .. }
+            | Verb::StayLocked => Quick::Token(verb),
             verb => match self.keyring() {
                 None => Quick::Answered(Err(Fault::Locked)),
                 Some(keyring) => keyring.quick(verb),
@@ -178,9 +181,16 @@ impl Custodian {
         if let Verb::Unlock { by_operator, .. } = &verb {
             self.may_unlock(*by_operator)?;
         }
-        // Needs no token.
-        if let Verb::BeginTrail { trail, newest, behind_end } = &verb {
-            return self.history.begin(trail, *newest, *behind_end);
+        // What needs no token.
+        match &verb {
+            Verb::BeginTrail { trail, newest, behind_end, holds } => {
+                return self.history.begin(trail, *newest, *behind_end, *holds);
+            }
+            Verb::NoteLine { trail, noted, closes } => {
+                return self.history.note(trail, *noted, *closes);
+            }
+            Verb::StayLocked => return self.stay_locked(),
+            _ => {}
         }
         if let Some(outage) = self.brown_out() {
             return match verb {
@@ -233,7 +243,8 @@ impl Custodian {
         match &answer {
             Err(fault @ Fault::TokenUnavailable(_)) => self.lose_token(fault),
             Err(
-                Fault::PinRefused(_)
+                Fault::Locked
+                | Fault::PinRefused(_)
                 | Fault::PinUnavailable(_)
                 | Fault::Unlocked
                 | Fault::TokenAbsent(_),

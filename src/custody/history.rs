@@ -3,10 +3,13 @@
 //! noticed, whoever wrote the files.
 //!
 //! It is kept in custody's own state, and again in the token, where the token keeps data objects: a copy of
-//! the whole machine's disks that was put back is noticed by the token. The token's copy is written after
-//! the state's, so it is never ahead of it, unless the state was put back.
+//! the whole machine's disks that was put back is noticed by the token, and so is a state that was edited. The
+//! token's copy is written after the state's, and before the next checkpoint is signed.
+//!
+//! While nothing can be signed (custody is locked, the token is away) the newest line is noted in the state.
 
 mod in_token;
+mod noted;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{self, Checkpoint, Mark};
-use super::protocol::{Answer, Begun, Check, Fault, Known, Newest, Replaced, Reply, Verdict};
+use super::protocol::{
+    Answer, Begun, Check, Fault, Known, Newest, Noted, Replaced, Reply, SignerFacts, Verdict,
+};
 use super::state::{Kept, Section, State, StateError};
 use crate::token::Token;
 
@@ -47,6 +52,12 @@ pub struct Remembered {
     /// SHA-256 of the order that was followed last, in hex digits: one that could not be removed is not
     /// followed again.
     pub followed: String,
+    /// The newest line that was told behind the newest checkpoint, while nothing could be signed.
+    pub noted: Option<Noted>,
+    /// The key that signs, as the token proved it last.
+    pub signer: Option<SignerFacts>,
+    /// Nothing was signed yet since custody made the signing key.
+    pub is_new: bool,
 }
 
 impl Section for Remembered {
@@ -90,6 +101,12 @@ pub struct History {
     accepts: AtomicBool,
     /// The token remembered more than the state did.
     was_behind: AtomicBool,
+    /// Custody is being locked, so the token is to remember that.
+    locked: AtomicBool,
+    /// Held while the token's memory is written.
+    writing: Mutex<()>,
+    /// For an offline command: the token's memory is compared and not written.
+    forgets: bool,
 }
 
 impl From<StateError> for Fault {
@@ -114,15 +131,30 @@ impl History {
             token: Mutex::new(TokenMemory::NotSeen),
             accepts: AtomicBool::new(accepts),
             was_behind: AtomicBool::new(false),
+            locked: AtomicBool::new(false),
+            writing: Mutex::default(),
+            forgets: false,
         })
+    }
+
+    /// Where what is remembered ends with the process, as an offline command's does: nothing is written to the
+    /// token.
+    pub fn brief(self, forgets: bool) -> Self {
+        Self { forgets, ..self }
+    }
+
+    pub fn forgets(&self) -> bool {
+        self.forgets
     }
 
     /// What is remembered now.
     pub fn newest(&self) -> Reply {
-        let Remembered { newest, closed, .. } = self.kept.get();
+        let Remembered { newest, closed, noted, signer, .. } = self.kept.get();
         Reply::Newest(Newest {
             known: newest,
             closed,
+            noted,
+            signer,
             with_token: *self.token_memory() != TokenMemory::NotSeen,
             state_lost: self.was_behind.load(Ordering::Relaxed),
         })
@@ -133,24 +165,32 @@ impl History {
     ///
     /// And if the front lies? Custody then signs nothing, for what it is given later does not follow; a front
     /// that names the newest one although its files are others is found out by `audit verify`.
-    pub fn begin(&self, trail: &str, newest: Mark, behind_end: bool) -> Answer {
+    pub fn begin(
+        &self,
+        trail: &str,
+        newest: Mark,
+        behind_end: bool,
+        holds: Option<Noted>,
+    ) -> Answer {
         if newest.number > self.most_believed() {
             return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
         let now = self.kept.get();
         let order = self.order(&now)?.filter(|(order, _)| order.is_for(trail, newest));
         let is_known = now.newest.as_ref().is_none_or(|it| it.trail == trail && it.mark == newest);
-        if is_known && order.is_none() && !now.closed {
+        let has_noted = |memory: &Remembered| memory.noted.is_none() || memory.noted == holds;
+        if is_known && has_noted(&now) && order.is_none() && !now.closed {
             return Ok(begun(&now));
         }
         let reply = self.kept.change(|memory| {
             let ordered = order.is_some();
             let fits = memory.newest.as_ref().is_none_or(|it| it.is_at(trail, newest));
-            if !(fits && !(behind_end && memory.closed)) {
+            if !(fits && has_noted(memory) && !(behind_end && memory.closed)) {
                 if !ordered && !self.accepts.swap(false, Ordering::Relaxed) {
                     return Err(not_newest(memory));
                 }
                 memory.take_for_newest(trail, newest);
+                memory.ordered = true;
                 tracing::error!(%newest, replaced = ?memory.replaced, "an operator has the audit log taken as it is");
             } else if memory.stored > 0 && order.as_ref().is_some_and(|(order, _)| order.store) {
                 // What root has accepted is the store.
@@ -207,6 +247,7 @@ impl History {
         if wanted.before.number > self.most_believed() {
             return Err(Fault::Protocol(TOO_HIGH.to_owned()));
         }
+        self.token_must_know(token)?;
         let (checkpoint, adopted) = self.kept.change(|memory| {
             if let Some(again) = memory.again(wanted) {
                 return Ok((again, false));
@@ -216,7 +257,7 @@ impl History {
                 return Err(not_newest(memory));
             }
             let adopted = match &memory.newest {
-                None => wanted.before.covers > 0,
+                None => wanted.before.covers > 0 || !memory.is_new,
                 Some(known) if known.trail == wanted.trail && known.mark == wanted.before => false,
                 Some(_) => return Err(not_newest(memory)),
             };
@@ -224,8 +265,12 @@ impl History {
                 let why = "a checkpoint covers more than the one before it";
                 return Err(Fault::Protocol(why.to_owned()));
             }
+            if memory.noted.as_ref().is_some_and(|noted| !noted.is_within(wanted)) {
+                return Err(not_newest(memory));
+            }
             let highest = memory.highest.max(wanted.before.number);
-            let number = highest.checked_add(1).ok_or_else(|| not_newest(memory))?;
+            let number =
+                highest.checked_add(1).ok_or_else(|| Fault::State(TOO_HIGH.to_owned()))?;
             let mark = Mark { number, covers: wanted.covers, head: wanted.head };
             let signed = signed(token, generation, wanted, mark)?;
             let known =
@@ -238,6 +283,9 @@ impl History {
                 replaced: None,
                 stored: if wanted.stored { wanted.covers } else { memory.stored },
                 followed: std::mem::take(&mut memory.followed),
+                noted: None,
+                signer: memory.signer.take(),
+                is_new: false,
             };
             Ok((signed, adopted))
         })?;
@@ -252,7 +300,7 @@ impl History {
     /// A new signing key was made: what others signed is of no account.
     pub fn start_again(&self, token: &dyn Token) -> Result<(), Fault> {
         self.kept.change(|memory| {
-            *memory = Remembered::default();
+            *memory = Remembered { is_new: true, ..Remembered::default() };
             Ok::<_, Fault>(())
         })?;
         match token.remember(None) {
@@ -276,7 +324,8 @@ impl History {
             checks.push(check("custody's state", Verdict::Fail, why, remedy));
         }
         if self.was_behind.load(Ordering::Relaxed) {
-            let found = "it was older than the token remembers: lost, or put back".to_owned();
+            let found =
+                "it was not what the token remembers: lost, put back, or changed".to_owned();
             let remedy = "the disk of [custody] state_directory; see the journal of custody";
             checks.push(check("custody's state", Verdict::Warn, found, remedy));
         }
@@ -286,6 +335,14 @@ impl History {
             TokenMemory::Holds(known) => {
                 (Verdict::Ok, format!("checkpoint {}", known.mark.number), "")
             }
+            TokenMemory::Behind(known, why) => (
+                Verdict::Fail,
+                format!(
+                    "it holds checkpoint {} and takes no newer one ({why}); nothing is signed until it does",
+                    known.mark.number
+                ),
+                "room in the token for a data object, and write access of the user",
+            ),
             TokenMemory::Fails(why) => (
                 Verdict::Warn,
                 format!(
@@ -318,10 +375,11 @@ impl Known {
 impl Remembered {
     /// This is the newest from here on, with whatever store is there, in the place of what was remembered.
     fn take_for_newest(&mut self, trail: &str, newest: Mark) {
-        self.replaced = self
-            .newest
-            .as_ref()
-            .map(|known| Replaced { trail: known.trail.clone(), mark: known.mark });
+        let noted = self.noted.take();
+        self.replaced = self.newest.as_ref().map(|known| {
+            let noted = noted.map(|Noted { covers, head }| Mark { covers, head, ..known.mark });
+            Replaced { trail: known.trail.clone(), mark: noted.unwrap_or(known.mark) }
+        });
         self.newest = Some(Known { trail: trail.to_owned(), mark: newest, signed: None });
         self.stored = 0;
     }

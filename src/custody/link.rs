@@ -67,7 +67,10 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
     let mut silent = std::pin::pin!(silence(shared, &connection));
     let wanted = shared.wanted.borrow().clone();
     match wanted {
-        Wanted::Locked => shared.turn_to(LinkState::Locked),
+        Wanted::Locked => {
+            shared.turn_to(LinkState::Locked);
+            stay_locked(shared, &connection).await;
+        }
         Wanted::Unlocked(home) => tokio::select! {
             () = bring_up(shared, &connection, home) => {}
             outage = silent.as_mut() => shared.down(outage),
@@ -99,6 +102,15 @@ async fn hold(shared: &Arc<Shared>, connection: Arc<Connection>) -> End {
         true => End::NotOpened,
         false if is_down() => End::Worked,
         false => End::Broken,
+    }
+}
+
+/// Has custody remember a lock that came while it could not be told, or that it could not keep.
+async fn stay_locked(shared: &Shared, connection: &Connection) {
+    match connection.ask(&Verb::StayLocked, shared.settings.deadline).await {
+        Ok(Ok(_) | Err(Fault::Unlocked)) => {}
+        Ok(Err(fault)) => tracing::error!(%fault, "custody could not note that it is locked"),
+        Err(error) => tracing::debug!(%error, "custody was not told that it is locked"),
     }
 }
 

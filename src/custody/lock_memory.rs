@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::custodian::Custodian;
-use super::protocol::Fault;
+use super::protocol::{Answer, Fault, Reply};
 use super::state::{Kept, Section, StateError};
 
 /// The section of the state.
@@ -53,6 +53,17 @@ impl LockMemory {
         Ok(self.kept.try_out()?)
     }
 
+    /// Remembers a lock that an operator asked for in another process, or that the token alone remembers.
+    fn stay(&self) -> Result<(), Fault> {
+        if self.kept.get().locked {
+            return Ok(());
+        }
+        self.kept.change(|state| {
+            state.locked = true;
+            Ok(())
+        })
+    }
+
     /// Remembers a lock.
     fn lock(&self) {
         self.requested.store(true, Ordering::SeqCst);
@@ -85,14 +96,21 @@ impl LockMemory {
 }
 
 impl Custodian {
-    /// Forgets every opened key, and remembers the lock; a disk that hangs does not hold up the end.
-    pub fn note_lock(&self) {
+    /// Forgets every opened key, and remembers the lock, in the state and in the token; a disk or a token that
+    /// hangs does not hold up the end.
+    pub fn note_lock(self: &Arc<Self>) {
         if let Some(cache) = self.opened() {
             cache.forget(None, None);
         }
-        let (lock, (done, noted)) = (Arc::clone(&self.lock), channel());
+        let (custodian, (done, noted)) = (Arc::clone(self), channel());
         let note = move || {
-            lock.lock();
+            custodian.lock.lock();
+            // One that is away is not asked, and what it remembers is compared when it is back.
+            if let Some(keyring) = custodian.keyring()
+                && custodian.brown_out().is_none()
+            {
+                custodian.history.remember_lock(keyring.token.as_ref());
+            }
             let _ = done.send(());
         };
         let builder = std::thread::Builder::new().name("lock".to_owned());
@@ -117,6 +135,35 @@ impl Custodian {
             tracing::error!("custody remembers a lock, and it is opened, as the settings say");
         }
         self.lock.must_be_writable()
+    }
+
+    /// The front knows of a lock that custody may not know of.
+    pub(super) fn stay_locked(&self) -> Answer {
+        if self.keyring().is_some() {
+            return Err(Fault::Unlocked);
+        }
+        self.lock.stay()?;
+        Ok(Reply::Done)
+    }
+
+    /// Heeds a lock that the token remembers and the state may not: the state was put back.
+    ///
+    /// # Errors
+    /// [`Fault::Locked`] where no operator asks.
+    pub(super) fn heed_lock_in_token(
+        &self,
+        was_locked: bool,
+        by_operator: bool,
+    ) -> Result<(), Fault> {
+        if !was_locked || by_operator || self.lock.accepts || self.history.forgets() {
+            return Ok(());
+        }
+        tracing::error!(
+            "the token remembers that an operator locked custody, and custody's own state does not: it was put \
+             back or changed. It stays locked"
+        );
+        self.lock.stay()?;
+        Err(Fault::Locked)
     }
 
     /// It has been opened, so that it is not locked any more. Where that cannot be noted it is closed again.

@@ -47,14 +47,21 @@ impl Custodian {
             Some(home) => Some(prove_home(token.as_ref(), home)?),
             None => None,
         };
-        self.history.compare_with(token.as_ref())?;
+        let was_locked = self.history.compare_with(token.as_ref())?;
+        self.heed_lock_in_token(was_locked, by_operator)?;
+        if let Some(signer) = &signer {
+            self.history.know_signer(signer)?;
+        }
         let facts = facts_of(token.as_ref())?;
         if let Some(home) = &home {
             self.generations.put_in_use(home.generation, None, now());
         }
         let generations = Arc::clone(&self.generations);
+        let opened = Arc::clone(&token);
         self.install(Keyring::new(token, facts.clone(), home, self.cache.clone(), generations));
         self.end_lock()?;
+        self.history.remember_in(opened.as_ref());
+        drop(opened);
         tracing::info!(
             token = facts.label,
             serial = facts.serial,
@@ -97,6 +104,7 @@ impl Custodian {
             created.push(format!("trail signing key, generation {FIRST}"));
         }
         let signer = prove_keys(token, FIRST, FIRST)?;
+        self.history.know_signer(&signer)?;
         let store_key = keyring::new_store_key(token, &appliance, FIRST, (FIRST, 0))?;
         let (signer_point, signer_generation) = (signer.public_point, FIRST);
         let home =

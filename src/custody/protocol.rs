@@ -195,7 +195,24 @@ pub enum Verb {
         newest: Mark,
         /// Lines stand behind an orderly end.
         behind_end: bool,
+        /// The noted line, where the log has it.
+        holds: Option<Noted>,
     },
+    /// Notes the newest line of the audit log while nothing can be signed; locked or not.
+    ///
+    /// If the front lies: a line that the log does not have holds service at the next start, as a checkpoint over
+    /// such a line does. No line before the noted one is noted or signed any more.
+    NoteLine {
+        #[serde(deserialize_with = "field")]
+        trail: String,
+        noted: Noted,
+        /// The log ends with it.
+        closes: bool,
+    },
+    /// Remembers a lock of an operator's that came while custody could not be told.
+    ///
+    /// If the front lies: custody stays locked until an operator unlocks it, as after [`Verb::Lock`].
+    StayLocked,
     /// Signs SHA-256 of what names a backup's manifest, in its one form.
     ///
     /// If the front lies: any manifest is signed, for only its hash is seen, but nothing that is not the hash of
@@ -382,12 +399,24 @@ pub struct Known {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Newest {
     pub known: Option<Known>,
-    /// The log was closed with it.
+    /// The log was closed with it, or with the noted line.
     pub closed: bool,
+    /// The newest line behind it, where nothing could be signed.
+    pub noted: Option<Noted>,
+    /// The key that signs, as the token proved it last.
+    pub signer: Option<SignerFacts>,
     /// The token was asked, too, as far as it remembers.
     pub with_token: bool,
     /// The token remembered more than custody's own state.
     pub state_lost: bool,
+}
+
+/// A line of the audit log and its hash, noted while nothing could be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Noted {
+    pub covers: u64,
+    pub head: [u8; 32],
 }
 
 /// What an operator accepted another audit log in the place of.

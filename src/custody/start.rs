@@ -79,7 +79,7 @@ impl Ready {
         let budget = PinBudget::new(state.load()?, settings.max_wrong_pins).brief(settings.forgets);
         let generations = Generations::open(&state, settings.master_destroy_wait_days)?;
         let lock = LockMemory::new(state.load()?, around.accepts_history);
-        let history = History::open(state, around.accepts_history)?;
+        let history = History::open(state, around.accepts_history)?.brief(settings.forgets);
         let opener = opener(token, around.credentials.clone(), pin, budget);
         let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());
         let custodian = Custodian::new(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::{BoxFuture, Head, HeadKeeper, SignError, Signature, Signer, ToSign};
-use crate::custody::protocol::{Begun, Fault, Newest};
+use crate::custody::protocol::{Begun, Fault, Newest, Noted};
 use crate::custody::{Client, CustodyError, LinkState, Mark};
 use crate::records::Records;
 
@@ -34,12 +34,18 @@ impl Signer for CustodySigner {
         &self,
         trail: String,
         newest: Mark,
-        behind_end: bool,
+        holds: (bool, Option<Noted>),
     ) -> BoxFuture<Result<Begun, SignError>> {
         let custody = self.0.clone();
-        Box::pin(async move {
-            custody.begin_trail(&trail, newest, behind_end).await.map_err(of_custody)
-        })
+        Box::pin(
+            async move { custody.begin_trail(&trail, newest, holds).await.map_err(of_custody) },
+        )
+    }
+
+    fn note(&self, trail: String, head: Head, closes: bool) -> BoxFuture<Result<(), SignError>> {
+        let custody = self.0.clone();
+        let noted = Noted { covers: head.seq, head: head.hash.0 };
+        Box::pin(async move { custody.note_line(&trail, noted, closes).await.map_err(of_custody) })
     }
 }
 

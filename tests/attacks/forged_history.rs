@@ -164,7 +164,12 @@ fn a_front_that_has_another_history_signed_is_found_out_by_the_next_one() {
     let known = newest.known.expect("init signs one");
     // No order of root's: an older one is not begun with, so nothing is signed anew.
     let older = Mark { number: 0, covers: 0, head: [0; 32] };
-    let begin = Verb::BeginTrail { trail: known.trail.clone(), newest: older, behind_end: false };
+    let begin = Verb::BeginTrail {
+        trail: known.trail.clone(),
+        newest: older,
+        behind_end: false,
+        holds: None,
+    };
     assert!(matches!(intruder.refused("an older history", &begin), Fault::NotNewest(_)));
     let sign = Verb::SignCheckpoint {
         trail: known.trail.clone(),

@@ -10,7 +10,7 @@ use strongroom::audit::{
     AuditError, Details, Expectations, FindingKind, Hash, Head, HeadKeeper, Intent, Outcome,
     Report, Settings, SignError, Signature, Signer, ToSign, Trail, VerifyKey, verify,
 };
-use strongroom::custody::protocol::{Begun, Known, Newest};
+use strongroom::custody::protocol::{Begun, Known, Newest, Noted};
 use strongroom::custody::{Checkpoint, Mark, checkpoint};
 use strongroom::identity::{Caller, UnixPeer};
 use strongroom::key::Name;
@@ -154,7 +154,14 @@ impl Signer for TestSigner {
             mark: checkpoint.mark,
             signed: Some(checkpoint),
         });
-        let newest = Newest { known, closed: false, with_token: true, state_lost: false };
+        let newest = Newest {
+            known,
+            closed: false,
+            noted: None,
+            signer: None,
+            with_token: true,
+            state_lost: false,
+        };
         Box::pin(std::future::ready(Ok(newest)))
     }
 
@@ -162,13 +169,17 @@ impl Signer for TestSigner {
         &self,
         _trail: String,
         newest: Mark,
-        _behind_end: bool,
+        _holds: (bool, Option<Noted>),
     ) -> BoxFuture<Result<Begun, SignError>> {
         let known = self.memory.lock().unwrap().as_ref().map(|checkpoint| checkpoint.mark);
         let fits = known.is_none_or(|known| known == newest);
         let fitting = Begun { replaced: None, ordered: false, stored: 0 };
         let begun = if fits { Ok(fitting) } else { Err(SignError::NotNewest("no".to_owned())) };
         Box::pin(std::future::ready(begun))
+    }
+
+    fn note(&self, _trail: String, _head: Head, _closes: bool) -> BoxFuture<Result<(), SignError>> {
+        Box::pin(std::future::ready(Err(SignError::NotReady)))
     }
 }
 

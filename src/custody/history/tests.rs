@@ -108,11 +108,11 @@ fn only_root_s_order_or_the_configuration_takes_an_older_history_and_once() {
     let history = bench.open(false);
     let first = bench.sign(&history, 10, START).unwrap().mark;
     let second = bench.sign(&history, 20, first).unwrap().mark;
-    assert!(is_refused(history.begin(TRAIL, first, false)));
+    assert!(is_refused(history.begin(TRAIL, first, false, None)));
     bench.order(second);
-    assert!(is_refused(history.begin(TRAIL, first, false)), "another one was meant");
+    assert!(is_refused(history.begin(TRAIL, first, false, None)), "another one was meant");
     bench.order(first);
-    let begun = history.begin(TRAIL, first, false).unwrap();
+    let begun = history.begin(TRAIL, first, false, None).unwrap();
     let replaced = |reply: &Reply| match reply {
         Reply::Begun(begun) => begun.replaced.as_ref().map(|replaced| replaced.mark),
         _ => panic!("another reply"),
@@ -120,12 +120,12 @@ fn only_root_s_order_or_the_configuration_takes_an_older_history_and_once() {
     assert_eq!(replaced(&begun), Some(second));
     let third = bench.sign(&history, 15, first).unwrap();
     assert_eq!(third.mark.number, 3, "no number is used twice");
-    assert_eq!(replaced(&history.begin(TRAIL, third.mark, false).unwrap()), None);
-    assert!(is_refused(history.begin(TRAIL, first, false)));
+    assert_eq!(replaced(&history.begin(TRAIL, third.mark, false, None).unwrap()), None);
+    assert!(is_refused(history.begin(TRAIL, first, false, None)));
     drop(history);
     let history = bench.open(true);
-    history.begin(TRAIL, first, false).unwrap();
-    assert!(is_refused(history.begin(TRAIL, START, false)), "once in a process");
+    history.begin(TRAIL, first, false, None).unwrap();
+    assert!(is_refused(history.begin(TRAIL, START, false, None)), "once in a process");
 }
 
 #[test]
@@ -138,9 +138,10 @@ fn an_order_replaces_what_the_token_alone_remembers() {
     std::fs::remove_file(bench.place.path().join("state/checkpoints.json")).unwrap();
     bench.order(first);
     let history = bench.open(false);
-    history.begin(TRAIL, first, false).unwrap();
+    history.begin(TRAIL, first, false, None).unwrap();
     history.compare_with(&bench.token).unwrap();
-    let Reply::Begun(Begun { replaced, .. }) = history.begin(TRAIL, first, false).unwrap() else {
+    let Reply::Begun(Begun { replaced, .. }) = history.begin(TRAIL, first, false, None).unwrap()
+    else {
         panic!("another reply")
     };
     assert_eq!(replaced.map(|replaced| replaced.mark), Some(second));
@@ -154,10 +155,10 @@ fn nothing_stands_behind_an_orderly_end() {
     let history = bench.open(false);
     let last = bench.sign_as(&history, 10, START, true).unwrap().mark;
     assert!(newest(&history).closed);
-    assert!(is_refused(history.begin(TRAIL, last, true)));
-    history.begin(TRAIL, last, false).unwrap();
+    assert!(is_refused(history.begin(TRAIL, last, true, None)));
+    history.begin(TRAIL, last, false, None).unwrap();
     assert!(!newest(&history).closed);
-    history.begin(TRAIL, last, true).unwrap();
+    history.begin(TRAIL, last, true, None).unwrap();
 }
 
 #[test]
@@ -220,18 +221,21 @@ fn an_order_is_removed_once_it_was_followed_and_not_before() {
     bench.order(first);
     let blocked = state.join("checkpoints.new");
     std::fs::create_dir(&blocked).unwrap();
-    assert!(matches!(history.begin(TRAIL, first, false), Err(Fault::State(_))));
+    assert!(matches!(history.begin(TRAIL, first, false, None), Err(Fault::State(_))));
     assert!(order.exists(), "nothing was accepted");
     std::fs::remove_dir(&blocked).unwrap();
-    assert!(is_refused(history.begin(TRAIL, START, false)) && order.exists(), "another is meant");
+    assert!(
+        is_refused(history.begin(TRAIL, START, false, None)) && order.exists(),
+        "another is meant"
+    );
     let order_again = std::fs::read(&order).unwrap();
-    history.begin(TRAIL, first, false).unwrap();
+    history.begin(TRAIL, first, false, None).unwrap();
     assert!(!order.exists());
     // One that could not be removed is not followed again.
     let third = bench.sign(&history, 30, first).unwrap().mark;
-    assert!(is_refused(history.begin(TRAIL, first, false)));
+    assert!(is_refused(history.begin(TRAIL, first, false, None)));
     leave_order(&state, ACCEPT, &order_again).unwrap();
-    assert!(is_refused(history.begin(TRAIL, first, false)));
+    assert!(is_refused(history.begin(TRAIL, first, false, None)));
     // What was ordered before a checkpoint is over with it.
     bench.order(second);
     bench.sign(&history, 40, third).unwrap();
@@ -247,7 +251,7 @@ fn an_order_is_removed_once_it_was_followed_and_not_before() {
 fn how_far_the_store_must_reach_is_remembered_until_an_operator_accepts_another() {
     let bench = Bench::new();
     let history = bench.open(false);
-    let stored = |history: &History, newest: Mark| match history.begin(TRAIL, newest, false) {
+    let stored = |history: &History, newest: Mark| match history.begin(TRAIL, newest, false, None) {
         Ok(Reply::Begun(begun)) => (begun.stored, begun.replaced.map(|it| it.mark)),
         _ => panic!("another reply"),
     };
