@@ -269,8 +269,7 @@ impl History {
                 return Err(not_newest(memory));
             }
             let highest = memory.highest.max(wanted.before.number);
-            let number =
-                highest.checked_add(1).ok_or_else(|| Fault::State(TOO_HIGH.to_owned()))?;
+            let number = highest.checked_add(1).ok_or_else(|| Fault::State(TOO_HIGH.to_owned()))?;
             let mark = Mark { number, covers: wanted.covers, head: wanted.head };
             let signed = signed(token, generation, wanted, mark)?;
             let known =
@@ -325,7 +324,7 @@ impl History {
         }
         if self.was_behind.load(Ordering::Relaxed) {
             let found =
-                "it was not what the token remembers: lost, put back, or changed".to_owned();
+                "it was changed, or older than the token remembers: lost, or put back".to_owned();
             let remedy = "the disk of [custody] state_directory; see the journal of custody";
             checks.push(check("custody's state", Verdict::Warn, found, remedy));
         }

@@ -5,6 +5,9 @@
 //! nothing to whoever may unlock. A token's own count of wrong PINs that custody knows nothing of counts as
 //! one. Between two tries lies a time that doubles.
 //!
+//! A count that is not there although custody has worked before (the token has its mark, or another part of the
+//! state is there) was lost or taken away: no PIN that somebody gives is tried then before root allows more.
+//!
 //! The configured PIN is not tried twice as it was refused: a file not before it is changed, a credential,
 //! which looks new at every start, only as often as a given PIN.
 
@@ -16,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::Fault;
 use super::state::{Kept, Section, StateError};
+use crate::token::pkcs11::BeforeLogin;
 
 /// What is remembered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +29,12 @@ pub struct Tries {
     credential: Count,
     /// The PIN file that was refused last, as it was then.
     refused_file: Option<PinFile>,
+    /// The count was lost, and begins with as many as were allowed then.
+    #[serde(default)]
+    lost: bool,
+    /// There was no count, and the token was not asked yet whether there should be one.
+    #[serde(default)]
+    is_new: bool,
 }
 
 /// Wrong tries since the last right one, and when the newest was, in seconds of Unix time.
@@ -135,10 +145,40 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
 }
 
+impl Tries {
+    /// A count that is gone is taken for one that was used up.
+    fn lose(&mut self, most: u32) {
+        tracing::error!(
+            "the count of wrong PINs is gone, and custody has worked with this token before: no PIN that is given \
+             is tried before root raises [custody] max_wrong_pins, or moves its own copy of the state back"
+        );
+        *self = Self { given: Count { wrong: most, last: 0 }, lost: true, ..Self::default() };
+    }
+
+    fn withheld(&self, why: String) -> Withheld {
+        Withheld::Rule(match self.lost {
+            true => format!("{why}. The count of wrong PINs was lost, so all count as used up"),
+            false => why,
+        })
+    }
+}
+
 impl PinBudget {
     /// `most` wrong ones may be tried since the last right one.
     pub fn new(tries: Kept<Tries>, most: u32) -> Self {
         Self { tries, most, is_brief: false }
+    }
+
+    /// At the start: makes the count where there is none. No part of the state is written before it, so where
+    /// there is another (`has_past`) it was lost.
+    pub fn begin(self, has_past: bool) -> Self {
+        if !self.tries.was_there() && !self.is_brief {
+            self.keep(|tries| match has_past {
+                true => tries.lose(self.most),
+                false => tries.is_new = true,
+            });
+        }
+        self
     }
 
     /// Where what is counted is forgotten at the end of the process, as an offline command's is: after a wrong
@@ -152,14 +192,30 @@ impl PinBudget {
     ///
     /// # Errors
     /// It must not be tried.
-    pub fn spend(&self, count_low: bool, now: i64) -> Result<(), Withheld> {
+    pub fn spend(&self, before: BeforeLogin, now: i64) -> Result<(), Withheld> {
+        let BeforeLogin { count_low, was_used } = before;
         may_try_offline(count_low && self.is_brief).map_err(Withheld::Rule)?;
+        self.note_loss(was_used)?;
         self.tries.change(|tries| {
             let known = tries.given.wrong.max(tries.credential.wrong);
             let is_known = known > 0 || tries.refused_file.is_some();
             let wrong = tries.given.wrong + u32::from(count_low && !is_known);
-            tries.given.allows(wrong, self.most, now).map_err(Withheld::Rule)?;
+            tries.given.allows(wrong, self.most, now).map_err(|why| tries.withheld(why))?;
             tries.given = Count { wrong: wrong + 1, last: now };
+            Ok(())
+        })
+    }
+
+    /// A count that began with this state is a lost one where custody has worked with the token before.
+    fn note_loss(&self, was_used: bool) -> Result<(), StateError> {
+        if !self.tries.get().is_new {
+            return Ok(());
+        }
+        self.tries.change(|tries| {
+            tries.is_new = false;
+            if was_used {
+                tries.lose(self.most);
+            }
             Ok(())
         })
     }
@@ -190,10 +246,11 @@ impl PinBudget {
     pub fn may_try_configured(
         &self,
         file: Option<PinFile>,
-        count_low: bool,
+        before: BeforeLogin,
         now: i64,
     ) -> Result<(), Withheld> {
-        may_try_offline(count_low && self.is_brief).map_err(Withheld::Rule)?;
+        may_try_offline(before.count_low && self.is_brief).map_err(Withheld::Rule)?;
+        self.note_loss(before.was_used)?;
         // A refusal that cannot be remembered would be forgotten, and the PIN be tried at each start.
         let tries = self.tries.change(|tries| Ok::<_, StateError>(tries.clone()))?;
         match file {
@@ -220,7 +277,7 @@ impl PinBudget {
     pub fn configured_was_right(&self) {
         let tries = self.tries.get();
         if tries.refused_file.is_some() || tries.credential != Count::default() {
-            self.keep(|tries| *tries = Tries { given: tries.given, ..Tries::default() });
+            self.keep(|tries| (tries.credential, tries.refused_file) = (Count::default(), None));
         }
     }
 
@@ -241,6 +298,9 @@ mod tests {
     use super::super::state::State;
     use super::*;
 
+    const LOW_NOT: BeforeLogin = BeforeLogin { count_low: false, was_used: false };
+    const LOW: BeforeLogin = BeforeLogin { count_low: true, was_used: false };
+
     fn budget(path: &Path, most: u32) -> PinBudget {
         PinBudget::new(State::open(path).unwrap().load().unwrap(), most)
     }
@@ -250,44 +310,44 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state");
         let first = budget(&path, 2);
-        first.spend(false, 1000).unwrap();
-        let early = first.spend(false, 1004).unwrap_err().to_string();
+        first.spend(LOW_NOT, 1000).unwrap();
+        let early = first.spend(LOW_NOT, 1004).unwrap_err().to_string();
         assert!(early.contains("1970-01-01T00:16:45Z"), "{early}");
         drop(first);
         let second = budget(&path, 2);
         second.configured_was_right();
-        second.spend(false, 1004).unwrap_err();
-        second.spend(false, 1005).unwrap();
+        second.spend(LOW_NOT, 1004).unwrap_err();
+        second.spend(LOW_NOT, 1005).unwrap();
         drop(second);
         let third = budget(&path, 2);
-        let over = third.spend(false, 1_000_000).unwrap_err().to_string();
+        let over = third.spend(LOW_NOT, 1_000_000).unwrap_err().to_string();
         assert!(over.contains("max_wrong_pins = 2"), "{over}");
         drop(third);
         let raised = budget(&path, 3);
-        raised.spend(false, 1014).unwrap_err();
-        raised.spend(false, 1015).unwrap();
+        raised.spend(LOW_NOT, 1014).unwrap_err();
+        raised.spend(LOW_NOT, 1015).unwrap();
         raised.given_was_right();
-        raised.spend(false, 1015).unwrap();
+        raised.spend(LOW_NOT, 1015).unwrap();
     }
 
     #[test]
     fn a_wrong_pin_that_custody_does_not_know_of_counts_as_one() {
         let directory = tempfile::tempdir().unwrap();
         let budget = budget(&directory.path().join("state"), 2);
-        budget.spend(true, 1000).unwrap();
-        budget.spend(true, 2000).unwrap_err();
+        budget.spend(LOW, 1000).unwrap();
+        budget.spend(LOW, 2000).unwrap_err();
         budget.take_back();
-        budget.spend(true, 3000).unwrap();
-        budget.spend(false, 9000).unwrap_err();
+        budget.spend(LOW, 3000).unwrap();
+        budget.spend(LOW_NOT, 9000).unwrap_err();
     }
 
     #[test]
     fn a_clock_that_was_set_back_does_not_shut_out_for_ever() {
         let directory = tempfile::tempdir().unwrap();
         let budget = budget(&directory.path().join("state"), 2);
-        budget.spend(false, 1_000_000).unwrap();
-        budget.spend(false, 1000).unwrap_err();
-        budget.spend(false, 1_000_005).unwrap();
+        budget.spend(LOW_NOT, 1_000_000).unwrap();
+        budget.spend(LOW_NOT, 1000).unwrap_err();
+        budget.spend(LOW_NOT, 1_000_005).unwrap();
     }
 
     #[test]
@@ -297,32 +357,61 @@ mod tests {
         std::fs::write(&pin, "1").unwrap();
         let budget = budget(&directory.path().join("state"), 2);
         let file = PinFile::of(&pin);
-        budget.may_try_configured(file, false, 1000).unwrap();
+        budget.may_try_configured(file, LOW_NOT, 1000).unwrap();
         budget.configured_was_refused(file, 1000);
-        budget.may_try_configured(file, false, 999_999).unwrap_err();
+        budget.may_try_configured(file, LOW_NOT, 999_999).unwrap_err();
         std::fs::write(&pin, "22").unwrap();
-        budget.may_try_configured(PinFile::of(&pin), false, 1000).unwrap();
+        budget.may_try_configured(PinFile::of(&pin), LOW_NOT, 1000).unwrap();
         budget.configured_was_right();
-        budget.may_try_configured(file, false, 1000).unwrap();
+        budget.may_try_configured(file, LOW_NOT, 1000).unwrap();
         for wrong in [1000, 2000] {
-            budget.may_try_configured(None, false, wrong).unwrap();
+            budget.may_try_configured(None, LOW_NOT, wrong).unwrap();
             budget.configured_was_refused(None, wrong);
-            budget.may_try_configured(None, false, wrong + 1).unwrap_err();
+            budget.may_try_configured(None, LOW_NOT, wrong + 1).unwrap_err();
         }
-        budget.may_try_configured(None, false, 999_999).unwrap_err();
+        budget.may_try_configured(None, LOW_NOT, 999_999).unwrap_err();
         budget.given_was_right();
-        budget.may_try_configured(None, false, 999_999).unwrap();
+        budget.may_try_configured(None, LOW_NOT, 999_999).unwrap();
     }
 
     #[test]
     fn what_is_forgotten_at_the_end_heeds_the_count_of_the_token() {
         let directory = tempfile::tempdir().unwrap();
         let budget = budget(&directory.path().join("state"), 2);
-        budget.may_try_configured(None, true, 1000).unwrap();
+        budget.may_try_configured(None, LOW, 1000).unwrap();
         let brief = budget.brief(true);
-        assert!(matches!(brief.may_try_configured(None, true, 1000), Err(Withheld::Rule(_))));
-        assert!(matches!(brief.spend(true, 1000), Err(Withheld::Rule(_))));
-        brief.may_try_configured(None, false, 1000).unwrap();
-        brief.spend(false, 1000).unwrap();
+        assert!(matches!(brief.may_try_configured(None, LOW, 1000), Err(Withheld::Rule(_))));
+        assert!(matches!(brief.spend(LOW, 1000), Err(Withheld::Rule(_))));
+        brief.may_try_configured(None, LOW_NOT, 1000).unwrap();
+        brief.spend(LOW_NOT, 1000).unwrap();
+    }
+
+    #[test]
+    fn a_count_that_is_gone_was_used_up_until_root_allows_more() {
+        let used = BeforeLogin { count_low: false, was_used: true };
+        for (has_past, before) in [(false, used), (true, LOW_NOT)] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state");
+            // A start at which the token is not seen settles nothing.
+            drop(budget(&path, 2).begin(has_past));
+            let first = budget(&path, 2).begin(false);
+            first.may_try_configured(None, before, 1000).unwrap();
+            first.configured_was_right();
+            let why = first.spend(before, 1000).unwrap_err().to_string();
+            assert!(why.contains("was lost") && why.contains("max_wrong_pins = 2"), "{why}");
+            drop(first);
+            let second = budget(&path, 2).begin(false);
+            second.configured_was_right();
+            assert!(second.spend(before, 999_999).is_err(), "an end of custody gives none back");
+            drop(second);
+            let raised = budget(&path, 3).begin(true);
+            raised.spend(before, 1000).unwrap();
+            raised.given_was_right();
+            raised.spend(before, 1000).unwrap();
+            // A command without a daemon begins with none each time.
+            let other = tempfile::tempdir().unwrap();
+            let brief = budget(&other.path().join("state"), 2).brief(true).begin(has_past);
+            brief.spend(before, 1000).unwrap();
+        }
     }
 }

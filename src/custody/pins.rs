@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::pin_budget::{PinBudget, PinFile, Withheld};
 use super::protocol::{Fault, Outage, Reason};
 use crate::secret::{Pin, SecretBytes, on_locked_stack};
-use crate::token::pkcs11::Pkcs11Token;
+use crate::token::pkcs11::{BeforeLogin, Pkcs11Token};
 use crate::token::{self, Token, TokenError};
 
 /// In locked memory, until one is right.
@@ -60,8 +60,8 @@ impl Pins {
         pin: Pin,
     ) -> Result<Arc<dyn Token>, Fault> {
         let (is_counted, uncounted) = (Cell::new(false), Uncounted::default());
-        let opened = Pkcs11Token::open_if(settings, &pin, |count_low| {
-            self.budget.spend(count_low, now()).map_err(|why| uncounted.note(why))?;
+        let opened = Pkcs11Token::open_if(settings, &pin, |before| {
+            self.budget.spend(before, now()).map_err(|why| uncounted.note(why))?;
             is_counted.set(true);
             Ok(())
         });
@@ -97,11 +97,11 @@ impl Pins {
         let is_another = self.is_another(&pin)?;
         let file = self.file.as_deref().and_then(PinFile::of);
         let uncounted = Uncounted::default();
-        let may_try = |count_low| match is_another {
+        let may_try = |before| match is_another {
             true => Ok(()),
             false => self
                 .budget
-                .may_try_configured(file, count_low, now())
+                .may_try_configured(file, before, now())
                 .map_err(|why| format!("{}; {}", uncounted.note(why), self.source)),
         };
         match Pkcs11Token::open_if(settings, &pin, may_try) {
@@ -142,7 +142,7 @@ impl Pins {
     /// # Errors
     /// It is not, or there were too many that were not.
     pub fn prove(&self, given: &Pin) -> Result<(), Fault> {
-        self.budget.spend(false, now())?;
+        self.budget.spend(BeforeLogin::default(), now())?;
         let is_right = match self.known().right.as_ref() {
             Some(right) => {
                 let (salt, digest) = right.expose().split_at(SALT);

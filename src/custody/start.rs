@@ -76,10 +76,12 @@ impl Ready {
         sandbox::enter(sandbox, &needs)?;
         let places = (around.credentials.clone(), settings.state_directory.clone());
         let examiner = examiner(token.clone(), places, arena);
-        let budget = PinBudget::new(state.load()?, settings.max_wrong_pins).brief(settings.forgets);
+        let tries = PinBudget::new(state.load()?, settings.max_wrong_pins).brief(settings.forgets);
         let generations = Generations::open(&state, settings.master_destroy_wait_days)?;
         let lock = LockMemory::new(state.load()?, around.accepts_history);
+        let has_past = state.has_sections();
         let history = History::open(state, around.accepts_history)?.brief(settings.forgets);
+        let budget = tries.begin(has_past);
         let opener = opener(token, around.credentials.clone(), pin, budget);
         let (cache, arena_in_words) = (settings.cache_settings(), arena.to_string());
         let custodian = Custodian::new(

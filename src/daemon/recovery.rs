@@ -90,7 +90,9 @@ fn reseal_all(
         .map_err(|error| DaemonError::Said { what: error.to_string(), next: NAME_PIN })?;
     let mut offline = Offline::open(store, private.expose())?;
     // Nothing counts the wrong PINs of this command but the token.
-    let opened = Pkcs11Token::open_if(&config.token, &pin, custody::may_try_offline);
+    let opened = Pkcs11Token::open_if(&config.token, &pin, |before| {
+        custody::may_try_offline(before.count_low)
+    });
     let token = opened.map_err(OfflineError::from)?.token;
     let planned = offline.plan(&token, reseal.same_token)?;
     let all = offline.count(Table::Key)?;

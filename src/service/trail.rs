@@ -11,6 +11,8 @@ use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::view::page_limit;
 use crate::audit::{Filter, VerifyKey};
+use crate::custody::protocol::SignerFacts;
+use crate::custody::{CustodyError, LinkState};
 use crate::policy::{Action, Permit, Resource};
 use crate::records::RecordError;
 
@@ -91,9 +93,30 @@ impl Request for ReadPublicKey {
 
     async fn run(self, _permit: Permit, appliance: &Appliance) -> Result<PublicKeyPem, Error> {
         let home = appliance.records.home().ok_or(Error::NotInitialised)?;
-        let pem = VerifyKey::pem_of_point(&home.signer_point);
-        pem.map(PublicKeyPem)
-            .ok_or_else(|| Error::Record(RecordError::Broken("appliance/home".to_owned())))
+        let known = appliance.proven_signer().await?;
+        let broken = || Error::Record(RecordError::Broken("appliance/home".to_owned()));
+        // The store's record can be edited while the token is not open.
+        if known.public_point != home.signer_point {
+            return Err(broken());
+        }
+        VerifyKey::pem_of_point(&known.public_point).map(PublicKeyPem).ok_or_else(broken)
+    }
+}
+
+impl Appliance {
+    /// The key that signs checkpoints: as the open token proved it, else as custody remembers it.
+    async fn proven_signer(&self) -> Result<SignerFacts, Error> {
+        let state = self.custody.state();
+        if let LinkState::Unlocked { signer: Some(signer), .. } = state {
+            return Ok(signer);
+        }
+        if let Some(signer) = self.custody.newest_checkpoint().await?.signer {
+            return Ok(signer);
+        }
+        Err(match state.outage() {
+            Some(outage) => CustodyError::Away(outage).into(),
+            None => Error::Locked,
+        })
     }
 }
 

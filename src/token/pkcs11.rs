@@ -71,6 +71,15 @@ pub struct OpenedToken {
     pub pin_was_checked: bool,
 }
 
+/// What a token tells whoever is not logged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BeforeLogin {
+    /// It counts a wrong PIN since the last login.
+    pub count_low: bool,
+    /// Custody has worked with it.
+    pub was_used: bool,
+}
+
 impl Pkcs11Token {
     /// Loads the module, finds the token by label or serial, and logs in with `pin`: one try.
     ///
@@ -80,11 +89,11 @@ impl Pkcs11Token {
     }
 
     /// The same, where `may_try` does not say why the PIN is not to be tried. It is asked right before the
-    /// try, and is told whether the token counts a wrong PIN since the last login.
+    /// try.
     pub fn open_if(
         settings: &Settings,
         pin: &Pin,
-        may_try: impl FnOnce(bool) -> Result<(), String>,
+        may_try: impl FnOnce(BeforeLogin) -> Result<(), String>,
     ) -> Result<OpenedToken, TokenError> {
         let module_path = settings.module.display().to_string();
         let module = load(&settings.module)?;
@@ -93,7 +102,9 @@ impl Pkcs11Token {
         let place = Place::new(info.label(), slot.id(), info.serial_number(), &module_path);
         let calls = Calls::of(&settings.module).map_err(|failure| failure.at(&place))?;
         slot::may_try_pin(&info, &place)?;
-        may_try(info.user_pin_count_low()).map_err(TokenError::PinWithheld)?;
+        let before =
+            BeforeLogin { count_low: info.user_pin_count_low(), was_used: was_used(&module, slot) };
+        may_try(before).map_err(TokenError::PinWithheld)?;
         let mut pin_was_checked = true;
         let size = sessions::pool_size(settings.pool_size, limit(info.max_session_count()));
         let wait = Duration::from_millis(settings.wait_ms);
@@ -313,6 +324,16 @@ pub fn look(settings: &Settings) -> Result<Seen, TokenError> {
     let opened = module.open_ro_session(slot);
     drop(opened.map_err(|error| Failure::from(error).at(&place))?);
     Ok(Seen { place, wrong_pin: slot::wrong_pin(&info) })
+}
+
+/// Whether custody has worked with this token; one that does not say counts as new.
+fn was_used(module: &Pkcs11, slot: Slot) -> bool {
+    let found = module.open_ro_session(slot).map_err(Failure::from);
+    let found = found.and_then(|session| memory::was_used(&session));
+    found.unwrap_or_else(|failure| {
+        tracing::debug!(?failure, "the token does not tell whether it was used");
+        false
+    })
 }
 
 fn vanished(call: &str) -> Failure {

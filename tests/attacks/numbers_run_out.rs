@@ -77,7 +77,8 @@ fn root_orders_no_such_number_and_custody_follows_none() {
     let mut intruder = conquered.connect();
     conquered.unlock(&mut intruder);
     let newest = place(1 << 62, 5);
-    let begin = Verb::BeginTrail { trail: TRAIL.to_owned(), newest, behind_end: false };
+    let begin =
+        Verb::BeginTrail { trail: TRAIL.to_owned(), newest, behind_end: false, holds: None };
     let refused = intruder.refused("a number", &begin);
     assert!(matches!(refused, Fault::Protocol(_)), "{refused:?}");
 }

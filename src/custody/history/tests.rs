@@ -298,3 +298,170 @@ fn what_is_remembered_can_be_read_while_the_token_signs() {
     });
     assert_eq!(newest(&history).known.unwrap().mark.covers, 20);
 }
+
+/// Writes the state's file with a digest of its own, as whoever has the directory can.
+fn forge(bench: &Bench, memory: &Remembered) {
+    let state = State::open(&bench.place.path().join("state")).unwrap();
+    let kept = state.load::<Remembered>().unwrap();
+    kept.change(|now| {
+        *now = memory.clone();
+        Ok::<_, StateError>(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_state_that_was_edited_is_not_believed_against_the_token() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap();
+    let older = history.kept.get();
+    let second = bench.sign(&history, 20, first.mark).unwrap().mark;
+    let honest = history.kept.get();
+    drop(history);
+    let unsigned = |known: &Remembered| {
+        let newest = known.newest.clone().map(|known| Known { signed: None, ..known });
+        Remembered { newest, ..known.clone() }
+    };
+    let mut later = honest.clone();
+    later.highest = 3;
+    later.newest.as_mut().unwrap().mark = Mark { number: 3, covers: 30, head: [3; 32] };
+    let mut claimed = later.clone();
+    let mut own = first.clone();
+    own.mark = claimed.newest.as_ref().unwrap().mark;
+    claimed.newest.as_mut().unwrap().signed = Some(own);
+    for (what, forged) in [
+        ("an older one with the highest number", Remembered { highest: 2, ..older.clone() }),
+        ("the same without a signature", Remembered { highest: 2, ..unsigned(&older) }),
+        ("an older one", older.clone()),
+        ("none", Remembered { newest: None, ..honest.clone() }),
+        ("none, as if the key was new", Remembered { is_new: true, ..Remembered::default() }),
+        ("no further number", Remembered { highest: u64::MAX, ..honest.clone() }),
+        ("few further numbers", Remembered { highest: 1 << 62, ..honest.clone() }),
+        ("a later one that was never signed", later),
+        ("a later one with another one's signature", claimed),
+    ] {
+        forge(&bench, &forged);
+        let history = bench.open(false);
+        history.compare_with(&bench.token).unwrap();
+        let found = newest(&history);
+        assert_eq!(found.known.unwrap().mark, second, "{what}");
+        assert!(found.state_lost, "{what}");
+        assert_eq!(history.kept.get().highest, 2, "{what}");
+        assert!(is_refused(bench.sign(&history, 30, first.mark)), "{what}");
+    }
+    let history = bench.open(false);
+    history.compare_with(&bench.token).unwrap();
+    assert_eq!(bench.sign(&history, 30, second).unwrap().mark.number, 3);
+}
+
+#[test]
+fn a_forged_order_still_names_what_it_replaces() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap();
+    let older = history.kept.get();
+    let second = bench.sign(&history, 20, first.mark).unwrap().mark;
+    drop(history);
+    forge(&bench, &Remembered { highest: 1 << 62, ordered: true, ..older });
+    let history = bench.open(false);
+    history.compare_with(&bench.token).unwrap();
+    let Ok(Reply::Begun(begun)) = history.begin(TRAIL, first.mark, false, None) else {
+        panic!("another reply")
+    };
+    assert_eq!(begun.replaced.map(|replaced| replaced.mark), Some(second));
+    assert_eq!(bench.sign(&history, 15, first.mark).unwrap().mark.number, 3);
+}
+
+#[test]
+fn a_crash_between_the_two_writes_is_no_finding_and_two_steps_are_not_taken() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    bench.token.plan(Verb::Remember, Mishap::Operator, Times::Always);
+    let second = bench.sign(&history, 20, first).unwrap().mark;
+    let refused = bench.sign(&history, 30, second);
+    assert!(matches!(refused, Err(Fault::State(_))), "the token has not the one before");
+    assert!(history.checks().iter().any(|check| check.verdict == Verdict::Fail));
+    drop(history);
+    let history = bench.open(false);
+    history.compare_with(&bench.token).unwrap();
+    let found = newest(&history);
+    assert_eq!((found.known.unwrap().mark, found.state_lost), (second, false));
+    history.remember_in(&bench.token);
+    assert!(bench.sign(&history, 30, second).is_err());
+    bench.token.heal();
+    assert_eq!(bench.sign(&history, 30, second).unwrap().mark.number, 3);
+}
+
+#[test]
+fn a_line_that_is_noted_must_be_there_until_it_is_signed() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let noted = |covers: u64| Noted { covers, head: [covers as u8; 32] };
+    assert!(is_refused(history.note(TRAIL, noted(5), false)), "nothing was signed yet");
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    assert!(is_refused(history.note("fedcba9876543210", noted(15), false)), "another log");
+    assert!(is_refused(history.note(TRAIL, noted(10), false)), "it is signed");
+    history.note(TRAIL, noted(15), false).unwrap();
+    assert!(is_refused(history.note(TRAIL, noted(14), false)));
+    assert!(is_refused(history.note(TRAIL, Noted { head: [0; 32], ..noted(15) }, false)));
+    history.note(TRAIL, noted(20), true).unwrap();
+    history.note(TRAIL, noted(20), true).unwrap();
+    assert!(is_refused(history.note(TRAIL, noted(21), true)), "it was closed");
+    drop(history);
+    let history = bench.open(false);
+    assert_eq!(newest(&history).noted, Some(noted(20)));
+    for (behind, holds) in [(false, None), (false, Some(noted(15))), (true, Some(noted(20)))] {
+        assert!(is_refused(history.begin(TRAIL, first, behind, holds)), "{behind} {holds:?}");
+    }
+    history.begin(TRAIL, first, false, Some(noted(20))).unwrap();
+    assert!(is_refused(history.begin(TRAIL, first, false, None)), "it counts until it is signed");
+    assert!(is_refused(bench.sign(&history, 19, first)));
+    bench.sign(&history, 25, first).unwrap();
+    assert_eq!(newest(&history).noted, None);
+    let second = newest(&history).known.unwrap().mark;
+    history.note(TRAIL, noted(30), false).unwrap();
+    bench.order(second);
+    let Ok(Reply::Begun(begun)) = history.begin(TRAIL, second, false, None) else {
+        panic!("root's order takes it away")
+    };
+    assert_eq!(begun.replaced.map(|replaced| replaced.mark.covers), Some(30));
+    assert_eq!(newest(&history).noted, None);
+}
+
+#[test]
+fn a_lock_is_kept_in_the_token_until_it_ends() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    assert!(!history.compare_with(&bench.token).unwrap());
+    history.remember_lock(&bench.token);
+    bench.sign(&history, 20, first).unwrap();
+    drop(history);
+    let history = bench.open(false);
+    assert!(history.compare_with(&bench.token).unwrap());
+    assert!(!newest(&history).state_lost);
+    let history = history.brief(true);
+    history.remember_in(&bench.token);
+    assert!(history.compare_with(&bench.token).unwrap(), "an offline command changes nothing");
+    let history = history.brief(false);
+    history.remember_in(&bench.token);
+    assert!(!history.compare_with(&bench.token).unwrap());
+}
+
+#[test]
+fn the_first_form_of_the_token_s_memory_is_read_and_replaced() {
+    let bench = Bench::new();
+    let history = bench.open(false);
+    let first = bench.sign(&history, 10, START).unwrap().mark;
+    let form = format!("strongroom checkpoint 1\n{TRAIL}\n{first}\n");
+    bench.token.remember(Some(form.as_bytes())).unwrap();
+    drop(history);
+    let history = bench.open(false);
+    assert!(!history.compare_with(&bench.token).unwrap());
+    assert!(!newest(&history).state_lost);
+    bench.sign(&history, 20, first).unwrap();
+    let text = String::from_utf8(bench.token.remembered().unwrap().concat()).unwrap();
+    assert!(text.starts_with("strongroom checkpoint 2\n") && text.ends_with("\n2\nopen\n"));
+}

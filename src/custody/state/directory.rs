@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub(super) struct Directory {
     directory: File,
     path: PathBuf,
     /// The files that could not be written the last time, and why.
+    found: AtomicBool,
     trouble: Mutex<BTreeMap<String, String>>,
     _lock: File,
 }
@@ -113,11 +115,26 @@ impl Directory {
             .map_err(|errno| of_io(path, "opening its lock", errno.into()))?;
         must_be_ours(&lock, &path.join("lock"), 0o600)?;
         take_lock(&lock, path)?;
-        Ok(Self { directory, path: path.to_owned(), trouble: Mutex::default(), _lock: lock })
+        Ok(Self {
+            directory,
+            path: path.to_owned(),
+            found: AtomicBool::new(false),
+            trouble: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Notes that a section was there, or not.
+    pub fn note_found(&self, found: bool) {
+        self.found.fetch_or(found, Ordering::Relaxed);
+    }
+
+    pub fn has_found(&self) -> bool {
+        self.found.load(Ordering::Relaxed)
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

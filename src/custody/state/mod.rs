@@ -79,6 +79,7 @@ impl State {
     pub fn load<S: Section>(&self) -> Result<Kept<S>, StateError> {
         let found = self.0.read(S::NAME, MAX_BYTES)?;
         let was_there = found.is_some();
+        self.0.note_found(was_there);
         let value = match found {
             Some(bytes) => parse(&bytes).ok_or_else(|| self.0.damaged(S::NAME))?,
             None => S::default(),
@@ -86,6 +87,11 @@ impl State {
         let directory = Arc::clone(&self.0);
         let (value, changing) = (Mutex::new(value), Mutex::new(()));
         Ok(Kept { directory, was_there, value, changing })
+    }
+
+    /// Whether any section that was loaded so far was there.
+    pub fn has_sections(&self) -> bool {
+        self.0.has_found()
     }
 
     /// Reads a file that root or custody's user has put beside the sections. `None` where there is none.
