@@ -272,7 +272,7 @@ impl Client {
 
     /// Which checkpoint is the newest that custody signed; unlocked or not.
     pub async fn newest_checkpoint(&self) -> Result<Newest, CustodyError> {
-        expect!(self.ask_any(&Verb::NewestCheckpoint).await?, Reply::Newest(newest) => newest)
+        expect!(self.ask_any(&Verb::NewestCheckpoint).await?, Reply::Newest(newest) => *newest)
     }
 
     /// Has custody note the newest line of the audit log, where it can sign none. Unlocked or not.

@@ -150,14 +150,14 @@ impl History {
     /// What is remembered now.
     pub fn newest(&self) -> Reply {
         let Remembered { newest, closed, noted, signer, .. } = self.kept.get();
-        Reply::Newest(Newest {
+        Reply::Newest(Box::new(Newest {
             known: newest,
             closed,
             noted,
             signer,
             with_token: *self.token_memory() != TokenMemory::NotSeen,
             state_lost: self.was_behind.load(Ordering::Relaxed),
-        })
+        }))
     }
 
     /// The front opens an audit log whose newest checkpoint is `newest`. One that does not fit is only taken

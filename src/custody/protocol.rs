@@ -332,7 +332,7 @@ pub enum Reply {
         checkpoint: Checkpoint,
         adopted: bool,
     },
-    Newest(Newest),
+    Newest(Box<Newest>),
     /// The audit log may be gone on with; what it was accepted in the place of, until that is signed over.
     Begun(Begun),
     Checks(Vec<Check>),

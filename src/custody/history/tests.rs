@@ -53,7 +53,7 @@ impl Bench {
 
 fn newest(history: &History) -> Newest {
     match history.newest() {
-        Reply::Newest(newest) => newest,
+        Reply::Newest(newest) => *newest,
         _ => panic!("another reply"),
     }
 }
