@@ -72,12 +72,7 @@ impl Generations {
 
     /// Whether root has ordered that a generation need not wait; the order is used up.
     pub fn is_ordered(&self, generation: u32, now: i64) -> bool {
-        let name = Destroy::name(generation);
-        // One that cannot be removed does not count.
-        let order = self.state.read_order(&name).and_then(|order| match order {
-            Some(bytes) => self.state.remove_order(&name).map(|()| Some(bytes)),
-            None => Ok(None),
-        });
+        let order = self.state.take_order(&Destroy::name(generation));
         let order = order.inspect_err(|error| tracing::error!(%error, "an order does not count"));
         let order = order.ok().flatten();
         let order = order.and_then(|bytes| serde_json::from_slice::<Destroy>(&bytes).ok());
