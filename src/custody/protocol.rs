@@ -16,7 +16,7 @@ use crate::key::{Algorithm, Mgf1Hash};
 use crate::secret::{Pin, Pkcs8Der, Plaintext};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// The longest packet, in bytes: below the kernel's default socket buffer.
 pub const MAX_PACKET: NonZeroUsize = NonZeroUsize::new(96 * 1024).expect("not zero");

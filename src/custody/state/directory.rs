@@ -41,8 +41,9 @@ pub enum StateError {
 pub(super) struct Directory {
     directory: File,
     path: PathBuf,
-    /// The files that could not be written the last time, and why.
+    /// A section was there.
     found: AtomicBool,
+    /// The files that could not be written the last time, and why.
     trouble: Mutex<BTreeMap<String, String>>,
     _lock: File,
 }
