@@ -112,7 +112,7 @@ fn start_again(conquered: &mut Conquered, mut intruder: Intruder) -> Intruder {
     let path = conquered.appliance.path("custody.sock");
     wait_until("custody", || Intruder::dial(&path).is_ok());
     let mut intruder = conquered.connect();
-    conquered.unlock(&mut intruder);
+    conquered.unlock_locked(&mut intruder);
     intruder
 }
 
