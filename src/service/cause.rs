@@ -108,7 +108,7 @@ static TABLE: [Row; 18] = [
         cause: Cause::Token(Reason::CustodyState),
         state: "custody-state-unavailable",
         code: "custody-state-unavailable",
-        text: "custody cannot write what it has to remember, so it opens no token",
+        text: "custody cannot read or write what it has to remember, so nothing is served",
         next: "try again once an operator has freed room on the file system of [custody] state_directory, or \
                mended its permissions; `strongroom status` says what failed, and it goes on by itself",
         mends: "room on the file system of [custody] state_directory, and its permissions",

@@ -211,9 +211,11 @@ impl Appliance {
         };
         let permit = match opened.and_then(|permit| self.within_budget::<R>(permit)) {
             Ok(permit) => permit,
-            // Nothing is added to an audit log that was put back.
-            Err(_) if self.is_rolled_back() => return Err(Error::RolledBack),
             Err(error) => {
+                // Nothing is added to an audit log that may have been put back.
+                if let Some(held) = self.held_back() {
+                    return Err(held);
+                }
                 let about = (R::ACTION, std::mem::discriminant(&resource));
                 return Err(self.refuse(call, intent, about, error).await);
             }

@@ -79,6 +79,10 @@ impl Appliance {
                 self.hold_service(why).await;
                 false
             }
+            Err(AuditError::NotSigned(SignError::Unremembered(why))) => {
+                self.standing.history.send_if_modified(|known| known.become_unreadable(&why));
+                false
+            }
             Err(error) => {
                 tracing::debug!(%error, "custody has not said yet which checkpoint is the newest");
                 false
@@ -86,8 +90,20 @@ impl Appliance {
         }
     }
 
-    pub(super) fn is_rolled_back(&self) -> bool {
+    fn is_rolled_back(&self) -> bool {
         matches!(*self.standing.history.borrow(), History::RolledBack(_))
+    }
+
+    /// Why even a refusal is not recorded: the audit log is another one than custody remembers, or that cannot be
+    /// told.
+    pub(super) fn held_back(&self) -> Option<Error> {
+        match &*self.standing.history.borrow() {
+            History::RolledBack(_) => Some(Error::RolledBack),
+            History::Unreadable(why) if self.trail.is_held() => {
+                Some(CustodyError::Away(unreadable(why.clone())).into())
+            }
+            _ => None,
+        }
     }
 
     /// An appliance that is to take over keys of the token must have the audit log that they have signed.
@@ -199,6 +215,7 @@ impl Appliance {
         match known {
             History::Fits => return Ok(()),
             History::RolledBack(_) => return Err(Error::RolledBack),
+            History::Unreadable(why) => return Err(CustodyError::Away(unreadable(why)).into()),
             History::Unknown if self.records.home().is_none() && !self.trail.is_held() => {
                 return Ok(());
             }
@@ -223,6 +240,7 @@ impl Appliance {
         });
         match waited.await {
             Ok(Some(History::RolledBack(_))) => Err(Error::RolledBack),
+            Ok(Some(History::Unreadable(why))) => Err(CustodyError::Away(unreadable(why)).into()),
             Ok(_) => Ok(()),
             Err(_) => Err(CustodyError::Away(not_asked()).into()),
         }
@@ -232,11 +250,35 @@ impl Appliance {
     pub(super) fn history_trouble(&self) -> Option<Result<Outage, String>> {
         match &*self.standing.history.borrow() {
             History::RolledBack(why) => Some(Err(why.clone())),
+            History::Unreadable(why) => Some(Ok(unreadable(why.clone()))),
             _ if self.trail.is_held() => Some(Ok(not_asked())),
             History::Unknown if self.records.home().is_some() => Some(Ok(not_asked())),
             _ => None,
         }
     }
+}
+
+impl History {
+    /// What is known already stays so: then it is the link that tells of custody's state.
+    fn become_unreadable(&mut self, why: &str) -> bool {
+        let is_news = match self {
+            Self::Unknown => true,
+            Self::Unreadable(known) => known != why,
+            Self::Fits | Self::RolledBack(_) => false,
+        };
+        if is_news {
+            tracing::error!(
+                why,
+                "custody cannot tell which checkpoint is the newest; nothing is served"
+            );
+            *self = Self::Unreadable(why.to_owned());
+        }
+        is_news
+    }
+}
+
+fn unreadable(why: String) -> Outage {
+    Outage::new(Reason::CustodyState, why)
 }
 
 fn not_asked() -> Outage {

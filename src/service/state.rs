@@ -52,6 +52,8 @@ pub enum History {
     /// Custody, or its token, was not asked yet.
     Unknown,
     Fits,
+    /// Custody cannot read or write what it remembers; why, for an operator.
+    Unreadable(String),
     /// Nothing is done; why, for an operator.
     RolledBack(String),
 }

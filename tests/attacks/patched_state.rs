@@ -1,6 +1,9 @@
 //! Somebody who edits the disk patches the small records: takes a lock away, names another newest line, another
 //! count of changes. Each is sealed, or remembered by custody; a crash alone is no finding.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::{Value, json};
 
 use super::forged_history::{lines, patch_kept_head, write};
@@ -252,6 +255,35 @@ fn a_custody_that_cannot_write_its_state_says_so_and_goes_on_when_it_can() {
     let said = appliance.log().matches("custody's state cannot be written").count();
     assert_eq!(said, 1, "{}", appliance.log());
     std::fs::remove_dir(&blocked).expect("removed");
+    appliance.wait_for_state("ready");
+    reveal(&appliance, "s").expect_status(200);
+}
+
+#[test]
+fn an_order_that_others_may_read_is_named_and_not_followed() {
+    let mut appliance = appliance();
+    appliance.create_key("k");
+    put_secret(&appliance, "s", "k", "value").expect_status(201);
+    appliance.stop();
+    let order = appliance.token().state_directory().join("accept.json");
+    let mode = |mode| std::fs::set_permissions(&order, Permissions::from_mode(mode)).expect("mode");
+    std::fs::write(&order, "{}").expect("written");
+    mode(0o644);
+    appliance.spawn();
+    appliance.wait_for_state("custody-state-unavailable");
+    reveal(&appliance, "s").expect_problem(503, "custody-state-unavailable");
+    let status = appliance.get("/v1/status").json();
+    assert!(status["detail"].as_str().expect("why").contains("accept.json"), "{status}");
+    assert!(status["next"].as_str().expect("a step").contains("state_directory"), "{status}");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let log = appliance.log();
+    let told: Vec<&str> =
+        log.lines().filter(|line| line.contains("cannot tell which checkpoint")).collect();
+    assert!(
+        told.len() == 1 && told[0].contains("ERROR") && told[0].contains("accept.json"),
+        "{log}"
+    );
+    mode(0o600);
     appliance.wait_for_state("ready");
     reveal(&appliance, "s").expect_status(200);
 }
