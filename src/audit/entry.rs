@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt::Write;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
 use crate::identity::Caller;
-use crate::key::{Algorithm, Name, Owner};
+use crate::key::{Algorithm, Labels, Mgf1Hash, Name, Owner};
 use crate::policy::{Action, Resource};
 
-use super::line::{Head, Line};
+use super::line::{Hash, Head, Line};
 
 /// Somebody is about to do something: who, what, on what.
 #[derive(Debug, Clone)]
@@ -96,6 +98,24 @@ pub struct Details {
     pub without_token: Option<bool>,
     /// Why, as the caller said it.
     pub reason: Option<Code>,
+    /// Further permissions that were asked for and granted on the way, on this resource or the key of a secret.
+    pub also: Option<Box<Words>>,
+    /// The further permission that was refused.
+    pub lacks: Option<Action>,
+    /// Whether the token's PIN was given; `None` where not.
+    pub with_pin: Option<bool>,
+    /// Whether a secret is opened before it is stored; `None` where not.
+    pub verify: Option<bool>,
+    /// Days of a waiting period, as the caller said them.
+    pub days: Option<u16>,
+    /// When a destruction that waits falls due.
+    pub destroy_at: Option<Box<Words>>,
+    /// For how many seconds of an outage of the token a key may serve from here on.
+    pub outage_seconds: Option<u32>,
+    /// What a key is tagged with.
+    pub labels: Option<Box<Words>>,
+    /// The hash inside MGF1.
+    pub mgf1_hash: Option<Mgf1Hash>,
     /// SHA-256 of a public key that it is about.
     pub digest: Option<[u8; 32]>,
     /// How many changes of records the store is known to hold after the deed.
@@ -103,6 +123,50 @@ pub struct Details {
     /// The revision of the record of the pass over all keys that it began.
     pub pass: Option<u64>,
 }
+
+/// Several facts in one text of plain printable ASCII without quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words(String);
+
+impl Words {
+    /// The longest text of labels; of a longer one its SHA-256 stands there.
+    const LONGEST: usize = 240;
+
+    /// Each permission once, in the order of their names: `key:decrypt,key:encrypt`. `None` where there are none.
+    pub fn of_actions(actions: impl IntoIterator<Item = Action>) -> Option<Box<Self>> {
+        let each: BTreeSet<&str> = actions.into_iter().map(Action::as_str).collect();
+        let texts: Vec<&str> = each.into_iter().collect();
+        (!texts.is_empty()).then(|| Box::new(Self(texts.join(","))))
+    }
+
+    /// `env=live,team=shop`, in the order of their names; bytes of values that are not plain are percent-encoded
+    /// (RFC 3986 §2.1). `None` where there are none.
+    pub fn of_labels(labels: &Labels) -> Option<Box<Self>> {
+        let mut text = String::new();
+        for (name, value) in labels.iter() {
+            let comma = if text.is_empty() { "" } else { "," };
+            // Writing to a text does not fail.
+            let _ = write!(text, "{comma}{name}={}", utf8_percent_encode(value, PLAIN));
+        }
+        if text.len() > Self::LONGEST {
+            text = format!("sha256:{}", Hash::of_line(text.as_bytes()).hex().as_str());
+        }
+        (!text.is_empty()).then(|| Box::new(Self(text)))
+    }
+
+    /// A time, RFC 3339 in UTC.
+    pub fn of_time(at: jiff::Timestamp) -> Box<Self> {
+        Box::new(Self(format!("{at:.0}")))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What stands in a value of a label as it is.
+const PLAIN: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b':').remove(b'/').remove(b'@');
 
 /// Versions of a key, each once, ascending, as a text: `1,3`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::entry::{Details, Event, EventNote, Intent, Outcome, Subject, Verdict};
 use super::line::{Hash, Hex, Kind, Line, plain};
 use crate::custody::Checkpoint;
-use crate::key::{Algorithm, Name};
+use crate::key::{Algorithm, Mgf1Hash, Name};
+use crate::policy::Action;
 
 type RequestText = [u8; uuid::fmt::Hyphenated::LENGTH];
 
@@ -71,6 +72,15 @@ impl Details {
             recovery: self.recovery,
             without_token: self.without_token,
             reason: self.reason.map(|reason| plain(reason.0)),
+            also: self.also.as_ref().map(|also| plain(also.as_str())),
+            lacks: self.lacks.map(Action::as_str),
+            with_pin: self.with_pin,
+            verify: self.verify,
+            days: self.days,
+            destroy_at: self.destroy_at.as_ref().map(|at| plain(at.as_str())),
+            outage_seconds: self.outage_seconds,
+            labels: self.labels.as_ref().map(|labels| plain(labels.as_str())),
+            mgf1_hash: self.mgf1_hash.map(Mgf1Hash::as_str),
             changes: self.changes,
             pass: self.pass,
             ..line

@@ -110,6 +110,34 @@ pub struct Line<'a> {
     /// Why, as the caller said it: a word from a fixed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
+    /// Outcome: further permissions that the deed needed and had, `key:decrypt,key:encrypt`: on its resource, or on
+    /// the key of its secret, which was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub also: Option<&'a str>,
+    /// The further permission that was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<&'a str>,
+    /// Whether the token's PIN was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub with_pin: Option<bool>,
+    /// Whether a secret is opened before it is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify: Option<bool>,
+    /// Intent: days of a waiting period, where the caller said them. Outcome: when the destruction falls due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destroy_at: Option<&'a str>,
+    /// For how many seconds of an outage of the token a key may serve from here on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outage_seconds: Option<u32>,
+    /// What a key is tagged with: `env=live,team=shop`, percent-encoded; where that is longer than 240 bytes,
+    /// `sha256:` and its SHA-256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<&'a str>,
+    /// The hash inside MGF1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mgf1_hash: Option<&'a str>,
     /// How many changes of records the store held after the deed: never more than it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<u64>,

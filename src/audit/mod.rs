@@ -39,7 +39,7 @@ pub use begin::{Fits, SigningKey};
 pub use budget::Budgets;
 pub use compressed::Compression;
 pub use end::newest_checkpoint;
-pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions};
+pub use entry::{Code, Details, Event, EventNote, Intent, Outcome, Verdict, Versions, Words};
 pub use line::{Hash, Head, HeadError, Kind, Line, checkpoint_message};
 pub use look_back::{LookBack, Told};
 pub use read::{Filter, Page, TrailFile, last_head};

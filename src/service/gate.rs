@@ -1,6 +1,6 @@
 //! The one way in: judge, have the line written, act, write the outcome.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use super::retirement::Retiring;
 use super::rotation::Rotating;
 use super::scheduling::{Bounds, Scheduler};
 use super::state::{SecretSettings, Settings, Standing};
-use crate::audit::{AuditError, Budgets, Code, Details, EventNote, Intent, Outcome, Trail};
+use crate::audit::{AuditError, Budgets, Code, Details, EventNote, Intent, Outcome, Trail, Words};
 use crate::custody::protocol::Check;
 use crate::custody::{Client, LinkState};
 use crate::identity::Caller;
@@ -144,13 +144,28 @@ pub struct Parts {
 pub type HouseChecks = Box<dyn Fn() -> Vec<Check> + Send + Sync>;
 
 tokio::task_local! {
-    /// The number of the request that is performed, for the log lines of its act.
-    static REQUEST: Uuid;
+    /// The request that is performed, for log lines and the outcome of its act.
+    static REQUEST: Scope;
+}
+
+/// What belongs to the request that is performed.
+struct Scope {
+    id: Uuid,
+    /// Further permissions that it was granted on its way.
+    also: Mutex<Vec<Action>>,
 }
 
 /// The number of the request whose act this is said in.
 pub(super) fn request_id() -> Option<DisplayValue<Uuid>> {
-    REQUEST.try_with(|id| tracing::field::display(*id)).ok()
+    REQUEST.try_with(|scope| tracing::field::display(scope.id)).ok()
+}
+
+/// Has the outcome of the request that is performed say that it needed and had this permission, too.
+pub(super) fn needed_also(action: Action) {
+    // Outside a request, as in a sweep, nothing further is asked for.
+    let _ = REQUEST.try_with(|scope| {
+        scope.also.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+    });
 }
 
 impl Appliance {
@@ -189,7 +204,8 @@ impl Appliance {
     /// written, [`Error::OutcomeOwed`] where it was done and its outcome's line cannot be, else what the
     /// act came to.
     pub async fn perform<R: Request>(&self, call: Call, request: R) -> Result<R::Reply, Error> {
-        let result = REQUEST.scope(call.request_id, self.judge_and_run(&call, request)).await;
+        let scope = Scope { id: call.request_id, also: Mutex::default() };
+        let result = REQUEST.scope(scope, self.judge_and_run(&call, request)).await;
         if let Err(Error::Denied(denied)) = &result
             && let Some(left_out) = self.quiet.denied.now()
         {
@@ -364,12 +380,21 @@ impl Appliance {
 }
 
 pub(super) fn outcome<T: Traced>(result: &Result<T, Error>) -> Outcome {
-    match result {
+    let also = REQUEST.try_with(|scope| {
+        Words::of_actions(scope.also.lock().unwrap_or_else(PoisonError::into_inner).iter().copied())
+    });
+    let outcome = match result {
         Ok(reply) => Outcome::done().with(reply.details()),
         Err(error) if error.is_refusal() => Outcome::refused(Code(error.code())),
         Err(error) if error.is_open() => Outcome::interrupted(Code(error.code())),
         Err(error) => Outcome::failed(Code(error.code())),
-    }
+    };
+    let lacks = match result {
+        Err(Error::Denied(denied)) => Some(denied.action()),
+        _ => None,
+    };
+    let details = Details { also: also.unwrap_or_default(), lacks, ..outcome.details.clone() };
+    outcome.with(details)
 }
 
 /// A result, once all that it may tell of the store is durable.
