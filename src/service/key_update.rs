@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, request_id};
 use super::view::{KeyView, Named};
+use crate::audit::Details;
 use crate::key::KeyMeta;
 use crate::policy::{Action, Permit, Resource};
 use crate::records::KeyRecord;
@@ -31,6 +32,11 @@ impl Request for UpdateKey {
 
     fn resource(&self) -> Resource {
         Resource::Key(self.name.clone())
+    }
+
+    fn details(&self) -> Details {
+        let outage_seconds = self.with.serve_without_token_seconds;
+        Details { outage_seconds, ..Details::default() }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {

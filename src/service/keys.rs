@@ -6,12 +6,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::authorize::{facts_of_key, owner_of};
 use super::binary::decode_secret;
 use super::error::Error;
-use super::gate::{Appliance, Request, Trace, Traced};
+use super::gate::{Appliance, Request, Trace, Traced, needed_also};
 use super::precondition::Preconditions;
 use super::scheduling::{Cost, Rank};
 use super::transfer::must_be_able_to_own;
 use super::view::{KeyView, Named};
-use crate::audit::Details;
+use crate::audit::{Details, Words};
 use crate::custody::NewKey;
 use crate::custody::protocol::KeyAddress;
 use crate::key::pem;
@@ -153,7 +153,10 @@ impl Request for CreateKey {
     fn details(&self) -> Details {
         Details {
             algorithm: Some(self.algorithm),
+            mgf1_hash: Some(self.mgf1_hash),
+            labels: Words::of_labels(&self.labels),
             owner: self.owner.clone().map(Box::new),
+            outage_seconds: Some(self.serve_without_token_seconds).filter(|seconds| *seconds > 0),
             ..Details::default()
         }
     }
@@ -188,7 +191,14 @@ impl Request for ImportKey {
     }
 
     fn details(&self) -> Details {
-        Details { owner: self.with.owner.clone().map(Box::new), ..Details::default() }
+        let seconds = Some(self.with.serve_without_token_seconds);
+        Details {
+            mgf1_hash: Some(self.with.mgf1_hash),
+            labels: Words::of_labels(&self.with.labels),
+            owner: self.with.owner.clone().map(Box::new),
+            outage_seconds: seconds.filter(|seconds| *seconds > 0),
+            ..Details::default()
+        }
     }
 
     fn to_be(&self) -> Option<(Option<&Owner>, &Labels)> {
@@ -263,8 +273,12 @@ impl Request for ShowPublic {
 
 impl Traced for KeyView {
     fn details(&self) -> Details {
-        let revision = self.is_changed.then_some(self.revision);
-        Details { version: self.about, revision, ..Details::default() }
+        if !self.is_changed {
+            return Details { version: self.about, ..Details::default() };
+        }
+        let destroy_at = self.destroy_at.map(Words::of_time);
+        let revision = Some(self.revision);
+        Details { version: self.about, revision, destroy_at, ..Details::default() }
     }
 }
 
@@ -332,6 +346,7 @@ impl Appliance {
                 self.policy().must_be_declared(permit, action).map_err(Error::Denied)?;
                 let transfer = self.policy().permit(caller, action, permit.resource(), facts);
                 drop(transfer.map_err(Error::Denied)?);
+                needed_also(action);
                 must_be_able_to_own(&named)?;
                 Ok(Some(named))
             }

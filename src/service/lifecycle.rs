@@ -129,7 +129,8 @@ impl Request for Destroy {
     }
 
     fn details(&self) -> Details {
-        told(self.with.version, self.with.reason)
+        let days = self.with.waiting_period_days;
+        Details { days, ..told(self.with.version, self.with.reason) }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<KeyView, Error> {

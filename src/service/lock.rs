@@ -156,6 +156,10 @@ impl Request for Unlock {
         Resource::Appliance
     }
 
+    fn details(&self) -> Details {
+        Details { with_pin: self.pin.is_some().then_some(true), ..Details::default() }
+    }
+
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<StatusView, Error> {
         // An unlock may take long, and a lock waits for none: the one that comes later counts.
         let locks = {

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Error;
 use super::gate::{Appliance, Request, Trace, Traced};
 use super::master_destruction::MOST_UNRETIRED;
-use crate::audit::Details;
+use crate::audit::{Details, Words};
 use crate::custody::protocol::MasterFound;
 use crate::policy::{Action, Facts, Permit, Resource};
 use crate::records::{Census, HomeRecord, MasterRecord, PassRecord, Purpose, Stage};
@@ -330,6 +330,8 @@ impl RotationView {
 
 impl Traced for MasterView {
     fn details(&self) -> Details {
-        Details { generation: Some(self.about), pass: self.pass, ..Details::default() }
+        let about = self.generations.iter().find(|view| view.generation == self.about);
+        let destroy_at = about.and_then(|view| view.destroy_at).map(Words::of_time);
+        Details { generation: Some(self.about), pass: self.pass, destroy_at, ..Details::default() }
     }
 }

@@ -94,7 +94,9 @@ impl Request for RetireMaster {
 
     fn details(&self) -> Details {
         let items = (!self.leave.is_empty()).then_some(self.leave.len() as u32);
-        Details { generation: Some(self.generation), items, ..Details::default() }
+        let (generation, days) = (Some(self.generation), self.waiting_period_days);
+        let with_pin = self.pin.is_some().then_some(true);
+        Details { generation, items, days, with_pin, ..Details::default() }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<MasterView, Error> {

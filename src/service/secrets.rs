@@ -146,7 +146,8 @@ impl Request for PutSecret {
     }
 
     fn details(&self) -> Details {
-        Details { key: Some(self.with.key.clone()), ..Details::default() }
+        let verify = self.with.verify.then_some(true);
+        Details { key: Some(self.with.key.clone()), verify, ..Details::default() }
     }
 
     async fn run(self, permit: Permit, appliance: &Appliance) -> Result<PutReply, Error> {

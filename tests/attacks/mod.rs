@@ -31,6 +31,7 @@ mod planted_links;
 mod reaching_out;
 mod restore_plan;
 mod rolled_back_together;
+mod same_lines;
 mod silent_front;
 mod stolen_connection;
 mod taken_away;
