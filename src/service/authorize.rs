@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::Error;
-use super::gate::{Appliance, Request};
+use super::gate::{Appliance, Request, needed_also};
 use super::view::Page;
 use crate::identity::Caller;
 use crate::key::{KeyMeta, Labels, Name, Owner};
@@ -31,6 +31,7 @@ impl Appliance {
         let always = |also: &&Also| also.on == On::Same && also.when == When::Always;
         for also in R::ACTION.also().iter().filter(always) {
             drop(self.permit(caller, also.action, resource).await?);
+            needed_also(also.action);
         }
         Ok(permit)
     }
@@ -75,7 +76,9 @@ impl Appliance {
         resource: &Resource,
     ) -> Result<Permit, Error> {
         self.policy().must_be_declared(permit, action).map_err(Error::Denied)?;
-        self.permit(permit.caller(), action, resource).await
+        let granted = self.permit(permit.caller(), action, resource).await?;
+        needed_also(action);
+        Ok(granted)
     }
 
     /// Holds a permit against the record that it is used on, and against the policy in force: between policy's
