@@ -110,8 +110,8 @@ pub struct Line<'a> {
     /// Why, as the caller said it: a word from a fixed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
-    /// Outcome: further permissions that the deed needed and had, `key:decrypt,key:encrypt`: on its resource, or on
-    /// the key of its secret, which was used.
+    /// Outcome: further permissions that the operation needed and had, `key:decrypt,key:encrypt`: on its resource,
+    /// or on the key of its secret, which was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub also: Option<&'a str>,
     /// The further permission that was refused.

@@ -164,7 +164,10 @@ pub(super) fn request_id() -> Option<DisplayValue<Uuid>> {
 pub(super) fn needed_also(action: Action) {
     // Outside a request, as in a sweep, nothing further is asked for.
     let _ = REQUEST.try_with(|scope| {
-        scope.also.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+        let mut also = scope.also.lock().unwrap_or_else(PoisonError::into_inner);
+        if !also.contains(&action) {
+            also.push(action);
+        }
     });
 }
 

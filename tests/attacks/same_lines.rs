@@ -55,7 +55,7 @@ fn what_was_done_is_told_apart() {
     let of = differ(&appliance, &update(5), &update(7200));
     assert_eq!(of[0]["outage_seconds"], 7200);
     let destroy = |key: &str, days: u16| {
-        post(&format!("/v1/keys/{key}/destroy"), json!({ "waiting_period_days": days }))
+        appliance.delete(&format!("/v1/keys/{key}"), &json!({ "waiting_period_days": days }))
     };
     let of = differ(&appliance, &destroy("three", 30), &destroy("four", 60));
     assert_eq!(of[0]["days"], 60);
