@@ -139,7 +139,7 @@ impl Trail {
 
     /// Somebody asked and may not, or asked for what cannot be: one line, durable when this returns.
     pub async fn refuse(&self, intent: Intent, code: Code) -> Result<(), AuditError> {
-        let outcome = Outcome::refused(code);
+        let (intent, outcome) = (Box::new(intent), Outcome::refused(code));
         self.hand_in(|reply| Job::Refuse { intent, outcome, reply }).durable().await
     }
 

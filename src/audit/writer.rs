@@ -40,7 +40,7 @@ pub(super) enum Job {
         reply: Option<Reply<()>>,
     },
     Refuse {
-        intent: Intent,
+        intent: Box<Intent>,
         outcome: Outcome,
         reply: Reply<()>,
     },
@@ -85,7 +85,8 @@ impl Job {
     /// Whose line it is, where it is a principal's.
     pub(super) fn principal(&self) -> Option<&str> {
         match self {
-            Job::Begin { intent, .. } | Job::Refuse { intent, .. } => Some(&intent.subject.caller),
+            Job::Begin { intent, .. } => Some(&intent.subject.caller),
+            Job::Refuse { intent, .. } => Some(&intent.subject.caller),
             Job::Close { subject, .. } => Some(&subject.caller),
             Job::Event { .. } | Job::Checkpoint { .. } | Job::Seal { .. } | Job::Stop => None,
         }
