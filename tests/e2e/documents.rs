@@ -320,7 +320,7 @@ fn what_is_named_of_the_interface_exists() {
     let openapi = appliance.get("/v1/openapi.json").json();
     let metrics = appliance.get("/metrics").text();
     let (literals, settings, helps) = (literals(), settings(), helps());
-    let members = members(&openapi);
+    let members: BTreeSet<String> = members(&openapi).into_iter().chain(line_members()).collect();
     let options: String = helps.values().map(String::as_str).collect();
     let is_option = |word: &str| options.contains(word);
     let (mut findings, mut seen) = (Vec::new(), 0);
@@ -400,6 +400,16 @@ fn fits(template: &str, path: &str) -> bool {
         (template.split('/').collect(), path.split('/').collect());
     template.len() == path.len()
         && template.iter().zip(&path).all(|(a, b)| a == b || a.starts_with('{'))
+}
+
+/// Members of the audit log's lines: the fields of their type.
+fn line_members() -> Vec<String> {
+    let text = std::fs::read_to_string(top().join("src/audit/line.rs")).expect("readable");
+    let (_, rest) = text.split_once("pub struct Line<'a> {").expect("the type");
+    let (fields, _) = rest.split_once("\n}").expect("its end");
+    let fields =
+        fields.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':'));
+    fields.map(|(name, _)| name.to_owned()).collect()
 }
 
 /// All member names of the interface.
