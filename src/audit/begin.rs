@@ -29,6 +29,8 @@ pub struct Fits {
     pub with_token: bool,
     /// The line that the store's sealed record must reach; 0 where it need not be there.
     pub stored: u64,
+    /// Root's order was that store and audit log count as they are.
+    pub ordered: bool,
 }
 
 impl Trail {
@@ -69,7 +71,7 @@ impl Trail {
         if known.state_lost && !self.told_of_state.swap(true, Ordering::Relaxed) {
             self.event(EventNote::new(Event::CustodyStateLost)).await?;
         }
-        Ok(Fits { with_token: known.with_token, stored: begun.stored })
+        Ok(Fits { with_token: known.with_token, stored: begun.stored, ordered: begun.ordered })
     }
 
     /// One event says that an operator took this trail, or its store, in the place of what custody remembered,

@@ -8,7 +8,7 @@ use super::protocol::{
     RecordAddress, Reply, StoreKey, Verb,
 };
 use crate::key::{Algorithm, Mgf1Hash};
-use crate::secret::{Pin, Pkcs8Der, Plaintext};
+use crate::secret::{Pin, Pkcs8Der, Plaintext, StateKey};
 
 /// A key that custody made or took in: the sealed private key and the public one.
 pub struct NewKey {
@@ -156,6 +156,13 @@ impl Client {
     ) -> Result<Vec<u8>, CustodyError> {
         let verb = Verb::WrapStoreKeyForRecovery { store_key, fingerprint };
         expect!(self.ask(verb).await?, Reply::Sealed(wrap) => wrap)
+    }
+
+    /// The key of the digest over the store's records.
+    pub async fn state_key(&self, store_key: &StoreKey) -> Result<StateKey, CustodyError> {
+        let verb = Verb::StateKey { store_key: store_key.clone() };
+        let passed = expect!(self.ask(verb).await?, Reply::StateKey(key) => key)?;
+        passed.taken().map_err(CustodyError::Fault)
     }
 
     /// Seals a record's value under its address.

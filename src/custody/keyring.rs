@@ -16,6 +16,7 @@ use super::protocol::{
     TokenFacts, Verb,
 };
 use super::rsa::{DecryptError, KeyError, PrivateKey};
+use super::state_key::state_key;
 use super::{checkpoint, masters, seal, sealed};
 use crate::key::Mgf1Hash;
 use crate::secret::{DataKey, Pkcs8Der};
@@ -120,6 +121,10 @@ impl Keyring {
                     None => Quick::Token(verb),
                 }
             }
+            Verb::StateKey { store_key } => match self.known_store_key(store_key) {
+                Some(key) => Quick::Answered(self.state_key(store_key.id, &key)),
+                None => Quick::Token(verb),
+            },
             Verb::DropKeys { name, version } => {
                 self.cache.forget(name.as_deref(), *version);
                 Quick::Answered(Ok(Reply::Done))
@@ -153,6 +158,10 @@ impl Keyring {
             Verb::SealRecord { ref store_key, .. } | Verb::OpenRecord { ref store_key, .. } => {
                 let key = self.store_key(store_key)?;
                 self.record(&key, verb)
+            }
+            Verb::StateKey { store_key } => {
+                let key = self.store_key(&store_key)?;
+                self.state_key(store_key.id, &key)
             }
             Verb::GenerateKey { address, algorithm } => {
                 let key = PrivateKey::generate(algorithm).map_err(of_key)?;
@@ -282,6 +291,11 @@ impl Keyring {
         }
         known.insert(place_of(wanted), Arc::clone(&key));
         Ok(key)
+    }
+
+    fn state_key(&self, id: u32, store_key: &DataKey) -> Answer {
+        let key = state_key(&self.home()?.appliance, id, store_key)?;
+        Ok(Reply::StateKey(Passing::new(key)))
     }
 
     fn record(&self, key: &DataKey, verb: Verb) -> Answer {

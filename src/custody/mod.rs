@@ -47,6 +47,7 @@ mod seal;
 mod sealed;
 mod start;
 pub mod state;
+mod state_key;
 mod turning;
 mod wire;
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::protocol::Fault;
-use crate::secret::{Pin, Pkcs8Der, Plaintext};
+use crate::secret::{Pin, Pkcs8Der, Plaintext, StateKey};
 
 /// A secret on its way through the socket: the one place where it is written out and read in. A secret
 /// that finds no room in the arena of the end that reads it does not spoil the message around it.
@@ -38,7 +38,7 @@ macro_rules! passable {
         }
     )*};
 }
-passable!(Pin, Pkcs8Der, Plaintext);
+passable!(Pin, Pkcs8Der, Plaintext, StateKey);
 
 impl<T: Passable> Serialize for Passing<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -13,7 +13,7 @@ pub use super::checkpoint::{Checkpoint, Mark};
 pub use super::outage::{Outage, Reason};
 pub use super::passing::{Passable, Passing};
 use crate::key::{Algorithm, Mgf1Hash};
-use crate::secret::{Pin, Pkcs8Der, Plaintext};
+use crate::secret::{Pin, Pkcs8Der, Plaintext, StateKey};
 
 /// The version of this protocol; both ends come from one binary, so only equal versions talk.
 pub const VERSION: u16 = 6;
@@ -111,6 +111,11 @@ pub enum Verb {
     /// If the front lies: both numbers are bound into the wrap. Whoever may seal records may seal too many,
     /// or none under the new key; that is the front's to lose.
     NewStoreKey { id: u32, first: u32 },
+    /// The key of the digest over the store's records, derived from a store key.
+    ///
+    /// If the front lies: it opens nothing. Whoever has it can have an edited store pass for the one that was
+    /// written, which the front can do in any case.
+    StateKey { store_key: StoreKey },
     /// If the front lies: a record is what the front says it is. The address is bound into the seal.
     SealRecord {
         store_key: StoreKey,
@@ -335,6 +340,7 @@ pub enum Reply {
     Newest(Box<Newest>),
     /// The audit log may be gone on with; what it was accepted in the place of, until that is signed over.
     Begun(Begun),
+    StateKey(Passing<StateKey>),
     Checks(Vec<Check>),
     Masters(Vec<MasterFacts>),
     RecoveryKey(Option<[u8; 32]>),

@@ -13,10 +13,11 @@ use sha2::{Digest, Sha256};
 use super::keyring::{Keyring, open_store_key};
 use super::protocol::{Answer, Fault, KeyAddress, RecordAddress, Reply, StoreKey};
 use super::rsa::{KeyError, PrivateKey};
+use super::state_key::state_key;
 use super::{seal, sealed};
 use crate::key::{Algorithm, Mgf1Hash, PublicKey};
 use crate::sandbox::{Untrusted, trusted};
-use crate::secret::{DataKey, OnLockedStack, Pkcs8Der, SecretBytes, on_locked_stack};
+use crate::secret::{DataKey, OnLockedStack, Pkcs8Der, SecretBytes, StateKey, on_locked_stack};
 use crate::token::{Token, TokenError, WrappedKey};
 
 /// SHA-256 of a recovery key's SubjectPublicKeyInfo in DER.
@@ -271,6 +272,11 @@ impl RecoveredStoreKey {
         }
         let aad = sealed::record_aad(&self.appliance, id, address);
         Ok(seal::open(&self.key, &aad, seal)?.expose().to_vec())
+    }
+
+    /// The key of the digest over the store's records.
+    pub fn state_key(&self) -> Result<StateKey, Fault> {
+        state_key(&self.appliance, self.id, &self.key)
     }
 
     /// Seals a record.

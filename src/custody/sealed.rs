@@ -74,6 +74,11 @@ pub fn record_aad(appliance: &str, store_key_id: u32, address: &RecordAddress) -
     aad(&["record", appliance, &id, &address.table, &address.key, &revision])
 }
 
+/// What the key of the store's state is bound to.
+pub fn store_state_info(appliance: &str, store_key_id: u32) -> Vec<u8> {
+    aad(&["store-state", appliance, &store_key_id.to_string()])
+}
+
 /// The label of a data key's recovery wrap.
 pub fn recovery_key_label(appliance: &str, address: &KeyAddress) -> Vec<u8> {
     aad(&["recovery-data-key", appliance, &address.name, &address.version.to_string()])

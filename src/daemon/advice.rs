@@ -262,6 +262,9 @@ fn of_recovery(error: &OfflineError) -> &'static str {
         OfflineError::NotOpened { .. } | OfflineError::Changed(_) => {
             "take the private half of the key that was set, and a store that was written after that"
         }
+        OfflineError::Edited => {
+            "put the right store at [store] path: a copy that nobody changed, or a restored backup"
+        }
         OfflineError::TokenInUse(_) => "name an empty token under [token] of the configuration",
         OfflineError::TokenOpens(_) => {
             "start the daemon; for a new master key in this token, `strongroom master rotate`. To go to \

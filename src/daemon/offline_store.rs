@@ -16,6 +16,7 @@ use super::backup::unfinished_restore;
 use super::offline::{absolute, shut_in, user_of};
 use super::{DaemonError, io};
 use crate::sandbox::{self, User, trusted};
+use crate::secret;
 use crate::store::sled_store::{Settings, SledStore};
 use crate::store::{Served, Store, StoreError, serve};
 
@@ -90,6 +91,8 @@ fn open(
     sandbox: &sandbox::Settings,
     user: &User,
 ) -> Result<SledStore, DaemonError> {
+    // It adds the store up with a key.
+    secret::start(&secret::Settings::default(), secret::Use::Front)?;
     let mut settings = settings.clone();
     let shown = settings.path.display().to_string();
     enter(&settings.path, user)?;

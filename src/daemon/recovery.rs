@@ -13,7 +13,7 @@ use super::offline::{Users, become_custody, in_child, pin_of_custody, pin_of_roo
 use super::offline_store::open_apart;
 use super::unit::take_over_environment;
 use super::{DaemonError, io};
-use crate::audit;
+use crate::audit::{self, OnBreak};
 use crate::cli::{
     Drill, OfflineRecovery, Progress, RecoverySource, Refusal, Report, Reseal, dry_run_text,
 };
@@ -113,7 +113,9 @@ fn reseal_all(
         .map_err(io("starting the runtime"))?;
     let mut progress = Progress::new(true);
     let show = |done| progress.show(done, all);
-    let resealed = runtime.block_on(offline.reseal(&token, jiff::Timestamp::now(), show))?;
+    let adopt = config.audit.on_break == OnBreak::Record;
+    let resealed = offline.reseal(&token, jiff::Timestamp::now(), adopt, show);
+    let resealed = runtime.block_on(resealed)?;
     progress.finish();
     if let Some(((trail, newest), order)) = order {
         let store = !resealed.reach_opens;

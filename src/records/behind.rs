@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use super::{RecordError, Records};
 use crate::key::Name;
-use crate::store::Table;
+use crate::store::{Parts, Table};
 
 /// The records of the recovery key and of the pass over all keys, as [`Records::reached`] takes them.
 pub const RECOVERY: &str = "appliance/recovery";
@@ -13,7 +13,14 @@ pub const ROTATION: &str = "appliance/rotation";
 
 /// Addresses that are not served until the process starts anew.
 #[derive(Default)]
-pub struct Behind(RwLock<HashSet<(Table, String)>>);
+pub struct Behind(RwLock<HashSet<(Table, String)>>, RwLock<Parts>);
+
+impl Behind {
+    /// Nothing in these parts of the store is served.
+    pub(super) fn hold_parts(&self, parts: Parts) {
+        *self.1.write().unwrap_or_else(PoisonError::into_inner) = parts;
+    }
+}
 
 impl Records {
     /// The revision that the record of a resource (`key/payments`, `secret/stripe`) has reached, deleted
@@ -47,7 +54,9 @@ impl Records {
     /// Refuses what is held back.
     pub(super) fn must_not_be_behind(&self, table: Table, key: &str) -> Result<(), RecordError> {
         let behind = self.behind.0.read().unwrap_or_else(PoisonError::into_inner);
-        if !behind.is_empty() && behind.contains(&(table, key.to_owned())) {
+        let parts = *self.behind.1.read().unwrap_or_else(PoisonError::into_inner);
+        let is_of_part = table != Table::Appliance && parts.have(table, key);
+        if is_of_part || !behind.is_empty() && behind.contains(&(table, key.to_owned())) {
             return Err(RecordError::Broken(format!("{}/{key}", table.as_str())));
         }
         Ok(())

@@ -25,6 +25,7 @@ mod recovery;
 mod rotation;
 mod sealing;
 mod secrets;
+mod state;
 mod waiting;
 mod wraps;
 
@@ -106,6 +107,7 @@ pub struct Records {
     pass: Memo<Stored, At<PassRecord>>,
     owners: secrets::Owners,
     reach: reach::Reach,
+    state: state::State,
 }
 
 /// A record and the revision it was read at: what a change has to expect.
@@ -154,6 +156,7 @@ impl Records {
             pass: Memo::default(),
             owners: secrets::Owners::default(),
             reach: reach::Reach::default(),
+            state: state::State::default(),
         })
     }
 

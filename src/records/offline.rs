@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use super::home::read_home;
 use super::key_form::key_with;
+use super::reach::{REACH, ReachRecord};
 use super::recovery::read_store_key_recovery;
+use super::state::state_store_key;
 use super::{HomeRecord, KeyRecord, RecordError, VersionRecord, address};
 use crate::custody::protocol::{Fault, KeyAddress, StoreKey};
 use crate::custody::rsa::KeyError;
 use crate::custody::{CustodyError, RecoveredStoreKey, Recoverer, store_key_of};
 use crate::key::Name;
-use crate::store::{Store, StoreError, Stored, Table};
+use crate::store::{Parts, StateCheck, Store, StoreError, Stored, Table};
 use crate::token::TokenError;
 
 pub use begin::Planned;
@@ -32,6 +34,13 @@ pub enum OfflineError {
     Changed(String),
     #[error("{what}: {fault}")]
     NotOpened { what: String, fault: Fault },
+    #[error(
+        "the records of the store do not add up to what the last change left: some were changed, put \
+         back or taken away outside Strongroom, or the key that they were counted with cannot be \
+         recovered. Where this copy is to be used all the same, set [audit] on_break = \"record\" and \
+         call it again"
+    )]
+    Edited,
     #[error("{0}")]
     Record(#[from] RecordError),
     #[error("{0}")]
@@ -99,6 +108,40 @@ impl Offline {
         }
         let lost = lost.iter().map(ToString::to_string).collect();
         Ok(Self { store, home, recoverer, store_keys, lost })
+    }
+
+    /// Compares the store with its own record of its state, after which it can be changed; with `adopt`, whatever it
+    /// has counts. Returns the parts that are not what was last written.
+    ///
+    /// # Errors
+    /// [`OfflineError::Edited`] where the appliance's own records are not.
+    pub(super) async fn check_state(&self, adopt: bool) -> Result<Parts, OfflineError> {
+        let recorded = self.store.state_key()?;
+        let reach = match self.of_appliance::<ReachRecord>(REACH) {
+            Err(RecordError::Broken(_)) => None,
+            reach => reach?,
+        };
+        if recorded.is_none() && reach.is_some_and(|(_, reach)| reach.state) && !adopt {
+            return Err(OfflineError::Edited);
+        }
+        let adopt = adopt || recorded.is_none();
+        let store_key = state_store_key(&self.home, recorded).map(|key| key.id);
+        let opened = store_key.and_then(|id| self.store_keys.get(&id));
+        let opened = match (opened, adopt) {
+            (None, true) => self.store_keys.values().max_by_key(|key| key.id()),
+            (opened, _) => opened,
+        };
+        let Some(opened) = opened else { return Err(OfflineError::Edited) };
+        let what = "the key of the store's state".to_owned();
+        let key = opened.state_key();
+        let key = key.map_err(|fault| OfflineError::NotOpened { what, fault })?;
+        match self.store.check_state(key, opened.id(), adopt).await? {
+            StateCheck::Differs(parts) if !adopt && parts.have_appliance() => {
+                Err(OfflineError::Edited)
+            }
+            StateCheck::Differs(parts) if !adopt => Ok(parts),
+            _ => Ok(Parts::default()),
+        }
     }
 
     /// The store keys that cannot be recovered, and what they sealed with them.

@@ -29,6 +29,9 @@ pub struct ReachRecord {
     pub head: String,
     /// How many changes of records the store held, at least.
     pub changes: u64,
+    /// Whether the store has a record of its state.
+    #[serde(default)]
+    pub state: bool,
 }
 
 /// What is known of it in this process.
@@ -82,6 +85,7 @@ impl Records {
                 line,
                 head: head.to_owned(),
                 changes: self.changes(),
+                state: self.store.state_key()?.is_some(),
             };
             match self.put_reach(open(), &record).await {
                 Ok(batch) => {

@@ -22,6 +22,6 @@ pub use locked_stack::{
     OnLockedStack, STACK_SIZE, StackReport, on_locked_stack, reserve_stacks, stacks,
 };
 pub use process::{HardenError, harden_process};
-pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext};
+pub use roles::{DataKey, Pin, Pkcs8Der, Plaintext, StateKey};
 pub use stack::{clear_registers, with_wiped_stack};
 pub use wiping::WipingHeap;

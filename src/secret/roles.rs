@@ -39,6 +39,10 @@ role! {
     /// The user PIN of the token (PKCS#11 `CKU_USER`).
     Pin
 }
+role! {
+    /// The key of the digest over the store's records (HMAC-SHA-256, 32 bytes): it opens nothing.
+    StateKey
+}
 
 /// A 256-bit AES key that lives outside the token: a data key or the store key.
 pub struct DataKey(SecretBytes);

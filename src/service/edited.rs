@@ -67,7 +67,7 @@ impl Appliance {
             "master generation {generation} is in use since line {line} of the trail or earlier, and the store says \
              {found}: an older record was put back"
         );
-        self.hold_all_back(line, why).await;
+        self.hold_all_back("home-behind", Some(line), why).await;
         true
     }
 
@@ -86,19 +86,22 @@ impl Appliance {
         let why = format!(
             "line {line} of the trail tells of a restore, and the store is one from before it: it was put back"
         );
-        self.hold_all_back(line, why).await;
+        self.hold_all_back("home-behind", Some(line), why).await;
         true
     }
 
     /// Nothing is done any more but to tell why.
-    async fn hold_all_back(&self, line: u64, why: String) {
+    pub(super) async fn hold_all_back(&self, code: &'static str, line: Option<u64>, why: String) {
         if self.standing.home_behind.set(why.clone()).is_ok() {
             tracing::error!(
                 why,
                 "nothing is served. Put the right store at [store] path, or accept it as it is with [audit] \
                  on_break = \"record\""
             );
-            self.tell_edited("home-behind", line).await;
+            match line {
+                Some(line) => self.tell_edited(code, line).await,
+                None => self.tell(EventNote::because(Event::StoreEdited, Code(code))).await,
+            }
         }
     }
 

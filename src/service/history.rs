@@ -12,6 +12,7 @@ use crate::audit::{
 };
 use crate::custody::{CustodyError, LinkState, Outage, Reason};
 use crate::records::{ReachRecord, RecordError};
+use crate::store::StateCheck;
 
 /// Until custody is asked again.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -44,7 +45,7 @@ impl Appliance {
         match self.trail.begin_history(self.signing_key()).await {
             Ok(fits) => {
                 let with_token = match self.check_reach(fits).await {
-                    Ok(checked) => checked && fits.with_token,
+                    Ok(checked) => checked && self.check_state(fits).await && fits.with_token,
                     Err(why) => {
                         self.trail.hold();
                         self.hold_service(why).await;
@@ -149,6 +150,71 @@ impl Appliance {
         Ok(true)
     }
 
+    /// Compares the store with its own record of its state, once: whether that is done. Where all of it is in doubt,
+    /// nothing is served; where some is, that is not.
+    async fn check_state(&self, fits: Fits) -> bool {
+        if self.records.home().is_none() || self.records.state_is_checked() {
+            return true;
+        }
+        if !fits.with_token {
+            return false;
+        }
+        let accepted = self.trail.accepts_breaks() || fits.ordered;
+        let (found, must_be_there) = match self.state_of_store(fits, accepted).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "whether the store is the one that was written is not known yet");
+                return false;
+            }
+        };
+        self.records.state_was_checked();
+        let why = match found {
+            StateCheck::Fits => return true,
+            StateCheck::Absent if !must_be_there => return true,
+            StateCheck::Absent => "the store's record of its state was taken away",
+            StateCheck::Differs(_) => {
+                "the records of the store do not add up to what the last change left: some were \
+                 changed, put back or taken away outside Strongroom"
+            }
+        };
+        match found {
+            _ if accepted => {
+                tracing::error!(why, "accepted; going on");
+                let note = EventNote::because(Event::BreakRecorded, Code("records-behind"));
+                self.tell(note).await;
+            }
+            StateCheck::Differs(parts) if !parts.have_appliance() => {
+                tracing::error!(
+                    why,
+                    "what may be among them is not served. Put the right store at [store] path, or \
+                     accept it as it is with [audit] on_break = \"record\""
+                );
+                self.tell(EventNote::because(Event::StoreEdited, Code("state-differs"))).await;
+            }
+            _ => self.hold_all_back("state-differs", None, why.to_owned()).await,
+        }
+        true
+    }
+
+    /// What a check found, and whether there must be a record. The first one of a store that never had one is made.
+    async fn state_of_store(
+        &self,
+        fits: Fits,
+        accepted: bool,
+    ) -> Result<(StateCheck, bool), Error> {
+        let reach = match self.records.reach().await {
+            // It was accepted as it is, or the check would have ended with it.
+            Err(RecordError::Broken(_)) => None,
+            reach => reach?,
+        };
+        let must_be_there = fits.stored > 0 && reach.is_none_or(|reach| reach.state);
+        let found = self.records.check_state(accepted).await?;
+        if found == StateCheck::Absent && !must_be_there && !accepted {
+            self.records.check_state(true).await?;
+        }
+        Ok((found, must_be_there))
+    }
+
     /// What the sealed record says that does not fit, where it must reach line `stored`.
     async fn reach_trouble(&self, stored: u64) -> Result<Option<String>, Error> {
         let what =
@@ -159,7 +225,7 @@ impl Appliance {
             }
             found => found?,
         };
-        let Some(ReachRecord { trail, line, head, changes }) = reach else {
+        let Some(ReachRecord { trail, line, head, changes, .. }) = reach else {
             return Ok(Some(format!("{what} was taken away")));
         };
         let found = self.records.changes();

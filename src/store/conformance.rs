@@ -7,7 +7,7 @@ use super::*;
 /// A case: gets an empty store.
 type Case = fn(&dyn Store, &tokio::runtime::Runtime);
 
-const CASES: [(&str, Case); 9] = [
+const CASES: [(&str, Case); 10] = [
     ("revisions count changes", revisions_count_changes),
     ("a revision is never used twice", a_revision_is_never_used_twice),
     ("a batch is all or nothing", a_batch_is_all_or_nothing),
@@ -17,6 +17,7 @@ const CASES: [(&str, Case); 9] = [
     ("watches tell", watches_tell),
     ("sizes are bounded", sizes_are_bounded),
     ("a copy has it all", a_copy_has_it_all),
+    ("the state is recorded and checked", the_state_is_recorded_and_checked),
 ];
 
 #[test]
@@ -53,6 +54,35 @@ fn revisions_count_changes(store: &dyn Store, runtime: &tokio::runtime::Runtime)
     let stored = store.get(Table::Key, "a").unwrap().unwrap();
     assert_eq!((stored.revision, stored.value.as_slice()), (2, b"two".as_slice()));
     assert_eq!(store.get(Table::Secret, "a"), Ok(None), "tables are apart");
+}
+
+fn the_state_is_recorded_and_checked(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
+    crate::secret::start(&Default::default(), crate::secret::Use::Front).unwrap();
+    let check = |byte: u8, adopt| {
+        let key = crate::secret::StateKey::copy_from(&[byte; 32]).unwrap();
+        runtime.block_on(store.check_state(key, 4, adopt)).unwrap()
+    };
+    runtime.block_on(store.commit(put("a", Expect::Absent, b""))).unwrap();
+    assert_eq!((store.state_key(), check(7, false)), (Ok(None), StateCheck::Absent));
+    assert_eq!(check(7, true), StateCheck::Absent);
+    assert_eq!((store.state_key(), check(7, false)), (Ok(Some(4)), StateCheck::Fits));
+    // Every later change is counted: new, changed, deleted, and another form.
+    let batch = put("a", Expect::Revision(1), b"2").put(Table::Secret, "b", Expect::Any, vec![1]);
+    runtime.block_on(store.commit(batch)).unwrap();
+    let batch = Batch::new().delete(Table::Secret, "b", Expect::Any);
+    runtime.block_on(store.commit(batch)).unwrap();
+    let again = Batch::new().put_again(Table::Key, "a", 2, b"again".to_vec());
+    runtime.block_on(store.commit(again)).unwrap();
+    assert_eq!(check(7, false), StateCheck::Fits);
+    // Under another key nothing fits, and no record is changed any more, until what is there is adopted.
+    assert_eq!(check(8, false), StateCheck::Differs(Parts::ALL));
+    let refused = runtime.block_on(store.commit(put("c", Expect::Absent, b"")));
+    assert_eq!(refused, Err(StoreError::Unchecked));
+    let open = Batch::new().put(Table::Appliance, "head", Expect::Any, vec![]);
+    runtime.block_on(store.commit(open)).unwrap();
+    check(8, true);
+    runtime.block_on(store.commit(put("c", Expect::Absent, b""))).unwrap();
+    assert_eq!(check(8, false), StateCheck::Fits);
 }
 
 fn another_form_is_no_change(store: &dyn Store, runtime: &tokio::runtime::Runtime) {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use super::batch::Planned;
 use super::engine::{Engine, lock, make_directory};
 use super::sled_store::{Settings, SledStore};
+use super::state::is_state;
 use super::{Change, StoreError, Table};
 
 /// One address with all that is kept of it.
@@ -139,7 +140,8 @@ pub(super) fn copy_sled(
 fn again(store: &SledStore, changed: &[(Table, String)]) -> Result<Vec<Copied>, StoreError> {
     let one =
         |(table, key): &(Table, String)| store.read(|engine| engine.raw(*table, key)).transpose();
-    changed.iter().filter_map(one).collect()
+    let changed = changed.iter().filter(|(table, key)| !is_state(*table, key));
+    changed.filter_map(one).collect()
 }
 
 /// The committing thread's side of a pause between two groups.
@@ -198,7 +200,7 @@ impl Filling {
         let mut seen = HashSet::with_capacity(page.len());
         let mut last: Vec<Planned> = Vec::with_capacity(page.len());
         for Copied { table, key, revision, value } in page.into_iter().rev() {
-            if seen.insert((table, key.clone())) {
+            if !is_state(table, &key) && seen.insert((table, key.clone())) {
                 last.push(Planned { table, key, revision, value });
             }
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::batch::{Planned, Slot};
 use super::durable::{remove_unfinished_snapshots, sync_data};
 use super::sled_store::Settings;
+use super::state::{STATE, StateCheck, Step, Tally, is_counted, is_state};
 use super::{Change, Copied, StoreError, Stored, Table};
 use crate::sandbox::{Open, all_plain, open_plain};
 
@@ -29,6 +30,9 @@ pub(super) struct Engine {
     #[cfg(test)]
     pub(super) syncs: std::sync::Arc<std::sync::Mutex<()>>,
 }
+
+/// How many addresses are read at once when the whole store is added up.
+const SCANNED: usize = 1024;
 
 /// Brings a database one schema version up.
 type Migration = fn(&sled::Db) -> sled::Result<()>;
@@ -113,7 +117,11 @@ impl Engine {
         let (mut page, mut last) = (Vec::new(), None);
         for entry in self.tree.range::<&[u8], _>(from).take(limit) {
             let (place, bytes) = entry.map_err(of_sled)?;
-            page.push(copied(&place, &bytes)?);
+            let one = copied(&place, &bytes)?;
+            // The state of this store is no other one's.
+            if !is_state(one.table, &one.key) {
+                page.push(one);
+            }
             last = Some(place.to_vec());
         }
         Ok((page, last))
@@ -131,6 +139,18 @@ impl Engine {
         Ok(None)
     }
 
+    /// The value at an address and the mark of a deleted one: both where somebody put a value back by other means.
+    fn all_of(&self, table: Table, key: &str) -> Result<Vec<Copied>, StoreError> {
+        let address = address(table, key);
+        let mut found = Vec::with_capacity(1);
+        for place in [mark(&address), address] {
+            if let Some(bytes) = self.tree.get(&place).map_err(of_sled)? {
+                found.push(copied(&place, &bytes)?);
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn slot(&self, table: Table, key: &str) -> Result<Slot, StoreError> {
         let address = address(table, key);
         if let Some(value) = self.tree.get(&address).map_err(of_sled)? {
@@ -140,6 +160,60 @@ impl Engine {
             Some(value) => Ok(Slot { last: decode(&address, &value)?.revision, live: false }),
             None => Ok(Slot { last: 0, live: false }),
         }
+    }
+
+    /// Writes what was planned, and with it the sum of the store's state where that is counted.
+    pub(super) fn apply_counted(
+        &self,
+        mut planned: Vec<Planned>,
+        tally: Option<&mut Tally>,
+    ) -> Result<Vec<Change>, StoreError> {
+        let Some(tally) = tally else {
+            let counts = planned.iter().any(|one| is_counted(one.table, &one.key));
+            if counts && self.value(Table::Appliance, STATE)?.is_some() {
+                return Err(StoreError::Unchecked);
+            }
+            return self.apply(planned);
+        };
+        let before = |table, key: &str| self.all_of(table, key);
+        let Some(step) = tally.step(&planned, before)? else { return self.apply(planned) };
+        planned.push(self.state_record(tally, Some(&step))?);
+        let changes = self.apply(planned)?;
+        tally.take(&step);
+        Ok(changes)
+    }
+
+    fn state_record(&self, tally: &Tally, step: Option<&Step>) -> Result<Planned, StoreError> {
+        let revision = self.slot(Table::Appliance, STATE)?.last + 1;
+        let value = Some(tally.record(revision, step));
+        Ok(Planned { table: Table::Appliance, key: STATE.to_owned(), revision, value })
+    }
+
+    /// Adds up what the store has and compares it with the record; with `adopt`, the record is made to fit.
+    pub(super) fn check_state(
+        &self,
+        tally: &mut Tally,
+        adopt: bool,
+    ) -> Result<StateCheck, StoreError> {
+        let mut entries = self.tree.iter();
+        let mut page = || {
+            let mut page = Vec::with_capacity(SCANNED);
+            for entry in entries.by_ref().take(SCANNED) {
+                let (place, bytes) = entry.map_err(of_sled)?;
+                // What was never written here is part of no sum; what it took the place of is missing in it.
+                page.extend(copied(&place, &bytes));
+            }
+            Ok::<_, StoreError>((!page.is_empty()).then_some(page))
+        };
+        tally.scan(&mut page)?;
+        let recorded = self.value(Table::Appliance, STATE)?;
+        let found = tally.compare(recorded.as_ref().map(|it| (it.revision, it.value.as_slice())));
+        if adopt && found != StateCheck::Fits {
+            tally.adopt();
+            self.apply(vec![self.state_record(tally, None)?])?;
+            self.make_durable()?;
+        }
+        Ok(found)
     }
 
     pub(super) fn apply(&self, planned: Vec<Planned>) -> Result<Vec<Change>, StoreError> {

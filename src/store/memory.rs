@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::batch::{Slot, check_key};
+use super::batch::{Planned, Slot, check_key};
+use super::state::{STATE, StateCheck, Step, Tally, is_counted, is_state};
 use super::watch::Watchers;
 use super::{
-    Batch, Change, CommitFuture, Copied, Look, Room, Store, StoreError, Stored, Table, Take, Watch,
+    Batch, Change, CommitFuture, Copied, Look, Room, StateFuture, Store, StoreError, Stored, Table,
+    Take, Watch,
 };
+use crate::secret::StateKey;
 
 /// Nothing of it outlives the process.
 pub struct MemoryStore {
@@ -22,6 +25,7 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Inner {
     slots: BTreeMap<(Table, String), Kept>,
+    tally: Option<Tally>,
     fail_reads: Option<StoreError>,
     fail_commits: Option<StoreError>,
 }
@@ -33,6 +37,11 @@ struct Kept {
 }
 
 impl Kept {
+    fn copied(&self, (table, key): &(Table, String)) -> Copied {
+        let value = self.value.clone();
+        Copied { table: *table, key: key.clone(), revision: self.revision, value }
+    }
+
     fn stored(&self) -> Option<Stored> {
         Some(Stored { revision: self.revision, value: self.value.clone()? })
     }
@@ -77,7 +86,9 @@ impl MemoryStore {
         if let Some(error) = &inner.fail_commits {
             return Err(error.clone());
         }
-        for planned in batch.plan(|table, key| Ok(inner.slot(table, key)))? {
+        let mut planned = batch.plan(|table, key| Ok(inner.slot(table, key)))?;
+        inner.count(&mut planned)?;
+        for planned in planned {
             let change = Change {
                 table: planned.table,
                 key: planned.key.clone(),
@@ -93,6 +104,49 @@ impl MemoryStore {
 }
 
 impl Inner {
+    /// Adds the record of the state after these changes.
+    fn count(&mut self, planned: &mut Vec<Planned>) -> Result<(), StoreError> {
+        let Some(tally) = &self.tally else {
+            let counts = planned.iter().any(|one| is_counted(one.table, &one.key));
+            let is_recorded = self.slot(Table::Appliance, STATE).live;
+            return if counts && is_recorded { Err(StoreError::Unchecked) } else { Ok(()) };
+        };
+        let before = |table, key: &str| Ok(self.copied(table, key).into_iter().collect());
+        if let Some(step) = tally.step(planned, before)? {
+            planned.push(self.state_record(tally, Some(&step)));
+            if let Some(tally) = &mut self.tally {
+                tally.take(&step);
+            }
+        }
+        Ok(())
+    }
+
+    fn state_record(&self, tally: &Tally, step: Option<&Step>) -> Planned {
+        let revision = self.slot(Table::Appliance, STATE).last + 1;
+        let value = Some(tally.record(revision, step));
+        Planned { table: Table::Appliance, key: STATE.to_owned(), revision, value }
+    }
+
+    fn copied(&self, table: Table, key: &str) -> Option<Copied> {
+        let key = (table, key.to_owned());
+        self.slots.get(&key).map(|kept| kept.copied(&key))
+    }
+
+    fn check_state(&mut self, mut tally: Tally, adopt: bool) -> Result<StateCheck, StoreError> {
+        let mut all = Some(self.slots.iter().map(|(key, kept)| kept.copied(key)).collect());
+        tally.scan(|| Ok::<_, StoreError>(all.take()))?;
+        let recorded = self.slots.get(&(Table::Appliance, STATE.to_owned()));
+        let recorded = recorded.and_then(Kept::stored);
+        let found = tally.compare(recorded.as_ref().map(|it| (it.revision, it.value.as_slice())));
+        if adopt && found != StateCheck::Fits {
+            tally.adopt();
+            let Planned { table, key, revision, value } = self.state_record(&tally, None);
+            self.slots.insert((table, key), Kept { revision, value });
+        }
+        self.tally = (adopt || found.goes_on()).then_some(tally);
+        Ok(found)
+    }
+
     fn slot(&self, table: Table, key: &str) -> Slot {
         match self.slots.get(&(table, key.to_owned())) {
             Some(kept) => Slot { last: kept.revision, live: kept.value.is_some() },
@@ -161,16 +215,16 @@ impl Store for MemoryStore {
         self.watchers.watch(table, prefix)
     }
 
+    fn check_state(&self, key: StateKey, store_key: u32, adopt: bool) -> StateFuture {
+        let found = self.lock().check_state(Tally::new(key, store_key), adopt);
+        Box::pin(std::future::ready(found))
+    }
+
     fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
         let _nobody_commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = self.reading()?;
-        let all = inner.slots.iter().map(|((table, key), kept)| Copied {
-            table: *table,
-            key: key.clone(),
-            revision: kept.revision,
-            value: kept.value.clone(),
-        });
-        let all = all.collect();
+        let all = inner.slots.iter().filter(|((table, key), _)| !is_state(*table, key));
+        let all = all.map(|(key, kept)| kept.copied(key)).collect();
         drop(inner);
         cut();
         // Whether it wants more makes no difference: there is none.

@@ -14,6 +14,7 @@ mod look;
 pub mod memory;
 mod served;
 pub mod sled_store;
+mod state;
 mod watch;
 
 use std::path::PathBuf;
@@ -21,11 +22,15 @@ use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::StateKey;
+
 pub use batch::{Batch, Expect};
 pub use copy::{Copied, Filling, Take};
 pub use durable::sync_data;
 pub use look::Look;
 pub use served::{Served, serve};
+use state::store_key_of_state;
+pub use state::{Parts, StateCheck};
 pub use watch::{Change, Watch, WatchEvent};
 
 /// The kinds of records. Names and tags are part of what is on disk and never change.
@@ -88,6 +93,9 @@ pub const MAX_VALUE: usize = 16 * 1024;
 /// The answer to a commit: it is durable when this resolves to `Ok`. The commit is under way when the
 /// future is made, and dropping the future does not stop it.
 pub type CommitFuture = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+/// The answer to a check of the store's state.
+pub type StateFuture = Pin<Box<dyn Future<Output = Result<StateCheck, StoreError>> + Send>>;
 
 /// How much room there is on the store's file system, and how much of it has to stay free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +171,9 @@ pub enum StoreError {
     /// Something lies there that is no file of the store's, and may lead elsewhere.
     #[error("in the store's directory, {why}")]
     Odd { why: String },
+    /// Records were to be changed before the store was checked against the record of its state.
+    #[error("the store was not compared with its own record of its state yet")]
+    Unchecked,
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
@@ -254,6 +265,18 @@ pub trait Store: Send + Sync {
 
     /// Tells of every durable change at keys of `table` that start with `prefix`, from now on.
     fn watch(&self, table: Table, prefix: &str) -> Watch;
+
+    /// Adds up all that the store has under `key`, which comes from the store key of this id, and compares it with
+    /// what the last commit recorded; with `adopt` the record is made to fit. Every later commit goes on with it,
+    /// unless there is no record, or the appliance's own records differ: then none is changed any more
+    /// ([`StoreError::Unchecked`]). Nothing is committed while it runs.
+    fn check_state(&self, key: StateKey, store_key: u32, adopt: bool) -> StateFuture;
+
+    /// Where the record of the state is, or `None`: the id of the store key that its key comes from.
+    fn state_key(&self) -> Result<Option<u32>, StoreError> {
+        let stored = self.get(Table::Appliance, state::STATE)?;
+        Ok(stored.map(|stored| store_key_of_state(&stored.value).unwrap_or(0)))
+    }
 
     /// Hands all that the store holds to `take`, as it is at one moment, while others go on writing. Of
     /// an address that comes twice the last counts. `cut` is called at that moment: nothing is committed

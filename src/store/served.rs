@@ -12,7 +12,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::watch::Watchers;
-use super::{Batch, CommitFuture, Look, Room, Store, StoreError, Stored, Table, Take, Watch};
+use super::{
+    Batch, CommitFuture, Look, Room, StateCheck, StateFuture, Store, StoreError, Stored, Table,
+    Take, Watch,
+};
+use crate::secret::StateKey;
 
 /// A page of a scan has at most a thousand values of 16 KiB.
 const LONGEST: usize = 32 * 1024 * 1024;
@@ -23,6 +27,7 @@ enum Request {
     NextRevision { table: Table, key: String },
     Scan { table: Table, prefix: String, after: Option<String>, limit: u32 },
     Commit(Batch),
+    CheckState { key: [u8; 32], store_key: u32, adopt: bool },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,6 +36,7 @@ enum Reply {
     Revision(u64),
     Page(Vec<(String, Stored)>),
     Done,
+    State(StateCheck),
 }
 
 /// An error in words, and as itself where somebody acts on it.
@@ -90,6 +96,12 @@ pub fn serve(
                 store.scan(table, &prefix, after.as_deref(), limit as usize).map(Reply::Page)
             }
             Request::Commit(batch) => runtime.block_on(store.commit(batch)).map(|()| Reply::Done),
+            Request::CheckState { key, store_key, adopt } => match StateKey::copy_from(&key) {
+                Ok(key) => {
+                    runtime.block_on(store.check_state(key, store_key, adopt)).map(Reply::State)
+                }
+                Err(error) => Err(StoreError::Served { what: error.to_string() }),
+            },
         };
         send(&mut stream, &reply.map_err(Failure::from))?;
     }
@@ -175,6 +187,18 @@ impl Store for Served {
     fn commit(&self, batch: Batch) -> CommitFuture {
         let done = self.ask(&Request::Commit(batch)).map(drop);
         Box::pin(std::future::ready(done))
+    }
+
+    fn check_state(&self, key: StateKey, store_key: u32, adopt: bool) -> StateFuture {
+        let Ok(key) = <[u8; 32]>::try_from(key.expose()) else {
+            return Box::pin(std::future::ready(Err(confused())));
+        };
+        let found = self.ask(&Request::CheckState { key, store_key, adopt });
+        let found = found.and_then(|reply| match reply {
+            Reply::State(found) => Ok(found),
+            _ => Err(confused()),
+        });
+        Box::pin(std::future::ready(found))
     }
 
     fn health(&self) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,12 @@ use super::batch::check_key;
 use super::copy::{self, Held, Notes, Pause};
 use super::engine::{Engine, lock, make_directory, of_io};
 use super::look::Groups;
+use super::state::{StateCheck, Tally};
 use super::watch::Watchers;
-use super::{Batch, CommitFuture, Look, Room, Store, StoreError, Stored, Table, Take, Watch};
+use super::{
+    Batch, CommitFuture, Look, Room, StateFuture, Store, StoreError, Stored, Table, Take, Watch,
+};
+use crate::secret::StateKey;
 
 /// Where the store lies and what it may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +66,8 @@ struct Shared {
     groups: Arc<Groups>,
     watchers: Watchers,
     notes: Notes,
+    /// What the store adds up to; none until it was checked.
+    tally: Mutex<Option<Tally>>,
     /// Held for as long as the store is: it keeps a second process out.
     _lock: File,
 }
@@ -79,6 +85,8 @@ enum State {
 
 enum Job {
     Commit(Commit),
+    /// Compare the store with the record of its state.
+    Check(Box<Check>),
     /// A reader met a failure: look after it.
     Mend,
     /// Commit nothing until the other side lets go.
@@ -88,6 +96,12 @@ enum Job {
 struct Commit {
     batch: Batch,
     reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+struct Check {
+    tally: Tally,
+    adopt: bool,
+    reply: oneshot::Sender<Result<StateCheck, StoreError>>,
 }
 
 /// How long to wait before a failed store is opened again.
@@ -105,6 +119,7 @@ impl SledStore {
             groups: Groups::new(),
             watchers: Watchers::new(),
             notes: Notes::default(),
+            tally: Mutex::default(),
             _lock: lock,
         });
         let (jobs, waiting) = mpsc::channel();
@@ -201,6 +216,19 @@ impl Store for SledStore {
         self.shared.watchers.watch(table, prefix)
     }
 
+    fn check_state(&self, key: StateKey, store_key: u32, adopt: bool) -> StateFuture {
+        let (reply, answer) = oneshot::channel();
+        if let Some(jobs) = &self.jobs {
+            // Without a receiver the job is dropped, and `answer` says so.
+            let _ = jobs.send(Job::Check(Box::new(Check {
+                tally: Tally::new(key, store_key),
+                adopt,
+                reply,
+            })));
+        }
+        Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Closed)) })
+    }
+
     fn copy(&self, cut: &mut dyn FnMut(), take: Take<'_>) -> Result<(), StoreError> {
         copy::copy_sled(self, &self.shared.notes, cut, take)
     }
@@ -238,9 +266,13 @@ impl Shared {
             self.mend();
             let rest = std::iter::from_fn(|| waiting.try_recv().ok());
             let rest = first.into_iter().chain(rest).take(self.settings.group_limit.max(1));
-            let mut pauses = Vec::new();
+            let (mut pauses, mut checks) = (Vec::new(), Vec::new());
             group.extend(rest.filter_map(|job| match job {
                 Job::Commit(commit) => Some(commit),
+                Job::Check(check) => {
+                    checks.push(check);
+                    None
+                }
                 Job::Pause(pause) => {
                     pauses.push(pause);
                     None
@@ -250,6 +282,7 @@ impl Shared {
             if !group.is_empty() {
                 self.commit_group(group.drain(..));
             }
+            checks.into_iter().for_each(|check| self.check_state(*check));
             pauses.into_iter().for_each(Pause::hold);
         }
     }
@@ -280,8 +313,11 @@ impl Shared {
                 }
             };
             self.groups.touch(&planned);
-            match self.with_engine(|engine| engine.apply(planned)).0 {
+            let mut tally = self.tally();
+            let apply = |engine: &Engine| engine.apply_counted(planned, tally.as_mut());
+            match self.with_engine(apply).0 {
                 Ok(changes) => applied.push((reply, changes)),
+                Err(StoreError::Unchecked) => _ = reply.send(Err(StoreError::Unchecked)),
                 Err(error) => {
                     let _ = reply.send(unsettled(error.clone()));
                     ready = Err(error);
@@ -303,6 +339,32 @@ impl Shared {
                 }
             }
             let _ = reply.send(durable.clone().or_else(unsettled));
+        }
+    }
+
+    /// Adds the store up; from then on commits go on with it.
+    fn check_state(&self, check: Check) {
+        let Check { mut tally, adopt, reply } = check;
+        let found = self.with_engine(|engine| engine.check_state(&mut tally, adopt)).0;
+        let goes_on = found.as_ref().is_ok_and(|found| adopt || found.goes_on());
+        *self.tally() = goes_on.then_some(tally);
+        // Whether somebody still waits for it makes no difference.
+        let _ = reply.send(found);
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Option<Tally>> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds up again what was opened again: of what failed it is open whether it was done.
+    fn resume_tally(&self, engine: &Engine) -> Result<(), StoreError> {
+        let mut tally = self.tally();
+        let Some(known) = tally.as_mut() else { return Ok(()) };
+        let before = known.differing();
+        match engine.check_state(known, false)? {
+            StateCheck::Fits => Ok(()),
+            StateCheck::Differs(parts) if parts == before => Ok(()),
+            _ => Err(StoreError::Corrupt { what: "its records do not add up to what was written" }),
         }
     }
 
@@ -380,7 +442,9 @@ impl Shared {
             Err(StoreError::Scarce(room)) if !room.is_spent() => Ok(()),
             found => found,
         };
-        let next = match enough.and_then(|()| Engine::open(&self.settings)) {
+        let opened = enough.and_then(|()| Engine::open(&self.settings));
+        let resumed = opened.and_then(|engine| self.resume_tally(&engine).map(|()| engine));
+        let next = match resumed {
             Ok(engine) => {
                 tracing::info!("the store works again");
                 self.groups.reopened();

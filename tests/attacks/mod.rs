@@ -28,6 +28,7 @@ mod odd_ciphertexts;
 mod patched_state;
 mod pin_guessing;
 mod planted_links;
+mod put_back_records;
 mod reaching_out;
 mod restore_plan;
 mod rolled_back_together;

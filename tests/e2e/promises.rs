@@ -5,13 +5,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use strongroom::store::sled_store::{Settings, SledStore};
-use strongroom::store::{Batch, Expect, Store, Table};
 
 use crate::acts::{
     base64, decrypt, encrypt, expect_plaintext, put_secret, reveal, trail_lines, trail_texts,
 };
 use crate::appliance::{Appliance, wait_until};
+use crate::raw_store::{KEY_VERSION, Raw, SECRET};
 
 /// `CKA_ID` of the first master as `pkcs11-tool` takes it.
 fn master_id() -> String {
@@ -54,16 +53,6 @@ fn a_master_key_that_the_token_would_let_out_is_not_used() {
     appliance.get("/v1/health").expect_status(503);
 }
 
-/// The store of an appliance that does not run.
-fn store(appliance: &Appliance) -> SledStore {
-    SledStore::open(&Settings { path: appliance.path("store"), ..Settings::default() }).unwrap()
-}
-
-fn commit(store: &SledStore, batch: Batch) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(store.commit(batch)).unwrap();
-}
-
 #[test]
 fn an_edited_store_is_noticed_named_and_not_served() {
     let mut appliance = Appliance::new();
@@ -74,26 +63,12 @@ fn an_edited_store_is_noticed_named_and_not_served() {
         put_secret(&appliance, name, "k", name).expect_status(201);
     }
     appliance.stop();
-    {
-        let store = store(&appliance);
-        let value = |table, key: &str| store.get(table, key).unwrap().expect("there").value;
-        let mut batch = Batch::new();
-        let mut put = |table, key: &str, value| {
-            let put = std::mem::take(&mut batch).put(table, key, Expect::Any, value);
-            batch = put;
-        };
-        // Two secrets change places; one bit of the third; two private keys change places.
-        put(Table::Secret, "a", value(Table::Secret, "b"));
-        put(Table::Secret, "b", value(Table::Secret, "a"));
-        let mut flipped = value(Table::Secret, "c");
-        let middle = flipped.len() / 2;
-        flipped[middle] ^= 1;
-        put(Table::Secret, "c", flipped);
-        let (of_k, of_l) = ("k/0000000001", "l/0000000001");
-        put(Table::KeyVersion, of_k, value(Table::KeyVersion, of_l));
-        put(Table::KeyVersion, of_l, value(Table::KeyVersion, of_k));
-        commit(&store, batch);
-    }
+    // Two secrets change places; one bit of the third; two private keys change places.
+    let raw = Raw::open(&appliance);
+    raw.swap((SECRET, "a"), (SECRET, "b"));
+    raw.damage(SECRET, "c");
+    raw.swap((KEY_VERSION, "k/0000000001"), (KEY_VERSION, "l/0000000001"));
+    drop(raw);
     appliance.start();
     for name in ["a", "b", "c"] {
         let from = appliance.log().len();

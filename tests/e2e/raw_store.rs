@@ -46,8 +46,22 @@ impl Raw {
         self.tree.flush().expect("writable");
     }
 
+    /// Puts what a picture has at an address.
+    pub fn put_at(&self, address: &[u8], bytes: &[u8]) {
+        self.tree.insert(address, bytes).expect("writable");
+        self.tree.flush().expect("writable");
+    }
+
     pub fn remove(&self, table: u8, key: &str) {
         assert!(self.tree.remove(address(table, key)).expect("writable").is_some(), "{key}");
+        self.tree.flush().expect("writable");
+    }
+
+    /// Takes away the records of master keys, as in a store from before there was a second one.
+    pub fn remove_masters(&self) {
+        for place in self.tree.scan_prefix(address(APPLIANCE, "master/")).keys() {
+            self.tree.remove(place.expect("readable")).expect("writable");
+        }
         self.tree.flush().expect("writable");
     }
 
@@ -87,16 +101,20 @@ impl Raw {
         entries.map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    /// Makes everything as it is in a picture, but for the newest record of how far the store reaches: without
-    /// it nothing at all would be served, as `attacks::patched_state` shows.
+    /// Makes everything as it is in a picture, but for the newest records of how far the store reaches and of its
+    /// state: with older ones nothing at all would be served, as `attacks::patched_state` shows.
     pub fn restore(&self, picture: &Picture) {
-        let reach = self.tree.get(address(APPLIANCE, "reach")).expect("readable");
+        let newest = ["reach", "state"].map(|key| address(APPLIANCE, key));
+        let newest = newest.map(|at| (self.tree.get(&at).expect("readable"), at));
         self.tree.clear().expect("writable");
         for (key, value) in picture {
             self.tree.insert(key.as_slice(), value.as_slice()).expect("writable");
         }
-        if let Some(reach) = reach {
-            self.tree.insert(address(APPLIANCE, "reach"), reach).expect("writable");
+        for (value, at) in newest {
+            match value {
+                Some(value) => _ = self.tree.insert(at, value).expect("writable"),
+                None => _ = self.tree.remove(at).expect("writable"),
+            }
         }
         self.tree.flush().expect("writable");
     }

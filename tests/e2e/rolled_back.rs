@@ -43,6 +43,7 @@ fn an_older_master_key_is_not_put_in_use_by_an_edit() {
     appliance.stop();
     let raw = Raw::open(&appliance);
     raw.put_back(&before, APPLIANCE, "home");
+    raw.remove_masters();
     raw.put_back(&before, APPLIANCE, "store-key/0000000001");
     drop(raw);
     appliance.start();
@@ -76,10 +77,10 @@ fn the_master_key_in_use_is_not_retired_by_an_edit() {
     wait_for_rotation(&appliance);
     appliance.stop();
     let raw = Raw::open(&appliance);
-    let bytes = raw.bytes(APPLIANCE, "home");
+    let bytes = raw.bytes(APPLIANCE, "master/0000000002");
     let mut record: Value = serde_json::from_slice(&bytes[8..]).expect("JSON");
-    record["generations"][1]["retired_at"] = json!("2026-01-02T03:04:05Z");
-    raw.put(APPLIANCE, "home", [&bytes[..8], record.to_string().as_bytes()].concat());
+    record["retired_at"] = json!("2026-01-02T03:04:05Z");
+    raw.put(APPLIANCE, "master/0000000002", [&bytes[..8], record.to_string().as_bytes()].concat());
     drop(raw);
     let from = appliance.log().len();
     appliance.spawn();
@@ -159,6 +160,27 @@ fn an_older_record_of_a_pass_does_not_end_one_unseen() {
     assert_eq!((told("record-behind"), told("rotation")), (1, 1));
 }
 
+/// Has root take the store as it is, which leaves an event.
+fn accept_records(appliance: &mut Appliance) {
+    let on_break = |appliance: &Appliance, word: &str| {
+        appliance.change_config(|config| {
+            let audit = config["audit"].as_table_mut().expect("a table");
+            audit.insert("on_break".to_owned(), word.into());
+        });
+    };
+    appliance.stop();
+    on_break(appliance, "record");
+    appliance.start();
+    appliance.wait_for_state("ready");
+    let lines = trail_lines(&appliance.trail());
+    let told = lines.iter().rfind(|line| line["event"] == "break-recorded").expect("told");
+    assert_eq!(told["code"], "records-behind");
+    appliance.stop();
+    on_break(appliance, "refuse");
+    appliance.start();
+    appliance.wait_for_state("ready");
+}
+
 #[test]
 fn a_key_from_before_a_pass_is_not_served() {
     let (mut appliance, _, public) = prepared(None);
@@ -189,7 +211,14 @@ fn a_key_from_before_a_pass_is_not_served() {
     };
     put_back(&mut appliance, &|appliance| set_recovery(appliance, &public));
     // Also one that nobody asks for is found.
-    wait_until("the trail to be told", || edits(&appliance) == ["key-before-pass"]);
+    wait_until("the trail to be told", || edits(&appliance) == ["state-differs"]);
+    assert_eq!(appliance.get("/v1/master?counts=true").json()["broken"], json!(["key/k0"]));
+    // Who believes it has it accepted by root, and wrapped anew.
+    decrypt(&appliance, "k0", &sealed, None).expect_problem(500, "record-broken");
+    accept_records(&mut appliance);
+    wait_until("the trail to be told", || {
+        edits(&appliance).last().is_some_and(|code| code == "key-before-pass")
+    });
     let lines = trail_lines(&appliance.trail());
     let told = lines.iter().rfind(|line| line["event"] == "store-edited").expect("told");
     assert_eq!(told["key"], "k0");
@@ -199,7 +228,6 @@ fn a_key_from_before_a_pass_is_not_served() {
     let made = backup(&appliance, &["create", "--verify", "--to", file.to_str().expect("text")]);
     let said = text(&made);
     assert!(!made.status.success() && said.contains("key/k0"), "{said}");
-    // Who believes it has it wrapped anew.
     set_recovery(&appliance, &public);
     expect_plaintext(&decrypt(&appliance, "k0", &sealed, None), "kept");
     assert!(sentence(&appliance).starts_with("every key can be"), "{}", sentence(&appliance));
@@ -225,7 +253,11 @@ fn a_key_from_under_an_older_master_is_not_served() {
     appliance.start();
     appliance.wait_for_state("ready");
     // Nobody has asked for it.
-    wait_until("the trail to be told", || edits(&appliance) == ["key-before-pass"]);
+    wait_until("the trail to be told", || edits(&appliance) == ["state-differs"]);
+    decrypt(&appliance, "k", &sealed, None).expect_problem(500, "record-broken");
+    accept_records(&mut appliance);
+    wait_until("the trail to be told", || edits(&appliance).len() == 2);
+    assert_eq!(edits(&appliance)[1], "key-before-pass");
     decrypt(&appliance, "k", &sealed, None).expect_problem(500, "record-broken");
     let retire = appliance.post("/v1/master/retire", &json!({ "generation": 1 }));
     retire.expect_problem(409, "master-needed");

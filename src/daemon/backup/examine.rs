@@ -228,6 +228,7 @@ async fn open_all(
     if let (Ok(_), Some(note)) = (&checked, note) {
         let store_key = Some(opened.begin_anew().await?);
         opened.leave_note(&RestoredRecord { store_key, ..note.clone() }).await?;
+        opened.check_state(true).await?;
     }
     shown.end();
     let checked = checked.map_err(|error| BackupError::Token(error.to_string()))?;

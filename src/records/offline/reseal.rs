@@ -38,6 +38,10 @@ pub struct Resealed {
     pub reach_opens: bool,
 }
 
+/// Why a key is left whose part of the store is not what was last written.
+const DIFFERS: &str = "it, or a key beside it in the store, was changed, put back or taken away outside \
+    Strongroom; with [audit] on_break = \"record\" it counts as it is";
+
 /// What a key's versions came to.
 #[derive(Default)]
 struct OfKey {
@@ -47,7 +51,8 @@ struct OfKey {
 
 impl Offline {
     /// Makes a master key and a signing key in `token` and puts everything under them that can be
-    /// recovered. Goes on where an earlier call was cut off. `told` hears of every key that is done.
+    /// recovered. Goes on where an earlier call was cut off. With `adopt` the store counts as it is, also where
+    /// it was changed outside Strongroom. `told` hears of every key that is done.
     ///
     /// # Errors
     /// Where store or token do not work; it is to be called again then.
@@ -55,15 +60,21 @@ impl Offline {
         &mut self,
         token: &dyn Token,
         now: jiff::Timestamp,
+        adopt: bool,
         mut told: impl FnMut(u64),
     ) -> Result<Resealed, OfflineError> {
+        let differ = self.check_state(adopt).await?;
         let generation = self.begin_reseal(token).await?;
         let (mut left, mut anew) = (self.lost.clone(), 0);
         let (mut after, mut done) = (None::<String>, 0);
         loop {
             let names = self.names(Table::Key, after.as_deref())?;
             for name in &names {
-                match self.reseal_key(token, generation, name).await {
+                let of_it = match differ.have(Table::Key, name) {
+                    true => Ok(OfKey { left: vec![format!("key/{name}: {DIFFERS}")], anew: 0 }),
+                    false => self.reseal_key(token, generation, name).await,
+                };
+                match of_it {
                     Ok(of_it) => {
                         left.extend(of_it.left);
                         anew += of_it.anew;
@@ -254,7 +265,7 @@ impl Offline {
     }
 
     /// A record of the appliance and its revision; an error where nobody can open it any more.
-    fn of_appliance<T: DeserializeOwned>(
+    pub(super) fn of_appliance<T: DeserializeOwned>(
         &self,
         key: &str,
     ) -> Result<Option<(u64, T)>, RecordError> {
