@@ -44,7 +44,7 @@ pub enum ArchiveError {
     Truncated { path: PathBuf, bytes: u64 },
     #[error("{} is damaged at byte {at}, outside of its parts", path.display())]
     Structure { path: PathBuf, at: u64 },
-    #[error("the manifest of {} is damaged, or was not written by Strongroom", .0.display())]
+    #[error("manifest.json of {} is damaged, or was not written by Strongroom", .0.display())]
     Manifest(PathBuf),
     #[error(
         "{} has format {found}, this program knows up to {FORMAT}: use the newer program", path.display()

@@ -140,7 +140,7 @@ impl Making {
     /// Makes the socket at its path, in the place of one that nobody answers on.
     ///
     /// # Errors
-    /// The number of the error; [`GROUP_REFUSED`] where the group is not to be had, EADDRINUSE where a daemon
+    /// The number of the error; `GROUP_REFUSED` where the group is not to be had, EADDRINUSE where a daemon
     /// answers there, ENOTSOCK where something else lies there.
     pub fn make(&self) -> Result<OwnedFd, i32> {
         match std::fs::symlink_metadata(&self.path) {

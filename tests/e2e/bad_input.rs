@@ -79,16 +79,24 @@ fn refused(what: &str, reply: &Reply, statuses: &[u16]) {
     assert!(!whole.contains("CANARY") && !whole.contains(&b64(CANARY)), "{what}: {whole}");
 }
 
+/// A line of the audit log but for the labels of a key: policy goes by them, so they stand there.
+fn without_labels(line: &str) -> String {
+    let Ok(mut line) = serde_json::from_str::<Value>(line) else { return line.to_owned() };
+    if let Some(members) = line.as_object_mut() {
+        members.remove("labels");
+    }
+    line.to_string()
+}
+
 /// Nothing of what was sent is left, in any form, and nothing panicked.
 fn nothing_is_left(appliance: &Appliance) {
     let log = appliance.log();
     assert!(!log.contains("panicked"), "{log}");
     let mut all = vec![("the log".to_owned(), log.into_bytes())];
     for entry in std::fs::read_dir(appliance.trail()).expect("a trail").flatten() {
-        all.push((
-            entry.path().display().to_string(),
-            std::fs::read(entry.path()).unwrap_or_default(),
-        ));
+        let text = std::fs::read(entry.path()).unwrap_or_default();
+        let lines = String::from_utf8_lossy(&text).lines().map(without_labels).collect::<Vec<_>>();
+        all.push((entry.path().display().to_string(), lines.join("\n").into_bytes()));
     }
     let holds =
         |text: &str| all.iter().any(|(_, bytes)| String::from_utf8_lossy(bytes).contains(text));

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 use strongroom::store::sled_store::{Settings, SledStore};
-use strongroom::store::{Batch, Expect, Store, Table};
+use strongroom::store::{Store, Table};
 
 use crate::acts::{decrypt, encrypt, expect_plaintext, put_secret, reveal, step, trail_lines};
 use crate::appliance::{Appliance, Reply, wait_until};
+use crate::raw_store::{KEY, KEY_VERSION, Raw};
 
 /// The versions' states of a key, oldest first.
 fn states(appliance: &Appliance, key: &str) -> Vec<String> {
@@ -236,14 +237,10 @@ fn a_broken_record_does_not_keep_others_from_their_destruction() {
         destroy(&appliance, key, &json!({ "waiting_period_days": 1 })).expect_status(200);
     }
     appliance.stop();
-    let path = appliance.path("store");
-    let store = SledStore::open(&Settings { path, ..Settings::default() }).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let broken = Batch::new()
-        .put(Table::KeyVersion, "a/0000000001", Expect::Any, vec![7; 100])
-        .put(Table::Key, "b", Expect::Any, vec![7; 100]);
-    runtime.block_on(store.commit(broken)).unwrap();
-    drop(store);
+    let raw = Raw::open(&appliance);
+    raw.damage(KEY_VERSION, "a/0000000001");
+    raw.damage(KEY, "b");
+    drop(raw);
     appliance.move_clock("+2d");
     appliance.start();
     appliance.post("/v1/clock/confirm", &json!({})).expect_status(200);

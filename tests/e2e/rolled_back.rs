@@ -161,7 +161,7 @@ fn an_older_record_of_a_pass_does_not_end_one_unseen() {
 }
 
 /// Has root take the store as it is, which leaves an event.
-fn accept_records(appliance: &mut Appliance) {
+pub fn accept_records(appliance: &mut Appliance) {
     let on_break = |appliance: &Appliance, word: &str| {
         appliance.change_config(|config| {
             let audit = config["audit"].as_table_mut().expect("a table");

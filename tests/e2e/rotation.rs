@@ -15,6 +15,7 @@ use crate::acts::{
 };
 use crate::appliance::{Appliance, wait_until};
 use crate::raw_store::{APPLIANCE, KEY, Raw};
+use crate::rolled_back::accept_records;
 use crate::shim::Shim;
 
 /// One private key, to be imported under many names: generating them would take its time.
@@ -397,7 +398,8 @@ fn a_store_key_that_was_left_under_an_old_master_is_rewrapped() {
     appliance.stop();
     Raw::open(&appliance).put_back(&before, APPLIANCE, "store-key/0000000001");
     appliance.start();
-    appliance.wait_for_state("ready");
+    appliance.wait_for_state("store-edited");
+    accept_records(&mut appliance);
     wait_until("the rewrap", || under(&master(&appliance), 2) == (1, 1));
     expect_plaintext(&reveal(&appliance, "s"), "kept");
     appliance.post("/v1/master/retire", &json!({ "generation": 1 })).expect_status(200);
