@@ -31,6 +31,9 @@ const MAX_ANSWER: usize = 16 << 20;
 const GROUP_WRITES: u32 = 0o020;
 const GROUP_PASSES: u32 = 0o010;
 
+/// After so long without an answer it does not matter whether the request was read.
+const LONG_WAIT: Duration = Duration::from_secs(2);
+
 /// When a request that nobody has read is looked into first, how often until when, and as seldom after that.
 const FIRST_LOOK: Duration = Duration::from_millis(1500);
 const OFTEN: Duration = Duration::from_millis(100);
@@ -178,7 +181,8 @@ impl Client {
                      --timeout waits longer",
                 ));
             }
-            if self.is_untaken()
+            // A daemon that serves leaves no reason.
+            if (self.is_untaken() || begin.elapsed() >= LONG_WAIT)
                 && let Some(why) = failing::reason(&self.socket)
             {
                 return Err(Failure::Unreachable(why));
