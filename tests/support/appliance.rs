@@ -83,7 +83,7 @@ impl Appliance {
     pub fn of_user(user: User) -> Self {
         let mut appliance = Self::prepared(|_| {});
         let (binary, policy) = (appliance.path("strongroom"), appliance.path("policy"));
-        std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), binary).expect("copied");
+        copy_program(&binary);
         let mut config = appliance.config();
         let shipped = config["policy"]["directory"].as_str().expect("a path").to_owned();
         tool("cp", &["-r".as_ref(), shipped.as_ref(), policy.as_os_str()]);
@@ -166,7 +166,7 @@ impl Appliance {
         let policy = roots.join("policy");
         tool("cp", &["-r".as_ref(), shipped.as_ref(), policy.as_os_str()]);
         config["policy"]["directory"] = policy.display().to_string().into();
-        std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), roots.join("strongroom")).expect("copied");
+        copy_program(&roots.join("strongroom"));
         self.roots = Some(roots.to_owned());
         self.write_config(&config);
     }
@@ -532,6 +532,12 @@ impl Drop for Appliance {
             }
         }
     }
+}
+
+/// Copies the program by another process: a child that is forked meanwhile would keep the copy open for writing.
+fn copy_program(to: &Path) {
+    let status = Command::new("cp").arg(env!("CARGO_BIN_EXE_strongroom")).arg(to).status();
+    assert!(status.expect("cp runs").success());
 }
 
 /// Polls until `is` is true; panics after [`PATIENCE`].
