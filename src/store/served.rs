@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::watch::Watchers;
 use super::{
@@ -27,7 +28,7 @@ enum Request {
     NextRevision { table: Table, key: String },
     Scan { table: Table, prefix: String, after: Option<String>, limit: u32 },
     Commit(Batch),
-    CheckState { key: [u8; 32], store_key: u32, adopt: bool },
+    CheckState { key: Zeroizing<[u8; 32]>, store_key: u32, adopt: bool },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,12 +97,14 @@ pub fn serve(
                 store.scan(table, &prefix, after.as_deref(), limit as usize).map(Reply::Page)
             }
             Request::Commit(batch) => runtime.block_on(store.commit(batch)).map(|()| Reply::Done),
-            Request::CheckState { key, store_key, adopt } => match StateKey::copy_from(&key) {
-                Ok(key) => {
-                    runtime.block_on(store.check_state(key, store_key, adopt)).map(Reply::State)
+            Request::CheckState { key, store_key, adopt } => {
+                match StateKey::copy_from(key.as_slice()) {
+                    Ok(key) => {
+                        runtime.block_on(store.check_state(key, store_key, adopt)).map(Reply::State)
+                    }
+                    Err(error) => Err(StoreError::Served { what: error.to_string() }),
                 }
-                Err(error) => Err(StoreError::Served { what: error.to_string() }),
-            },
+            }
         };
         send(&mut stream, &reply.map_err(Failure::from))?;
     }
@@ -193,6 +196,7 @@ impl Store for Served {
         let Ok(key) = <[u8; 32]>::try_from(key.expose()) else {
             return Box::pin(std::future::ready(Err(confused())));
         };
+        let key = Zeroizing::new(key);
         let found = self.ask(&Request::CheckState { key, store_key, adopt });
         let found = found.and_then(|reply| match reply {
             Reply::State(found) => Ok(found),
@@ -219,7 +223,8 @@ impl Store for Served {
 }
 
 fn send(stream: &mut impl Write, message: &impl Serialize) -> std::io::Result<()> {
-    let bytes = postcard::to_allocvec(message).map_err(std::io::Error::other)?;
+    // A message may hold the key of the store's state.
+    let bytes = Zeroizing::new(postcard::to_allocvec(message).map_err(std::io::Error::other)?);
     let length = u32::try_from(bytes.len()).map_err(std::io::Error::other)?;
     stream.write_all(&length.to_le_bytes())?;
     stream.write_all(&bytes)
@@ -237,7 +242,7 @@ fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> std::io::Result<Optio
     if length > LONGEST {
         return Err(invalid());
     }
-    let mut bytes = vec![0; length];
+    let mut bytes = Zeroizing::new(vec![0; length]);
     stream.read_exact(&mut bytes)?;
     postcard::from_bytes(&bytes).map(Some).map_err(|_| invalid())
 }
